@@ -1,0 +1,210 @@
+"""Claim work, sample it, publish it. Knows no reward, no objective, no Redis.
+
+One life of an order: take -> (load weights if the version moved) -> sample -> blobs, then message, then ack. A crash
+anywhere before the ack makes another actor sample the same group again, as another attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from actors.sampler import Recording, Trajectory, sample
+from common import metrics, seeds, tensors
+from common.diffusion.canary import canary_log_prob
+from common.errors import SamplingFailed, WeightsLost, WeightSyncFailed
+from common.metrics import Account
+from common.policies import conditioning
+from common.protocols import BlobStore, Canary, Delivery, Kernel, Meter, Policy, Stream, WeightSubscriber
+from common.types import GroupFailed, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
+
+MAX_ATTEMPTS = 3  # an order that failed or killed its actor this often ends as failed
+WEIGHTS_WAIT_S = 0.5
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorWiring:
+    """What an actor is connected to."""
+
+    work: Stream
+    rollouts: Stream
+    failures: Stream
+    blobs: BlobStore
+    weights: WeightSubscriber
+    meter: Meter
+
+
+class Actor:
+    """One rollout worker: a policy, a kernel, and the streams it stands between."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        kernel: Kernel,
+        wiring: ActorWiring,
+        *,
+        fingerprint: str,
+        storage: torch.dtype,
+        device: str,
+        keep_x0: bool = False,
+    ) -> None:
+        self.name, self.policy, self.kernel, self.wiring = name, policy, kernel, wiring
+        self.fingerprint, self.storage, self.device, self.keep_x0 = fingerprint, storage, device, keep_x0
+        self.version = -1
+        self._stopping: Callable[[], bool] = lambda: False
+        self.account = Account("actor", wiring.meter)
+        self.spent: dict[str, float] = {}  # a copy for other threads; the account belongs to the loop
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Work until told to stop; what is held then is finished first, the rest handed back."""
+        self._stopping = stopping
+        try:
+            while not stopping():
+                self.run_once(wait_s=0.5)
+                self.spent = self.account.seconds()
+        finally:
+            self.wiring.work.close()
+
+    def run_once(self, wait_s: float) -> bool:
+        """Handle at most one order; whether there was one."""
+        with self.account.part("back_pressure"):
+            deliveries = self.wiring.work.take(1, wait_s)
+        for delivery in deliveries:
+            self._handle(delivery)
+        return bool(deliveries)
+
+    def _handle(self, delivery: Delivery) -> None:
+        item = delivery.message
+        assert isinstance(item, WorkItem), item
+        if item.fingerprint != self.fingerprint:
+            self._give_up(delivery, item, f"made for recipe {item.fingerprint}, this actor runs {self.fingerprint}")
+            return
+        if delivery.attempt > MAX_ATTEMPTS:
+            self._give_up(delivery, item, f"{MAX_ATTEMPTS} attempts ended without a result")
+            return
+        with self.account.part("weights"):
+            if not self._await_weights():
+                self.wiring.work.hand_back(delivery)
+                return
+        started = time.monotonic()
+        try:
+            with self.account.part("compute"):
+                trajectory = self._sample(item)
+                media = self.policy.decode(trajectory.x0)
+        except SamplingFailed as error:
+            self._give_up(delivery, item, str(error))
+            return
+        with self.account.part("data"):
+            self._publish(item, delivery.attempt, trajectory, media, time.monotonic() - started)
+            self.wiring.work.ack(delivery)
+        self.wiring.meter.add(metrics.SAMPLES, item.num_samples)
+        self.wiring.meter.add(metrics.SAMPLING_S, time.monotonic() - started)
+
+    def _await_weights(self) -> bool:
+        """Sync, waiting for the learner or its successor to publish; False when told to stop meanwhile."""
+        while not self._stopping():
+            try:
+                self._sync()
+                return True
+            except WeightsLost as error:
+                log.info("waiting for weights: %s", error)
+                time.sleep(WEIGHTS_WAIT_S)
+        return False
+
+    def _sync(self) -> None:
+        """Bring the policy to the newest published version, and prove that it arrived."""
+        version = self.wiring.weights.latest()
+        if version < 0:
+            raise WeightsLost("no version is published")
+        if version == self.version:
+            return
+        started = time.monotonic()
+        canary = self.wiring.weights.load(version, self.policy.trainable)
+        if canary is not None:
+            self._check(canary, version)
+        self.version = version
+        self.wiring.meter.set(metrics.WEIGHT_VERSION, version, role="actor")
+        self.wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role="actor")
+
+    def _check(self, canary: Canary, version: int) -> None:
+        value = canary_log_prob(self.policy, self.kernel, self.device)
+        if not abs(value - canary.value) <= canary.tolerance:
+            raise WeightSyncFailed(
+                f"after loading version {version} the canary log-prob is {value:.7f}, but the learner computed "
+                f"{canary.value:.7f} (tolerance {canary.tolerance:g}): the weights did not take effect here; "
+                "check that actor and learner build the same policy"
+            )
+
+    def _sample(self, item: WorkItem) -> Trajectory:
+        rows = [i // item.samples_per_prompt for i in range(item.num_samples)]
+        return sample(
+            self.policy,
+            self.kernel,
+            conditioning.rows(self.policy.encode(item.prompts), rows),
+            generators=seeds.generators(item.seed, item.purpose, item.draw, range(item.num_samples)),
+            record=item.record,
+            storage=self.storage,
+            device=self.device,
+        )
+
+    def _publish(self, item: WorkItem, attempt: int, trajectory: Trajectory, media: object, sampling_s: float) -> None:
+        stem = f"{item.epoch}.{item.purpose}.{item.group}.{attempt}.{self.name}"
+        refs = self._store(f"{stem}/media", {"media": media})
+        x0 = self._store(f"{stem}/x0", {"x0": trajectory.x0})["x0"] if self.keep_x0 else None
+        transitions = None
+        if trajectory.recording is not None:
+            transitions = self._store_recording(f"{stem}/steps", trajectory.recording)
+        self.wiring.rollouts.put(
+            RolloutGroup(
+                epoch=item.epoch,
+                group=item.group,
+                attempt=attempt,
+                purpose=item.purpose,
+                version=self.version,
+                prompts=item.prompts,
+                samples_per_prompt=item.samples_per_prompt,
+                fingerprint=self.fingerprint,
+                media=refs["media"],
+                x0=x0,
+                transitions=transitions,
+                worker=self.name,
+                sampling_s=sampling_s,
+            )
+        )
+
+    def _store(self, blob: str, parts: dict[str, object]) -> dict[str, TensorRef]:
+        data, refs = tensors.pack(blob, parts)
+        self.wiring.blobs.put(blob, data)
+        self.wiring.meter.add(metrics.BLOB_WRITTEN_BYTES, sum(ref.nbytes for ref in refs.values()), role="actor")
+        return refs
+
+    def _store_recording(self, blob: str, recording: Recording) -> Transitions:
+        refs = self._store(blob, {"states": recording.states, "log_probs": recording.log_probs})
+        return Transitions(
+            steps=recording.steps,
+            times=recording.times,
+            next_times=recording.next_times,
+            before=recording.before,
+            after=recording.after,
+            states=refs["states"],
+            log_probs=refs["log_probs"],
+        )
+
+    def _give_up(self, delivery: Delivery, item: WorkItem, reason: str) -> None:
+        log.warning("giving up on group %d: %s", item.group, reason)
+        failed = GroupFailed(
+            epoch=item.epoch,
+            group=item.group,
+            attempt=delivery.attempt,
+            purpose=item.purpose,
+            stage=Stage.SAMPLE,
+            reason=reason,
+        )
+        self.wiring.failures.put(failed)
+        self.wiring.work.bury(delivery, reason)

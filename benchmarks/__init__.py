@@ -1,0 +1,1 @@
+"""What drover costs and what others cost, measured side by side. Each module prints figures; nothing imports these."""

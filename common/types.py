@@ -1,0 +1,249 @@
+"""Every message and id on the wire. Frozen, one type per stage, no field filled in later. No torch here.
+
+A *group* is the unit of work: all samples of one or several prompts that are judged together. Its life is
+``WorkItem`` -> ``RolloutGroup`` -> one ``Measurement`` per reward -> one ending. Messages carry references;
+tensors travel as blobs (`common/tensors.py`).
+
+Axes in the comments: N samples of a group, K recorded steps, U stored states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+
+DTYPE_BYTES = {"uint8": 1, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+MAX_TENSOR_BYTES = 4 << 30  # a reference to more is damage or malice; refused before anyone allocates for it
+MAX_RANK = 16
+MAX_SAMPLES = 16_384  # of one group
+
+
+class Purpose(StrEnum):
+    """Why a group is sampled."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class Stage(StrEnum):
+    """Where a group failed."""
+
+    SAMPLE = "sample"
+    MEASURE = "measure"
+
+
+class Ending(StrEnum):
+    """How an issued group ends; each ends exactly once.
+
+    ``trained``: its examples reached a gradient. ``empty``: measured, but nothing to learn (all rewards equal
+    or too few valid). ``failed``: sampling or scoring gave up. ``stale``: sampled under weights older than the bound.
+    """
+
+    TRAINED = "trained"
+    EMPTY = "empty"
+    FAILED = "failed"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRef:
+    """A dense, C-ordered tensor inside a blob.
+
+    Example: ``TensorRef(blob="g17.1/latents", dtype="float32", shape=(8, 6, 4, 8, 8), offset=0)``.
+    """
+
+    blob: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_BYTES:
+            raise ValueError(f"dtype {self.dtype!r} is none of {sorted(DTYPE_BYTES)}")
+        if self.offset < 0 or any(size < 0 for size in self.shape):
+            raise ValueError(f"offset and shape must not be negative, got offset={self.offset} shape={self.shape}")
+        if len(self.shape) > MAX_RANK or any(size > MAX_TENSOR_BYTES for size in self.shape):
+            raise ValueError(f"a shape has at most {MAX_RANK} axes of at most {MAX_TENSOR_BYTES} each")
+        if self.offset + self.nbytes > MAX_TENSOR_BYTES:
+            raise ValueError(f"{self.nbytes} bytes at {self.offset} pass {MAX_TENSOR_BYTES}; use fewer samples a group")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the referenced tensor."""
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """An order for one group, from the learner to whichever actor claims it.
+
+    Example: ``WorkItem(epoch=0, group=17, purpose=Purpose.TRAIN, prompts=("a red circle",), samples_per_prompt=8,
+    seed=4, draw=17, record=(0, 2, 3, 5, 6), fingerprint="9f3c...")``.
+
+    ``epoch`` rises when the learner restarts, so that answers to orders of a former life are recognised.
+    ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed:
+    samples are derived from (seed, purpose, group, sample index), never from who samples them. ``record`` lists the
+    indices of the denoising steps whose transitions are wanted; empty means only the final image matters.
+    """
+
+    epoch: int
+    group: int
+    purpose: Purpose
+    prompts: tuple[str, ...]
+    samples_per_prompt: int
+    seed: int
+    draw: int
+    record: tuple[int, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        _check_size(self.prompts, self.samples_per_prompt)
+
+    @property
+    def num_samples(self) -> int:
+        """N. Sample i belongs to prompt ``i // samples_per_prompt``."""
+        return len(self.prompts) * self.samples_per_prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transitions:
+    """The recorded denoising steps of a group: only what will be trained.
+
+    Neighbouring steps share a state, so each distinct state is stored once: step k went from
+    ``states[:, before[k]]`` to ``states[:, after[k]]``.
+
+    Example (steps 2 and 3 share a state, U = 5): ``steps=(0, 2, 3), times=(901, 701, 601), next_times=(801, 601, 501),
+    before=(0, 2, 3), after=(1, 3, 4)``.
+    """
+
+    steps: tuple[int, ...]  # [K] indices into the sampler's steps
+    times: tuple[int, ...]  # [K] the schedule's own time of each step; the learner checks that it agrees
+    next_times: tuple[int, ...]  # [K]
+    before: tuple[int, ...]  # [K] indices into U
+    after: tuple[int, ...]  # [K] indices into U
+    states: TensorRef  # [N, U, *latent]
+    log_probs: TensorRef  # [N, K] float32, mean nats per latent dimension, of the stored states
+
+    def __post_init__(self) -> None:
+        lengths = {len(column) for column in (self.steps, self.times, self.next_times, self.before, self.after)}
+        if len(lengths) != 1:
+            raise ValueError(f"steps, times, next_times, before and after must be equally long, got {sorted(lengths)}")
+        if len(self.states.shape) < 2 or self.log_probs.shape != (self.states.shape[0], len(self.steps)):
+            raise ValueError(
+                f"states [N, U, ...] and log_probs [N, {len(self.steps)}] disagree: "
+                f"got {self.states.shape} and {self.log_probs.shape}"
+            )
+        if any(not 0 <= index < self.states.shape[1] for index in (*self.before, *self.after)):
+            raise ValueError(f"before {self.before} and after {self.after} must index {self.states.shape[1]} states")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """A sampled group. ``attempt`` counts deliveries of its order, from 1: a reclaimed order makes another attempt."""
+
+    epoch: int
+    group: int
+    attempt: int
+    purpose: Purpose
+    version: int  # of the weights that sampled it
+    prompts: tuple[str, ...]
+    samples_per_prompt: int
+    fingerprint: str
+    media: TensorRef | None  # [N, H, W, 3] uint8; rewards read it, the learner never does
+    x0: TensorRef | None  # [N, *latent], for objectives that learn from clean latents
+    transitions: Transitions | None
+    worker: str
+    sampling_s: float
+
+    def __post_init__(self) -> None:
+        _check_size(self.prompts, self.samples_per_prompt)
+        states = None if self.transitions is None else self.transitions.states
+        for name, ref in (("media", self.media), ("x0", self.x0), ("transitions.states", states)):
+            if ref is not None and ref.shape[:1] != (self.num_samples,):
+                raise ValueError(f"{name} must have {self.num_samples} rows, one per sample, got shape {ref.shape}")
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.prompts) * self.samples_per_prompt
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Ids of every blob this group refers to, each once."""
+        refs = [self.media, self.x0]
+        if self.transitions is not None:
+            refs += [self.transitions.states, self.transitions.log_probs]
+        return tuple(dict.fromkeys(ref.blob for ref in refs if ref is not None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one reward says of one group: raw values, judged by nobody yet.
+
+    ``values[i]`` is meaningful only where ``valid[i]``; ``reasons[i]`` says in a bounded word why it is not
+    ("" where valid): ``nan``, ``error``, ``missing`` or a reward's own word.
+    """
+
+    epoch: int
+    group: int
+    attempt: int
+    purpose: Purpose
+    reward: str
+    values: tuple[float, ...]  # [N]
+    valid: tuple[bool, ...]  # [N]
+    reasons: tuple[str, ...]  # [N]
+    uncertainty: tuple[float, ...] | None  # [N], same unit as values
+    features: TensorRef | None  # [N, D]
+    worker: str
+    scoring_s: float
+    waited_s: float  # from the group's arrival at the reward server to its scoring
+
+    def __post_init__(self) -> None:
+        columns = [self.values, self.valid, self.reasons]
+        if self.uncertainty is not None:
+            columns.append(self.uncertainty)
+        lengths = [len(column) for column in columns]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"values, valid, reasons and uncertainty must be equally long, got {lengths}")
+        if self.features is not None and self.features.shape[:1] != (lengths[0],):
+            raise ValueError(f"features must have {lengths[0]} rows, one per sample, got shape {self.features.shape}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFailed:
+    """Someone gave up on a group; its slot is freed. Failure is a message, never silence."""
+
+    epoch: int
+    group: int
+    attempt: int
+    purpose: Purpose
+    stage: Stage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the learner tells whoever watches.
+
+    Example: ``Report(kind="step", at_s=12.5, version=3, scalars={"reward/jpeg_size/mean": 0.41}, text="")``.
+
+    ``scalars`` go by slash-separated names; ``at_s`` counts from the learner's start; ``version`` is the newest
+    published.
+    """
+
+    kind: str
+    at_s: float
+    version: int
+    scalars: dict[str, float]
+    text: str = ""
+    prompts: tuple[str, ...] = ()  # of the pictures, one per row
+    media: tuple[TensorRef, ...] = ()  # held-out pictures; whoever shows them drops their blobs
+
+
+Message = WorkItem | RolloutGroup | Measurement | GroupFailed | Report
+
+
+def _check_size(prompts: tuple[str, ...], samples_per_prompt: int) -> None:
+    num_samples = len(prompts) * samples_per_prompt
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        raise ValueError(f"a group has 1 to {MAX_SAMPLES} samples, got {len(prompts)} prompts x {samples_per_prompt}")

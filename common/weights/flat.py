@@ -1,0 +1,101 @@
+"""Named tensors as one flat buffer with a manifest: what every carrier moves, and the only way back into a module.
+
+All checks happen before the first parameter is written, so a bad load binds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from common.errors import WeightSyncFailed
+from common.protocols import Canary
+
+ALIGNMENT = 64  # bytes; lets a reader view any tensor in place
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor inside the buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    checksum: int  # xxh3_64 of its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    version: int
+    dtype: torch.dtype
+    entries: tuple[Entry, ...]
+    canary: Canary | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries)
+
+
+def pack(
+    version: int, tensors: Mapping[str, Tensor], dtype: torch.dtype, canary: Canary | None
+) -> tuple[Manifest, np.ndarray]:
+    """(manifest, uint8 buffer) of the tensors cast to ``dtype``. One copy: device or module memory to the buffer."""
+    width = torch.empty((), dtype=dtype).element_size()
+    offsets, end = [], 0
+    for tensor in tensors.values():
+        offsets.append(end)
+        end += -(-tensor.numel() * width // ALIGNMENT) * ALIGNMENT
+    buffer = torch.empty(end, dtype=torch.uint8)
+    entries = []
+    for (name, tensor), offset in zip(tensors.items(), offsets, strict=True):
+        span = buffer[offset : offset + tensor.numel() * width]
+        span.view(dtype).copy_(tensor.detach().reshape(-1))
+        entries.append(Entry(name, tuple(tensor.shape), offset, span.numel(), _checksum(span.numpy())))
+    return Manifest(version, dtype, tuple(entries), canary), buffer.numpy()
+
+
+@torch.no_grad()
+def load(manifest: Manifest, buffer: np.ndarray, into: nn.Module) -> None:
+    """Copy the buffer into the module's trainable parameters of the same names. Raises `WeightSyncFailed`."""
+    wanted = {name: p for name, p in into.named_parameters() if p.requires_grad}
+    _check_names({entry.name for entry in manifest.entries}, set(wanted), manifest.version)
+    for entry in manifest.entries:
+        if entry.shape != tuple(wanted[entry.name].shape):
+            raise WeightSyncFailed(
+                f"version {manifest.version}: {entry.name} arrived with shape {entry.shape}, "
+                f"the module has {tuple(wanted[entry.name].shape)}; actor and learner must build the same policy"
+            )
+        span = buffer[entry.offset : entry.offset + entry.nbytes]
+        if span.size != entry.nbytes or _checksum(span) != entry.checksum:
+            raise WeightSyncFailed(f"version {manifest.version}: {entry.name} arrived damaged; publish it again")
+    for entry in manifest.entries:
+        span = buffer[entry.offset : entry.offset + entry.nbytes]
+        wanted[entry.name].copy_(_tensor(span).view(manifest.dtype).view(entry.shape))
+
+
+def _check_names(came: set[str], wanted: set[str], version: int) -> None:
+    if came == wanted and came:
+        return
+    raise WeightSyncFailed(
+        f"version {version} holds {len(came)} tensors for a module with {len(wanted)} trainable ones; "
+        f"missing {sorted(wanted - came)[:3]}, unknown {sorted(came - wanted)[:3]}: "
+        "actor and learner must build the same policy"
+    )
+
+
+def _checksum(span: np.ndarray) -> int:
+    return xxhash.xxh3_64_intdigest(span.data)
+
+
+def _tensor(span: np.ndarray) -> Tensor:
+    """A read-only view as a tensor; the copy out of it is the only use, so torch's warning about writing is moot."""
+    span = span.view()
+    if not span.flags.writeable:
+        return torch.frombuffer(memoryview(span), dtype=torch.uint8) if span.size else torch.empty(0, dtype=torch.uint8)
+    return torch.from_numpy(span)

@@ -1,0 +1,99 @@
+"""Weights through Ray's object store: put once, one copy per node, read in place by every actor of that node.
+
+A small directory actor holds the references and the version pointer. The pointer moves last, so a version that can be
+seen is whole. The objects belong to the learner that put them and die with it; its successor publishes anew, and an
+actor that asks in between is told to wait (`WeightsLost`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import WeightsLost
+from common.protocols import Canary
+from common.weights import flat
+
+KEPT = 2  # versions: the newest, and the one an actor may be loading while the newest arrives
+
+
+class WeightDirectory:
+    """Version -> reference. The class of a Ray actor that lives as long as the run; `start_directory` starts it."""
+
+    def __init__(self) -> None:
+        self._versions: dict[int, tuple[flat.Manifest, list[Any]]] = {}
+
+    def register(self, manifest: flat.Manifest, refs: list[Any]) -> None:
+        """``refs`` is the one-element list [buffer]; in a list, Ray passes the reference and not the value."""
+        self._versions[manifest.version] = (manifest, refs)
+        for version in sorted(self._versions)[:-KEPT]:
+            del self._versions[version]
+
+    def latest(self) -> int:
+        return max(self._versions, default=-1)
+
+    def find(self, version: int) -> tuple[flat.Manifest, list[Any]] | None:
+        return self._versions.get(version)
+
+    def forget(self) -> None:
+        """Start over: a restarted learner publishes from its checkpoint's version."""
+        self._versions.clear()
+
+
+def start_directory(name: str) -> Any:
+    """A handle to a new directory, which lives as long as the handle."""
+    import ray
+
+    return ray.remote(num_cpus=0)(WeightDirectory).options(name=name).remote()
+
+
+def find_directory(name: str) -> Any:
+    """A handle to the directory of that name in this Ray namespace."""
+    import ray
+
+    return ray.get_actor(name)
+
+
+class ObjectStorePublisher:
+    """The learner's end."""
+
+    def __init__(self, directory: Any, dtype: torch.dtype) -> None:
+        import ray
+
+        self._directory, self._dtype = directory, dtype
+        ray.get(directory.forget.remote())
+
+    def publish(self, version: int, tensors: Mapping[str, Tensor], canary: Canary | None) -> None:
+        import ray
+
+        manifest, buffer = flat.pack(version, tensors, self._dtype, canary)
+        ray.get(self._directory.register.remote(manifest, [ray.put(buffer)]))
+
+
+class ObjectStoreSubscriber:
+    """An actor's end."""
+
+    def __init__(self, directory: Any) -> None:
+        self._directory = directory
+
+    def latest(self) -> int:
+        import ray
+
+        return int(ray.get(self._directory.latest.remote()))
+
+    def load(self, version: int, into: nn.Module) -> Canary | None:
+        import ray
+
+        found = ray.get(self._directory.find.remote(version))
+        if found is None:
+            raise WeightsLost(f"version {version} is not in the object store any more; the newest is {self.latest()}")
+        manifest, (ref,) = found
+        try:
+            buffer = ray.get(ref)
+        except (ray.exceptions.ObjectLostError, ray.exceptions.OwnerDiedError) as error:
+            raise WeightsLost(f"version {version} died with the learner that published it") from error
+        flat.load(manifest, buffer, into)
+        return manifest.canary

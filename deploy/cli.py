@@ -1,0 +1,232 @@
+"""The `drover` command. A recipe's parameters are its options; nothing is configured anywhere else."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, DroverError
+from deploy import catalogue
+from deploy.config import RunConfig
+
+USAGE = """\
+drover: fine-tune diffusion models with reinforcement learning, on a laptop or a cluster
+
+  drover recipes                      what can be trained
+  drover train RECIPE [--option ...]  train; RECIPE is a name from that list or a file.py:function of yours
+  drover train RECIPE --help          the recipe's parameters, with their defaults
+  drover sample MODEL PROMPT ...      pictures from a pipeline folder
+  drover status [RUN]                 how runs stand or ended
+
+Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
+and the fine-tuned model."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, whatever the recipe."""
+
+    run_name: str = ""
+    """Name of the run and of its folder; default: the recipe's name and the time."""
+    runs_dir: Path = Path("runs")
+    """Where run folders are made."""
+    resume: bool = False
+    """Go on with the run of that name from its newest checkpoint."""
+    one_process: bool = False
+    """All roles in this process, taking turns: no Ray, no Redis; for debugging and as the reference."""
+    plain: bool = False
+    """Plain lines instead of the live view."""
+    json: bool = False
+    """Print nothing but the summary, as JSON."""
+
+
+def main() -> None:
+    """Entry point. Errors that a user can act on are one line; exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    arguments = sys.argv[1:]
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "recipes": _recipes, "train": _train, "sample": _sample, "status": _status
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    if arguments[0] not in commands:
+        _fail(f"there is no command {arguments[0]!r}; the commands are {', '.join(commands)}", code=2)
+    try:
+        sys.exit(commands[arguments[0]](arguments[1:]))
+    except ConfigError as error:
+        _fail(str(error), code=2)
+    except DroverError as error:
+        _fail(str(error), code=1)
+
+
+def _fail(message: str, *, code: int) -> None:
+    print(f"drover: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _recipes(arguments: list[str]) -> int:
+    """The recipes with their first sentence."""
+    found = {name: inspect.getdoc(function) or "" for name, function in catalogue.recipes().items()}
+    if "--json" in arguments:
+        print(json.dumps({name: text.splitlines()[0] for name, text in found.items()}, indent=2))
+        return 0
+    for name, text in found.items():
+        print(f"{name}\n    {text.splitlines()[0]}")
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        print("\nrecipes: " + ", ".join(catalogue.recipes()))
+        return 0 if arguments else 2
+    recipe = catalogue.find(arguments[0])
+    config, options = parse(recipe, arguments[1:])
+    return run(config, options)
+
+
+def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunConfig, RunOptions]:
+    """The run that these arguments describe. Exits with help or usage errors as tyro prints them."""
+    import tyro
+
+    own = inspect.signature(recipe).parameters
+
+    def train(*, options: Any, **parameters: Any) -> tuple[RunConfig, RunOptions]:
+        return recipe(**parameters), options
+
+    train.__doc__ = inspect.getdoc(recipe)
+    hints = inspect.get_annotations(recipe, eval_str=True)
+    option = inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
+    signature = inspect.Signature([*(p.replace(annotation=hints[name]) for name, p in own.items()), option])
+    train.__signature__ = signature  # type: ignore[attr-defined]
+    train.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    result: tuple[RunConfig, RunOptions] = tyro.cli(
+        train,
+        prog=f"drover train {recipe.__name__}",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    return result
+
+
+def run(config: RunConfig, options: RunOptions) -> int:
+    """Train and leave the run folder; the exit code."""
+    from deploy.progress import progress_view
+    from deploy.results import RunFolder
+
+    started = time.monotonic()
+    name = options.run_name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder.create(name, options.runs_dir, resume=options.resume)
+    stopping = _stop_on_signals()
+    view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
+    with view:
+        watcher = _train_in_place(config, folder, view, stopping, options, name)
+    summary = watcher.conclude({"command_s": round(time.monotonic() - started, 2), "run": name, "recipe": config.recipe})
+    if options.json:
+        print(json.dumps(summary, indent=2))
+    else:
+        _say(summary, folder.path)
+    return 0 if watcher.ended == "finished" else 130
+
+
+def _train_in_place(
+    config: RunConfig, folder: Any, view: Any, stopping: Callable[[], bool], options: RunOptions, name: str
+) -> Any:
+    if options.one_process:
+        from common.metrics import NullMeter
+        from deploy import local
+
+        return local.train(config, folder, view, NullMeter(), stopping)
+    from deploy import cluster
+
+    return cluster.train(config, folder, view, stopping, run=name)
+
+
+class _Silent:
+    """The view of --json."""
+
+    def update(self, report: object) -> None: ...
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _stop_on_signals() -> Callable[[], bool]:
+    """Ctrl-C and SIGTERM ask for an orderly stop; the second Ctrl-C does not wait for it."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return lambda: bool(asked)
+
+
+def _say(summary: dict[str, Any], folder: Path) -> None:
+    """The end of a run, for people."""
+    print()
+    for name, after in summary["reward_after"].items():
+        before = summary["reward_before"].get(name, float("nan"))
+        print(f"held-out {name}: {before:.3f} before, {after:.3f} after ({after - before:+.3f})")
+    print(
+        f"{summary['updates']} updates, {summary['samples']} samples in {summary['command_s']:.0f} s; "
+        f"largest lag {summary['max_lag_seen']}"
+    )
+    for path in ("samples.png", "curves.png", "summary.json", "pipeline", "lora"):
+        if (folder / path).exists():
+            print(f"  {folder / path}")
+    if summary["ended"] != "finished":
+        print(f"stopped early; go on with: drover train {summary['recipe']} --run-name {summary['run']} --resume")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw pictures from a diffusers pipeline folder with the kernel that training uses."""
+
+    model: str
+    """Pipeline folder or hub id; a run folder means its fine-tuned pipeline."""
+    prompts: tuple[str, ...]
+    """What to draw."""
+    out: Path = Path("samples.png")
+    """The PNG to write."""
+    count: int = 4
+    """Pictures of each prompt."""
+    steps: int = 20
+    """Denoising steps."""
+    eta: float = 0.0
+    """0 deterministic, 1 as in training."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale; 1 for none."""
+    seed: int = 0
+
+
+def _sample(arguments: list[str]) -> int:
+    import tyro
+
+    from deploy.sampling import draw
+
+    options = tyro.cli(tyro.conf.configure(tyro.conf.Positional)(SampleOptions) if False else SampleOptions,
+                       prog="drover sample", args=arguments)
+    draw(options)
+    print(options.out)
+    return 0
+
+
+def _status(arguments: list[str]) -> int:
+    import tyro
+
+    from deploy.status import StatusOptions, show
+
+    return show(tyro.cli(StatusOptions, prog="drover status", args=arguments))

@@ -1,0 +1,118 @@
+"""One run, wholly described: what a recipe returns. Frozen; checked when built, so that nothing starts that cannot end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal
+
+from common.errors import ConfigError
+from common.protocols import Kernel, Reward
+from deploy.models import Model
+from learner.evaluation import EvaluationSpec
+from learner.feeder import Order, RecordSteps
+from learner.loop import LearnerSpec
+from learner.objectives.ddpo import Ddpo
+from learner.sources import ShuffledPrompts
+from learner.step import OptimizerSpec
+
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # nats; rounding to bfloat16 moves the prediction itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pools:
+    """How many processes of each role, and how many CPU threads each of them computes with."""
+
+    actors: int = 1
+    reward_servers: int = 1  # of each reward
+    learner_ranks: int = 1
+    actor_threads: int = 1
+    learner_threads: int = 1
+
+    def __post_init__(self) -> None:
+        counts = (self.actors, self.reward_servers, self.learner_ranks, self.actor_threads, self.learner_threads)
+        if min(counts) < 1:
+            raise ConfigError(f"every pool needs at least one process and one thread, got {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what is learned, and how large the service is.
+
+    An iteration samples ``groups`` groups of ``samples`` samples, one prompt each, and learns from them in ``updates``
+    optimiser steps. ``max_lag`` is how many versions old the weights that sampled a group may be when it is trained;
+    0 is strictly on-policy. ``storage`` is the dtype of recorded states, ``weights`` of published parameters.
+    """
+
+    recipe: str
+    model: Model
+    kernel: Kernel
+    rewards: tuple[Reward, ...]
+    objective: Ddpo
+    prompts: tuple[str, ...]
+    heldout: EvaluationSpec
+    record: RecordSteps
+    optimizer: OptimizerSpec
+    iterations: int
+    groups: int
+    samples: int
+    batch_size: int
+    updates: int = 1
+    max_lag: int = 1
+    storage: Literal["float32", "float16"] = "float32"
+    weights: Literal["float32", "bfloat16"] = "float32"
+    pools: Pools = field(default_factory=Pools)
+    checkpoint_every: int = 20
+    seed: int = 0
+    stall_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        names = [reward.name for reward in self.rewards]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two rewards share a name: {names}; give one of them another")
+        unknown = set(self.objective.rewards) - set(names)
+        if unknown:
+            raise ConfigError(f"the objective weighs {sorted(unknown)}, but the rewards are {names}; add or rename one")
+        if not self.kernel.stochastic:
+            raise ConfigError("this kernel is deterministic and gives no density to learn from; use eta > 0")
+        if self.record.first > self.kernel.num_steps:
+            raise ConfigError(
+                f"cannot record from the first {self.record.first} steps of a chain of {self.kernel.num_steps}; "
+                "lower first or raise the number of steps"
+            )
+        if self.samples < 1:
+            raise ConfigError(f"samples must be at least 1, got {self.samples}")
+        if self.objective.normalise == "group" and self.samples < 2:
+            raise ConfigError("advantages within a group need at least 2 samples of each prompt; raise --samples")
+        if not (math.isfinite(self.stall_s) and self.stall_s > 0):
+            raise ConfigError(f"stall_s must be a positive number of seconds, got {self.stall_s}")
+        self.learner_spec()  # checks the counts
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever roles that disagree would corrupt each other's work."""
+        shared = (self.model, self.kernel, self.storage, tuple(reward.name for reward in self.rewards))
+        return blake2b(repr(shared).encode(), digest_size=8).hexdigest()
+
+    def learner_spec(self) -> LearnerSpec:
+        """The learner's part of it."""
+        return LearnerSpec(
+            iterations=self.iterations,
+            groups=self.groups,
+            updates=self.updates,
+            batch_size=self.batch_size,
+            max_lag=self.max_lag,
+            order=Order(
+                prompts=ShuffledPrompts(self.prompts),
+                samples_per_prompt=self.samples,
+                record=self.record,
+                seed=self.seed,
+                fingerprint=self.fingerprint,
+            ),
+            evaluation=self.heldout,
+            optimizer=self.optimizer,
+            checkpoint_every=self.checkpoint_every,
+            canary_tolerance=CANARY_TOLERANCE[self.weights],
+            stall_s=self.stall_s,
+        )

@@ -1,0 +1,68 @@
+"""All roles in one process, taking turns: the learner waits by letting the others work. No threads, no Ray, no Redis.
+
+It is the same roles on the same seams, and the reference that the distributed service must equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from common.protocols import Meter
+from common.tensors import DTYPES
+from common.transport import keys
+from common.transport.memory import MemoryBroker
+from common.types import Report
+from common.weights.memory import MemoryWeights
+from deploy.config import RunConfig
+from deploy.progress import Progress
+from deploy.results import RunFolder
+from deploy.roles import Streams, build_actor, build_learner, build_reward_server, use_threads
+from deploy.watch import Watcher
+
+
+def train(config: RunConfig, folder: RunFolder, view: Progress, meter: Meter, stopping: Callable[[], bool]) -> Watcher:
+    """Run to the end, or until ``stopping``. The watcher knows how it ended."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    use_threads(config.pools.learner_threads)
+    broker, weights = MemoryBroker("local"), MemoryWeights(DTYPES[config.weights])
+    streams = Streams(broker, config)
+    watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
+    control = streams.open(broker.keys.control)
+    watcher.tell(Report(kind="phase", at_s=0.0, version=-1, scalars={}, text="loading the model"))
+    actor = build_actor(config, broker, weights, meter, name="actor-0", device=device)
+    servers = [
+        build_reward_server(config, reward.name, broker, meter, name=f"{reward.name}-0", device=device)
+        for reward in config.rewards
+    ]
+    asked = False
+
+    def others_work() -> None:
+        nonlocal asked
+        if stopping() and not asked:
+            asked = True
+            control.put(Report(kind="stop", at_s=0.0, version=-1, scalars={}))
+        if not any([server.run_once(0.0) for server in servers]):
+            actor.run_once(0.0)
+        watcher.poll(0.0)
+
+    with process_group(folder.path):
+        learner = build_learner(config, broker, weights, meter, folder=folder.path, device=device, wait=others_work)
+        learner.run()
+    watcher.poll(0.0)
+    broker.close()
+    return watcher
+
+
+@contextmanager
+def process_group(folder: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

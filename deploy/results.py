@@ -1,0 +1,157 @@
+"""The run folder: what a run leaves behind, written whole or not at all. Knows no role and starts nothing.
+
+``runs/NAME/`` holds ``metrics.jsonl`` (one report a line), ``summary.json``, ``curves.png``, ``samples.png`` and
+``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from common.errors import CheckpointError, ConfigError
+from common.types import Report
+from deploy.history import History
+from deploy.pictures import SamplePair, curves_png, samples_png
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+class RunFolder:
+    """One run's files. A write that fails, as on a full disk, raises CheckpointError and leaves what was there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.curves = self.path / "curves.png"
+        self.samples = self.path / "samples.png"
+        self.checkpoints = self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, name: str, root: Path, *, resume: bool = False) -> RunFolder:
+        """The folder of a new run, or with ``resume`` of one that exists; ConfigError where it is the other way."""
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"run name {name!r} cannot be a folder; use letters, digits, '.', '-' and '_' (at most 100), "
+                "starting with a letter, digit or '_'."
+            )
+        folder = cls(Path(root) / name)
+        started = folder.path.is_dir() and any(folder.path.iterdir())
+        if resume and not started:
+            raise ConfigError(f"no run to resume at {folder.path}; drop --resume, or give another --run-name.")
+        if started and not resume:
+            state = "finished" if folder.summary.exists() else "started"
+            raise ConfigError(
+                f"{folder.path} holds a {state} run; pass --resume to go on with it, "
+                "or another --run-name to begin anew."
+            )
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create {folder.path} ({error.strerror}); make room or choose another place."
+            ) from error
+        if resume:
+            folder._cut_torn_line()
+        return folder
+
+    def append(self, report: Report) -> None:
+        """Add one line to metrics.jsonl. A line that cannot be written whole is taken back."""
+        line = json.dumps(
+            {
+                "kind": report.kind,
+                "at_s": report.at_s,
+                "version": report.version,
+                "scalars": {key: value if math.isfinite(value) else None for key, value in report.scalars.items()},
+                "text": report.text,
+            },
+            ensure_ascii=False,
+        )
+        try:
+            with self.metrics.open("ab", buffering=0) as file:
+                before = file.seek(0, os.SEEK_END)
+                try:
+                    _write_all(file.fileno(), f"{line}\n".encode())
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(before)
+                    raise
+        except OSError as error:
+            raise _not_written(self.metrics, error) from error
+
+    def reports(self) -> list[Report]:
+        """All reports of metrics.jsonl, in order; what was not finite is NaN. A torn last line is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [_report(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, start=1)]
+
+    def note_metrics(self, targets: Mapping[str, str]) -> None:
+        """Replace metrics_targets.json: role names and the addresses of their metrics, as Prometheus' file discovery reads it."""
+        groups = [{"targets": [address], "labels": {"worker": name}} for name, address in sorted(targets.items())]
+        write_whole(self.path / "metrics_targets.json", (json.dumps(groups, indent=2) + "\n").encode())
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Replace summary.json."""
+        write_whole(self.summary, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def draw_curves(self) -> None:
+        """Draw curves.png (1600 x 1000) from metrics.jsonl."""
+        write_whole(self.curves, curves_png(History.of(self.reports()), title=self.path.name))
+
+    def draw_samples(self, pair: SamplePair) -> None:
+        """Draw samples.png: the same prompts and seeds before and after training."""
+        write_whole(self.samples, samples_png(pair))
+
+    def _cut_torn_line(self) -> None:
+        """A crash can leave half a line, to which the next would be glued."""
+        if self.metrics.exists():
+            content = self.metrics.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(self.metrics, whole)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace the file by ``content`` in one step: readers and crashes see the old file or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        try:
+            with draft.open("wb", buffering=0) as file:
+                _write_all(file.fileno(), content)
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _not_written(path: Path, error: OSError) -> CheckpointError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    fix = "free space there" if full else "make it writable"
+    return CheckpointError(f"cannot write {path} ({error.strerror}); {fix}, then go on with --resume.")
+
+
+def _report(line: bytes, where: str) -> Report:
+    try:
+        fields = json.loads(line)
+        scalars = {key: math.nan if value is None else float(value) for key, value in fields["scalars"].items()}
+        return Report(
+            kind=fields["kind"], at_s=fields["at_s"], version=fields["version"], scalars=scalars, text=fields["text"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where} is no report ({error}); delete that line.") from error

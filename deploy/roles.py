@@ -1,0 +1,186 @@
+"""How each role is built from a run's configuration, wherever it will live.
+
+| role          | reads (consumer group)                       | writes                     |
+|---------------|----------------------------------------------|----------------------------|
+| actor         | work (actors)                                | rollouts, measurements*    |
+| reward server | rollouts (reward:NAME)                       | measurements               |
+| learner       | rollouts, measurements, control (learner)    | work, reports              |
+| watcher       | reports (watcher)                            | control                    |
+
+\\* only `GroupFailed`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actors.worker import Actor, ActorWiring
+from common.metrics import Account
+from common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
+from common.tensors import DTYPES
+from common.transport import keys
+from common.transport.broker import Broker
+from common.types import Purpose
+from deploy.config import RunConfig
+from learner.assembler import Assembler
+from learner.checkpoint import Checkpoints
+from learner.evaluation import Evaluation
+from learner.feeder import Feeder
+from learner.intake import Intake, LearnerStreams
+from learner.loop import Learner, LearnerWiring
+from learner.slots import Ledger, Slots
+from reward_servers.server import RewardServer, RewardWiring
+
+
+class Streams:
+    """The run's streams by name, each with all the groups that read it."""
+
+    def __init__(self, broker: Broker, config: RunConfig) -> None:
+        self._broker = broker
+        self._readers = {
+            broker.keys.work: (keys.ACTORS,),
+            broker.keys.rollouts: (keys.LEARNER, *(keys.reward_group(reward.name) for reward in config.rewards)),
+            broker.keys.measurements: (keys.LEARNER,),
+            broker.keys.reports: (keys.WATCHER,),
+            broker.keys.control: (keys.LEARNER,),
+        }
+
+    def open(self, key: str, group: str | None = None, consumer: str | None = None) -> Stream:
+        """For taking as ``consumer`` of ``group``, or for putting alone."""
+        return self._broker.stream(key, group, consumer, groups=self._readers[key])
+
+
+def build_actor(
+    config: RunConfig, broker: Broker, weights: WeightSubscriber, meter: Meter, *, name: str, device: str
+) -> Actor:
+    """One rollout worker, its policy loaded."""
+    streams = Streams(broker, config)
+    wiring = ActorWiring(
+        work=streams.open(broker.keys.work, keys.ACTORS, name),
+        rollouts=streams.open(broker.keys.rollouts),
+        failures=streams.open(broker.keys.measurements),
+        blobs=broker.blobs(),
+        weights=weights,
+        meter=meter,
+    )
+    return Actor(
+        name,
+        config.model.build(device),
+        config.kernel,
+        wiring,
+        fingerprint=config.fingerprint,
+        storage=DTYPES[config.storage],
+        device=device,
+    )
+
+
+def build_reward_server(
+    config: RunConfig, reward: str, broker: Broker, meter: Meter, *, name: str, device: str
+) -> RewardServer:
+    """One worker of that reward's pool, its scorer loaded."""
+    streams = Streams(broker, config)
+    (description,) = (one for one in config.rewards if one.name == reward)
+    wiring = RewardWiring(
+        rollouts=streams.open(broker.keys.rollouts, keys.reward_group(reward), name),
+        measurements=streams.open(broker.keys.measurements),
+        blobs=broker.blobs(),
+        meter=meter,
+    )
+    return RewardServer(name, reward, description.load(device), wiring)
+
+
+def build_learner(
+    config: RunConfig,
+    broker: Broker,
+    publisher: WeightPublisher | None,
+    meter: Meter,
+    *,
+    folder: Path,
+    device: str,
+    wait: Callable[[], None] | None = None,
+) -> Learner:
+    """This rank's learner, resumed from the newest checkpoint of the folder if there is one.
+
+    The process group must be up. ``wait``: see `learner.intake.Intake`.
+    """
+    account = Account("learner", meter)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    intake = streams = None
+    if dist.get_rank() == 0:
+        streams = _learner_streams(config, broker)
+        intake = _intake(config, streams, account, wait)
+
+    def finish(weights: Mapping[str, Tensor]) -> None:
+        config.model.save(weights, folder)
+
+    wiring = LearnerWiring(
+        blobs=broker.blobs(),
+        checkpoints=checkpoints,
+        meter=meter,
+        account=account,
+        intake=intake,
+        streams=streams,
+        publisher=publisher,
+        finish=finish,
+        stopping=lambda: streams is not None and bool(streams.control.take(1, 0.0)),
+    )
+    learner = Learner(
+        config.learner_spec(), config.model.build(device), config.kernel, config.objective, wiring, device=device
+    )
+    newest = checkpoints.newest()
+    if newest is not None:
+        learner.resume(newest)
+    return learner
+
+
+def _learner_streams(config: RunConfig, broker: Broker) -> LearnerStreams:
+    """Emptied of what a former life of the learner left."""
+    streams = Streams(broker, config)
+    opened = LearnerStreams(
+        work=streams.open(broker.keys.work),
+        rollouts=streams.open(broker.keys.rollouts, keys.LEARNER),
+        measurements=streams.open(broker.keys.measurements, keys.LEARNER),
+        reports=streams.open(broker.keys.reports),
+        control=streams.open(broker.keys.control, keys.LEARNER),
+        blobs=broker.blobs(),
+    )
+    for stream in (opened.work, opened.rollouts, opened.measurements):
+        stream.clear()
+    return opened
+
+
+def _intake(config: RunConfig, streams: LearnerStreams, account: Account, wait: Callable[[], None] | None) -> Intake:
+    spec, epoch = config.learner_spec(), time.time_ns()
+    slots, ledger = Slots(spec.max_lag, spec.groups), Ledger()
+    names = frozenset(reward.name for reward in config.rewards)
+    assembler = Assembler(
+        streams.rollouts,
+        streams.measurements,
+        streams.blobs,
+        epoch=epoch,
+        rewards={Purpose.TRAIN: names, Purpose.EVAL: names},
+    )
+    return Intake(
+        Feeder(spec.order, streams.work, slots, ledger, epoch=epoch, next_group=0),
+        assembler,
+        Evaluation(
+            spec.evaluation, streams.work, assembler, epoch=epoch, seed=config.seed, fingerprint=config.fingerprint
+        ),
+        slots,
+        ledger,
+        max_lag=spec.max_lag,
+        account=account,
+        wait=wait,
+        stall_s=spec.stall_s,
+    )
+
+
+def use_threads(count: int) -> None:
+    """Compute with that many CPU threads. The same count gives the same bits; another may round otherwise."""
+    torch.set_num_threads(count)

@@ -1,0 +1,1 @@
+"""Measurements in, weights out. Knows no actor process and no reward implementation."""

@@ -1,0 +1,68 @@
+"""FSDP2: parameters, gradients and optimiser state in shards, on NCCL or gloo, one rank or many.
+
+Gradients are summed over the ranks, never averaged: the loop divides by the global count, so one rank equals two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+UNIT_PARAMETERS = 20_000_000  # a block this large is gathered on its own; smaller models are gathered whole
+
+
+def shard(module: nn.Module, device: str) -> None:
+    """Shard the module in place over all ranks of the default process group."""
+    mesh = init_device_mesh(device.split(":")[0], (dist.get_world_size(),))
+    for block in _units(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost blocks whose children are below the unit size, when the whole is above it."""
+    for child in module.children():
+        size = sum(p.numel() for p in child.parameters())
+        if size >= UNIT_PARAMETERS:
+            yield from _units(child)
+            if not isinstance(child, nn.ModuleList):  # a list has no forward to hook
+                yield child
+
+
+def reshard(module: nn.Module) -> None:
+    """Free gathered parameters, so that the next forward gathers what the optimiser wrote."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def sync_gradients(module: nn.Module, on: bool) -> None:
+    """Whether the next backward reduces gradients over the ranks, or only adds to the local ones."""
+    assert isinstance(module, FSDPModule)
+    module.set_requires_gradient_sync(on)
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name, in the module's order."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor; every rank must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,12 @@
+"""Losses as functions of tensors. Sums never divide; the loop divides once by the global count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clipped_ratio(log_ratio: Tensor, weight: Tensor, *, clip: float) -> Tensor:
+    """[B] PPO's clipped surrogate to minimise: max(-w r, -w clamp(r, 1 - clip, 1 + clip)), r = exp(log_ratio)."""
+    ratio = log_ratio.exp()
+    return torch.maximum(-weight * ratio, -weight * ratio.clamp(1 - clip, 1 + clip))

@@ -1,0 +1,86 @@
+"""One optimiser step: sums, one division, backward, clip, step. Stops before a step that is not finite."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from common.errors import ConfigError, TrainingDiverged
+from common.protocols import Kernel, Policy
+from learner import fsdp, ranks
+from learner.examples import StepBatch
+from learner.objective import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSpec:
+    """AdamW with a linear warm-up over the first ``warmup`` steps; ``grad_clip`` bounds the global gradient norm."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    warmup: int = 0
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not self.grad_clip > 0 or self.warmup < 0 or self.weight_decay < 0:
+            raise ConfigError(
+                f"lr and grad_clip must be positive, warmup and weight_decay not negative; got lr={self.lr}, "
+                f"grad_clip={self.grad_clip}, warmup={self.warmup}, weight_decay={self.weight_decay}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one optimiser step did. ``watched`` holds means over the terms that were computed."""
+
+    loss: float
+    grad_norm: float
+    watched: dict[str, float]
+
+
+class Stepper:
+    """Owns the optimiser of one rank's shard."""
+
+    def __init__(self, policy: Policy, kernel: Kernel, objective: Objective, spec: OptimizerSpec) -> None:
+        self._policy, self._kernel, self._objective, self._spec = policy, kernel, objective, spec
+        self._parameters = list(fsdp.trainable(policy.trainable).values())
+        self.optimizer = torch.optim.AdamW(
+            self._parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay
+        )
+        self.steps = 0
+
+    def step(self, batches: Iterable[tuple[StepBatch, bool]], *, num_batches: int, count: int) -> StepStats:
+        """Descend on the mean over ``count`` terms, all ranks together. Raises `TrainingDiverged` and changes nothing."""
+        sums: Counter[str] = Counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, (batch, counts) in enumerate(batches, start=1):
+            fsdp.sync_gradients(self._policy.trainable, on=number == num_batches)
+            output = self._objective.loss(self._policy, self._kernel, batch)
+            (output.total / count if counts else output.total * 0.0).backward()
+            if counts:
+                sums["loss"] += output.total.item() / count
+                sums["terms"] += len(batch.x)
+                for name, value in output.watched.items():
+                    sums[name] += value.item()
+        return self._apply(sums)
+
+    def _apply(self, sums: Counter[str]) -> StepStats:
+        names = sorted(sums.keys() | {"loss", "terms", "ratio", "clip_fraction", "approx_kl"})
+        total = dict(zip(names, ranks.all_sum([float(sums[name]) for name in names]), strict=True))
+        norm = fsdp.full(torch.nn.utils.clip_grad_norm_(self._parameters, self._spec.grad_clip)).item()
+        if not torch.isfinite(torch.tensor([norm, total["loss"]])).all():
+            raise TrainingDiverged(
+                f"optimiser step {self.steps + 1}: loss {total['loss']}, gradient norm {norm}; nothing was changed. "
+                "Resume from the last checkpoint with a lower learning rate"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._spec.lr * min(1.0, (self.steps + 1) / max(1, self._spec.warmup))
+        self.optimizer.step()
+        fsdp.reshard(self._policy.trainable)
+        self.steps += 1
+        loss, terms = total.pop("loss"), total.pop("terms")
+        return StepStats(loss, norm, {name: value / max(terms, 1) for name, value in total.items()})

@@ -1,0 +1,1 @@
+"""Media in, measurements out. Knows no training."""

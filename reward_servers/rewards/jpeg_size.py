@@ -1,0 +1,51 @@
+"""Size of the image as a JPEG file: how compressible, or how busy, a picture is.
+
+Source: DDPO (arXiv 2305.13301), section 5: 8-bit RGB, JPEG quality 95, kilobytes of 1000 bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from common.protocols import Scores
+
+QUALITY = 95
+
+
+@dataclass(frozen=True, slots=True)
+class JpegSize:
+    """``prefer="small"`` rewards compressible images (value = -kB), ``"large"`` busy ones (value = +kB).
+
+    Unit: kilobytes. Range at 32x32: about 0.7 to 2.6 kB in absolute value. Comparable only at one image size.
+    """
+
+    prefer: Literal["small", "large"] = "small"
+
+    @property
+    def name(self) -> str:
+        return f"jpeg_{self.prefer}"
+
+    def load(self, device: str) -> JpegScorer:
+        return JpegScorer(sign=-1.0 if self.prefer == "small" else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class JpegScorer:
+    sign: float
+
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        return Scores([self.sign * kilobytes(image) for image in media])
+
+
+def kilobytes(image: np.ndarray) -> float:
+    """Size in kB of a [H, W, 3] uint8 image as JPEG."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=QUALITY)
+    return file.tell() / 1000

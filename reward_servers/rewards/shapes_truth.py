@@ -1,0 +1,26 @@
+"""Composition in the shapes world, read from the pixels: are the named things there, and where the prompt says?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.protocols import Scores
+from worlds.shapes import truth
+
+
+@dataclass(frozen=True, slots=True)
+class ShapesTruth:
+    """Value in [0, 1]; see `worlds.shapes.truth.composition` for what earns how much. Prompts are of that world."""
+
+    name: str = "composition"
+
+    def load(self, device: str) -> ShapesScorer:
+        return ShapesScorer()
+
+
+class ShapesScorer:
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        return Scores([truth.composition(prompt, image) for prompt, image in zip(prompts, media, strict=True)])

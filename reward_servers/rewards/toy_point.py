@@ -1,0 +1,30 @@
+"""Minus the squared distance of the toy chain's end point from a goal: the oracle with a known optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.policies.toy import read_points
+from common.protocols import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class ToyPoint:
+    """Unit: squared distance, at most 0. The chain's own noise keeps the mean at or below about -2."""
+
+    goal: tuple[float, float] = (-1.0, 1.0)
+    name: str = "point"
+
+    def load(self, device: str) -> ToyPointScorer:
+        return ToyPointScorer(self.goal)
+
+
+@dataclass(frozen=True, slots=True)
+class ToyPointScorer:
+    goal: tuple[float, float]
+
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        return Scores([float(value) for value in -((read_points(media) - np.asarray(self.goal)) ** 2).sum(-1)])

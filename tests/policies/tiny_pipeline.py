@@ -1,0 +1,72 @@
+"""A Stable Diffusion pipeline of random weights, small enough for a laptop's tests, written by diffusers itself."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LATENT = (4, 8, 8)
+TEXT_LENGTH, TEXT_WIDTH = 16, 32
+
+
+def write_tiny_pipeline(folder: Path, prediction_type: str = "epsilon", seed: int = 0, **scheduler: Any) -> Path:
+    """Write the folder and return it. ``scheduler`` overrides entries of the DDIM config."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = _tokenizer()
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=37, num_hidden_layers=2,
+                num_attention_heads=4, max_position_embeddings=TEXT_LENGTH,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            )
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            block_out_channels=(16, 32), layers_per_block=1, sample_size=LATENT[1], in_channels=4, out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=TEXT_WIDTH, attention_head_dim=8, norm_num_groups=8, dropout=0.1,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(16, 32), in_channels=3, out_channels=3, latent_channels=4, norm_num_groups=8,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        )  # fmt: skip
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    usual = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": prediction_type}
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
+        scheduler=DDIMScheduler(**{**betas, **usual, **scheduler}),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_consistency_model(folder: Path, seed: int = 0) -> Path:
+    """The same with a UNet that is told its guidance scale, under the scheduler and pipeline class of LCM."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    plain = StableDiffusionPipeline.from_pretrained(write_tiny_pipeline(folder, seed=seed), safety_checker=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel.from_config(dict(plain.unet.config), time_cond_proj_dim=16)
+    LatentConsistencyModelPipeline(
+        vae=plain.vae, text_encoder=plain.text_encoder, tokenizer=plain.tokenizer, unet=unet.eval(),
+        scheduler=LCMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def _tokenizer() -> Any:
+    """CLIP's tokenizer over single letters: real code, a vocabulary of 54."""
+    from transformers import CLIPTokenizer
+
+    letters = [letter + end for letter in string.ascii_lowercase for end in ("", "</w>")]
+    vocabulary = {token: index for index, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_LENGTH)

@@ -1,0 +1,9 @@
+"""Shapes: 32x32 RGB pictures of coloured shapes and of people, read back without a neural network.
+
+`PIPELINE` is the folder of a diffusers `StableDiffusionPipeline` pretrained on this world; see
+README.md beside this file for what it draws well and what it draws badly.
+"""
+
+from pathlib import Path
+
+PIPELINE = Path(__file__).parent / "pipeline"

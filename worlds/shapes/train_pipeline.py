@@ -1,0 +1,230 @@
+"""Train the shapes pipeline from nothing: `python -m worlds.shapes.train_pipeline --out DIR`.
+
+Three stages share the budget: the autoencoder; the text encoder, with a throw-away head that paints
+a coarse label map from the caption, so that its states carry word order and binding before
+any diffusion; then the UNet on cached latents and cached text states. Progress and checkpoints
+stand in `DIR.checkpoints`; the same command continues an interrupted run.
+
+Axes: B batch, N pictures, P cells of the label map, T tokens, W text width, C H W picture or latent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from worlds.shapes import architecture, pretraining, prompts, renderer
+from worlds.shapes.fitting import Budget, fit
+from worlds.shapes.scenes import COLOURS, OCCUPATIONS, SHAPES, Portrait, Scene
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+PICTURES = 50_000
+DATA_SEED = 20261121
+SHARES = {"vae": 0.18, "text": 0.10, "unet": 0.72}
+LEARNING_RATES = {"vae": 2e-3, "text": 2e-3, "unet": 1.2e-3}
+BATCHES = {"vae": 32, "text": 128, "unet": 64}
+KL_WEIGHT = 1e-4  # per latent number
+CAPTION_DROPOUT = 0.1
+SNR_CAP = 5.0
+
+MAP_SIZE = 16
+_GARMENTS = tuple(renderer.PALETTE)
+LABELS = 1 + len(prompts.KINDS) + len(renderer.SKIN) + len(_GARMENTS)
+
+
+@dataclass(frozen=True)
+class Data:
+    """pictures uint8 [N, 3, 32, 32]; label maps uint8 [N, 256]; captions as indices [N] into texts.
+
+    `texts[0]` is the empty caption.
+    """
+
+    pictures: torch.Tensor
+    labels: torch.Tensor
+    captions: torch.Tensor
+    texts: tuple[str, ...]
+
+
+class PaintingHead(torch.nn.Module):
+    """Label logits [B, P, LABELS] from text states [B, T, W]: one attention from learned places."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.places_PW = torch.nn.Parameter(torch.randn(MAP_SIZE**2, width))
+        self.attention = torch.nn.MultiheadAttention(width, 4, batch_first=True)
+        self.output = torch.nn.Sequential(
+            torch.nn.Linear(width, 2 * width), torch.nn.GELU(), torch.nn.Linear(2 * width, LABELS)
+        )
+
+    def forward(self, states_BTW: torch.Tensor) -> torch.Tensor:
+        places = self.places_PW.expand(len(states_BTW), -1, -1)
+        return self.output(places + self.attention(places, states_BTW, states_BTW, need_weights=False)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
+    parser.add_argument("--minutes", type=float, default=50.0, help="training time of all stages")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    checkpoints = options.out.with_name(options.out.name + ".checkpoints")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    train(options.out, checkpoints, options.minutes)
+
+
+def train(out: Path, checkpoints: Path, minutes: float) -> None:
+    data = make_data(PICTURES)
+    budgets = {name: Budget(minutes * share, LEARNING_RATES[name]) for name, share in SHARES.items()}
+    tokenizer = architecture.build_tokenizer(out / "tokenizer")
+    vae = train_vae(data, budgets["vae"], checkpoints / "vae.pt")
+    latents = standardise(vae, data)
+    text_encoder = train_text(data, tokenizer, budgets["text"], checkpoints / "text.pt")
+    states = text_states(text_encoder, tokenizer, data.texts)
+    unet = train_unet(latents, states, data.captions, budgets["unet"], checkpoints / "unet.pt")
+    architecture.assemble(vae, text_encoder, tokenizer, unet).save_pretrained(out)
+    print(f"saved {out}", flush=True)
+
+
+def make_data(pictures: int) -> Data:
+    began = time.monotonic()
+    rng = np.random.default_rng(DATA_SEED)
+    texts = ("", *prompts.every_prompt())
+    index = {text: i for i, text in enumerate(texts)}
+    pairs = [pretraining.sample_pair(rng) for _ in range(pictures)]
+    painted = np.stack([renderer.render(scene) for scene, _ in pairs])
+    data = Data(
+        torch.from_numpy(painted).permute(0, 3, 1, 2).contiguous(),
+        torch.from_numpy(np.stack([label_map(scene) for scene, _ in pairs])),
+        torch.tensor([index[text] for _, text in pairs]),
+        texts,
+    )
+    print(f"data: {pictures} pictures in {time.monotonic() - began:.0f} s", flush=True)
+    return data
+
+
+def label_map(scene: Scene | Portrait) -> np.ndarray:
+    """uint8 [256]: what stands in each cell of a 16x16 grid; 0 is background."""
+    labels = np.zeros((MAP_SIZE, MAP_SIZE), np.uint8)
+    for (coverage, _), label in zip(renderer.layers(scene), _layer_labels(scene), strict=True):
+        labels[coverage[1::2, 1::2] > 0.5] = label
+    return labels.reshape(-1)
+
+
+def train_vae(data: Data, budget: Budget, checkpoint: Path) -> AutoencoderKL:
+    vae = architecture.build_vae()
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        chosen = torch.randint(len(data.pictures), (BATCHES["vae"],), generator=generator)
+        pixels = as_pixels(data.pictures[chosen])
+        posterior = vae.encode(pixels).latent_dist
+        error = vae.decode(posterior.sample(generator)).sample - pixels
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return error.abs().mean() + error.square().mean() + KL_WEIGHT * kl
+
+    return fit(vae, loss, budget, checkpoint).eval()
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, data: Data) -> torch.Tensor:
+    """Latents [N, 4, 8, 8] with mean 0 per channel and standard deviation 1 over all numbers.
+
+    The mean moves into the VAE's own 1x1 convolutions, since the pipeline only scales; the
+    deviation becomes `scaling_factor`.
+    """
+    latents = torch.cat([vae.encode(as_pixels(part)).latent_dist.mean for part in data.pictures.split(500)])
+    mean = latents.mean((0, 2, 3))
+    vae.quant_conv.bias[: len(mean)] -= mean
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    latents = latents - mean[:, None, None]
+    factor = 1 / latents.std().item()
+    vae.register_to_config(scaling_factor=factor)
+    print(f"latents: channel means {mean.tolist()}, scaling_factor {factor:.4f}", flush=True)
+    return latents * factor
+
+
+def train_text(data: Data, tokenizer: CLIPTokenizer, budget: Budget, checkpoint: Path) -> CLIPTextModel:
+    encoder = architecture.build_text_encoder(tokenizer)
+    head = PaintingHead(architecture.TEXT_WIDTH)
+    modules = torch.nn.ModuleList([encoder, head])
+    tokens = tokenize(tokenizer, data.texts)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        chosen = torch.randint(len(data.labels), (BATCHES["text"],), generator=generator)
+        captions = drop_captions(data.captions[chosen], generator)
+        logits = head(encoder(tokens[captions])[0])
+        return F.cross_entropy(logits.flatten(0, 1), data.labels[chosen].flatten().long())
+
+    average: torch.nn.ModuleList = fit(modules, loss, budget, checkpoint)
+    return average[0].eval()
+
+
+@torch.no_grad()
+def text_states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: tuple[str, ...]) -> torch.Tensor:
+    """[texts, T, W] last hidden states, as the pipeline feeds them to the UNet."""
+    return torch.cat([encoder(part)[0] for part in tokenize(tokenizer, texts).split(256)])
+
+
+def train_unet(
+    latents_NCHW: torch.Tensor,
+    states: torch.Tensor,
+    captions_N: torch.Tensor,
+    budget: Budget,
+    checkpoint: Path,
+) -> UNet2DConditionModel:
+    unet = architecture.build_unet()
+    kept = architecture.build_scheduler().alphas_cumprod
+    snr = kept / (1 - kept)
+    weights = snr.clamp(max=SNR_CAP) / snr
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        chosen = torch.randint(len(latents_NCHW), (BATCHES["unet"],), generator=generator)
+        times = torch.randint(len(kept), (len(chosen),), generator=generator)
+        noise = torch.randn(latents_NCHW[chosen].shape, generator=generator)
+        signal = kept[times, None, None, None]
+        noisy = signal.sqrt() * latents_NCHW[chosen] + (1 - signal).sqrt() * noise
+        captions = drop_captions(captions_N[chosen], generator)
+        error = unet(noisy, times, states[captions]).sample - noise
+        return (weights[times] * error.square().mean((1, 2, 3))).mean()
+
+    return fit(unet, loss, budget, checkpoint).eval()
+
+
+def as_pixels(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, 3, 32, 32] to float in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def drop_captions(captions_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A tenth of the captions become the empty one, for classifier-free guidance."""
+    return captions_B * (torch.rand(len(captions_B), generator=generator) >= CAPTION_DROPOUT)
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: tuple[str, ...]) -> torch.Tensor:
+    length = tokenizer.model_max_length
+    return tokenizer(list(texts), padding="max_length", max_length=length, return_tensors="pt").input_ids
+
+
+def _layer_labels(scene: Scene | Portrait) -> list[int]:
+    """The label of each of `renderer.layers(scene)`: things, then skin tones, then garments."""
+    if isinstance(scene, Scene):
+        return [1 + SHAPES.index(thing.shape) * len(COLOURS) + COLOURS.index(thing.colour) for thing in scene.things]
+    garment, hat = OCCUPATIONS[scene.occupation]
+    skin = 1 + len(prompts.KINDS) + scene.tone
+    cloth = 1 + len(prompts.KINDS) + len(renderer.SKIN) + _GARMENTS.index(garment)
+    return [cloth, skin, cloth] if hat else [cloth, skin]
+
+
+if __name__ == "__main__":
+    main()
