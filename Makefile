@@ -4,7 +4,6 @@ ARGS   ?=
 
 BIN   := .venv/bin
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
-CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PIP_INSTALL := -m pip --disable-pip-version-check --no-input install --quiet --progress-bar off
 CHECKED := actors common deploy learner reward_servers worlds benchmarks tests
 
@@ -67,6 +66,6 @@ define new_venv
 	  $(1)/bin/python $(PIP_INSTALL) '$(TORCH)'; \
 	else \
 	  echo "drover: installing $(TORCH) for CPU"; \
-	  $(1)/bin/python $(PIP_INSTALL) '$(TORCH)' --no-deps --retries 1 --extra-index-url $(CPU_TORCH_INDEX); \
+	  $(1)/bin/python $(PIP_INSTALL) '$(TORCH)' --no-deps --retries 1; \
 	fi
 endef

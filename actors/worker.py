@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from actors.sampler import Recording, Trajectory, sample
 from common import metrics, seeds, tensors
@@ -153,7 +155,9 @@ class Actor:
             device=self.device,
         )
 
-    def _publish(self, item: WorkItem, attempt: int, trajectory: Trajectory, media: object, sampling_s: float) -> None:
+    def _publish(
+        self, item: WorkItem, attempt: int, trajectory: Trajectory, media: np.ndarray, sampling_s: float
+    ) -> None:
         stem = f"{item.epoch}.{item.purpose}.{item.group}.{attempt}.{self.name}"
         refs = self._store(f"{stem}/media", {"media": media})
         x0 = self._store(f"{stem}/x0", {"x0": trajectory.x0})["x0"] if self.keep_x0 else None
@@ -178,7 +182,7 @@ class Actor:
             )
         )
 
-    def _store(self, blob: str, parts: dict[str, object]) -> dict[str, TensorRef]:
+    def _store(self, blob: str, parts: dict[str, Tensor | np.ndarray]) -> dict[str, TensorRef]:
         data, refs = tensors.pack(blob, parts)
         self.wiring.blobs.put(blob, data)
         self.wiring.meter.add(metrics.BLOB_WRITTEN_BYTES, sum(ref.nbytes for ref in refs.values()), role="actor")

@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 """Seconds from an arbitrary origin, never going back."""
 
 OTHER = "other"
-PARTS = ("compute", "wait_reward", "wait_data", "data", "weights", "back_pressure")
+PARTS = ("compute", "wait_reward", "wait_data", "data", "weights", "back_pressure", "checkpoint")
 
 LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
     "role": frozenset({"actor", "reward", "learner"}),

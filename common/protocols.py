@@ -46,8 +46,11 @@ Conditioning = Mapping[str, "Tensor"]
 class Policy(Protocol):
     """A denoiser with its conditioning and its decoder. No loop, no loss."""
 
-    schedule: Schedule
-    latent_shape: tuple[int, ...]
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
 
     @property
     def trainable(self) -> nn.Module:

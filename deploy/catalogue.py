@@ -29,7 +29,11 @@ def find(name: str) -> Recipe:
     known = recipes()
     if name not in known:
         close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}; your own: path/to/file.py:function"
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"there are {', '.join(known)}; your own: path/to/file.py:function"
+        )
         raise ConfigError(f"there is no recipe {name!r}; {hint}")
     return known[name]
 

@@ -22,8 +22,8 @@ drover: fine-tune diffusion models with reinforcement learning, on a laptop or a
   drover recipes                      what can be trained
   drover train RECIPE [--option ...]  train; RECIPE is a name from that list or a file.py:function of yours
   drover train RECIPE --help          the recipe's parameters, with their defaults
-  drover sample MODEL PROMPT ...      pictures from a pipeline folder
-  drover status [RUN]                 how runs stand or ended
+  drover sample --model M --prompts P pictures from a pipeline folder or a run
+  drover status [--run NAME]          how runs stand or ended
 
 Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
 and the fine-tuned model."""
@@ -51,7 +51,10 @@ def main() -> None:
     """Entry point. Errors that a user can act on are one line; exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
     arguments = sys.argv[1:]
     commands: dict[str, Callable[[list[str]], int]] = {
-        "recipes": _recipes, "train": _train, "sample": _sample, "status": _status
+        "recipes": _recipes,
+        "train": _train,
+        "sample": _sample,
+        "status": _status,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -128,7 +131,9 @@ def run(config: RunConfig, options: RunOptions) -> int:
     view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
     with view:
         watcher = _train_in_place(config, folder, view, stopping, options, name)
-    summary = watcher.conclude({"command_s": round(time.monotonic() - started, 2), "run": name, "recipe": config.recipe})
+    summary = watcher.conclude(
+        {"command_s": round(time.monotonic() - started, 2), "run": name, "recipe": config.recipe}
+    )
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
@@ -191,36 +196,12 @@ def _say(summary: dict[str, Any], folder: Path) -> None:
         print(f"stopped early; go on with: drover train {summary['recipe']} --run-name {summary['run']} --resume")
 
 
-@dataclass(frozen=True)
-class SampleOptions:
-    """Draw pictures from a diffusers pipeline folder with the kernel that training uses."""
-
-    model: str
-    """Pipeline folder or hub id; a run folder means its fine-tuned pipeline."""
-    prompts: tuple[str, ...]
-    """What to draw."""
-    out: Path = Path("samples.png")
-    """The PNG to write."""
-    count: int = 4
-    """Pictures of each prompt."""
-    steps: int = 20
-    """Denoising steps."""
-    eta: float = 0.0
-    """0 deterministic, 1 as in training."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale; 1 for none."""
-    seed: int = 0
-
-
 def _sample(arguments: list[str]) -> int:
     import tyro
 
-    from deploy.sampling import draw
+    from deploy.sampling import SampleOptions, draw
 
-    options = tyro.cli(tyro.conf.configure(tyro.conf.Positional)(SampleOptions) if False else SampleOptions,
-                       prog="drover sample", args=arguments)
-    draw(options)
-    print(options.out)
+    print(draw(tyro.cli(SampleOptions, prog="drover sample", args=arguments)))
     return 0
 
 

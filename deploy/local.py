@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from common.protocols import Meter
 from common.tensors import DTYPES
@@ -46,7 +47,8 @@ def train(config: RunConfig, folder: RunFolder, view: Progress, meter: Meter, st
         if stopping() and not asked:
             asked = True
             control.put(Report(kind="stop", at_s=0.0, version=-1, scalars={}))
-        if not any([server.run_once(0.0) for server in servers]):
+        scored = [server.run_once(0.0) for server in servers]
+        if not any(scored):
             actor.run_once(0.0)
         watcher.poll(0.0)
 
@@ -61,7 +63,7 @@ def train(config: RunConfig, folder: RunFolder, view: Progress, meter: Meter, st
 @contextmanager
 def process_group(folder: Path) -> Iterator[None]:
     """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

@@ -207,27 +207,36 @@ class SamplePair:
 
 def samples_png(pair: SamplePair) -> bytes:
     """A row per prompt: its text, the samples before, the same seeds after. Pixels are repeated or skipped only."""
-    num_prompts, num_seeds = pair.before.shape[:2]
-    before, after = _resized(pair.before), _resized(pair.after)
-    height, width = before.shape[2:4]
-    scored = pair.scores_before is not None or pair.scores_after is not None
+    return _blocks_png(
+        [("before", pair.before, pair.scores_before), ("after", pair.after, pair.scores_after)], pair.prompts
+    )
+
+
+def grid_png(images: np.ndarray, prompts: Sequence[str]) -> bytes:
+    """A row per prompt of images [P, S, H, W, 3] uint8, the prompt's text at the left."""
+    return _blocks_png([("", images, None)], prompts)
+
+
+def _blocks_png(blocks: Sequence[tuple[str, np.ndarray, np.ndarray | None]], prompts: Sequence[str]) -> bytes:
+    """Blocks (title, images [P, S, H, W, 3], scores [P, S] or None) side by side, all with the same prompts."""
+    num_prompts, num_seeds = blocks[0][1].shape[:2]
+    resized = [_resized(images) for _, images, _ in blocks]
+    height, width = resized[0].shape[2:4]
+    scored = any(scores is not None for _, _, scores in blocks)
     pitch_y = height + GAP_PX + (SCORE_PX if scored else 0)
     block = num_seeds * (width + GAP_PX) - GAP_PX
     total_h = TITLE_PX + num_prompts * pitch_y + GAP_PX
-    figure = _figure(LABEL_PX + 2 * block + BLOCK_GAP_PX + GAP_PX, total_h)
-    blocks = (
-        ("before", LABEL_PX, before, pair.scores_before),
-        ("after", LABEL_PX + block + BLOCK_GAP_PX, after, pair.scores_after),
-    )
-    for title, left, images, scores in blocks:
+    figure = _figure(LABEL_PX + len(blocks) * (block + BLOCK_GAP_PX) - BLOCK_GAP_PX + GAP_PX, total_h)
+    for number, (title, _, scores) in enumerate(blocks):
+        left = LABEL_PX + number * (block + BLOCK_GAP_PX)
         _text(figure, left + block / 2, TITLE_PX / 2, title, size=15, weight="bold")
         for row, column in np.ndindex(num_prompts, num_seeds):
             x, y = left + column * (width + GAP_PX), TITLE_PX + row * pitch_y
             # figimage places pixels as they are and counts from the bottom.
-            figure.figimage(images[row, column], xo=x, yo=total_h - y - height, origin="upper")
+            figure.figimage(resized[number][row, column], xo=x, yo=total_h - y - height, origin="upper")
             if scores is not None:
                 _text(figure, x + width / 2, y + height + SCORE_PX / 2, f"{scores[row, column]:#.3g}", size=10)
-    for row, prompt in enumerate(pair.prompts):
+    for row, prompt in enumerate(prompts):
         wrapped = textwrap.wrap(prompt, 29, max_lines=max(1, height // 20), placeholder=" …")
         _text(figure, 12, TITLE_PX + row * pitch_y + height / 2, "\n".join(wrapped), size=11, align="left")
     return _png(figure)

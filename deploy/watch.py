@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from deploy.progress import Progress
 from deploy.results import RunFolder
 
 MOMENTS = ("before", "after")
+SHOWN = 12  # prompts on the page of pictures; the .npz files beside it hold all
 
 
 class Watcher:
@@ -23,6 +25,8 @@ class Watcher:
 
     def __init__(self, reports: Stream, blobs: BlobStore, folder: RunFolder, view: Progress) -> None:
         self._reports, self._blobs, self._folder, self._view = reports, blobs, folder, view
+        former = folder.reports()
+        self._started = time.monotonic() - (former[-1].at_s if former else 0.0)
         self.extra: dict[str, float] = {}  # what only the driver knows, added to every update
         self.ended: str | None = None
 
@@ -34,7 +38,8 @@ class Watcher:
             self._reports.ack(delivery)
 
     def tell(self, report: Report) -> None:
-        """One report, of the learner's or of our own."""
+        """One report, of the learner's or of our own, put on the run's one clock: seconds since the command, all lives."""
+        report = replace(report, at_s=time.monotonic() - self._started)
         if report.media:
             self._keep_pictures(report)
         if report.kind == "update":
@@ -54,7 +59,11 @@ class Watcher:
         if all(path.exists() for path in pictures.values()):
             before, after = (np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS)
             self._folder.draw_samples(
-                SamplePair(before=before["media"], after=after["media"], prompts=tuple(before["prompts"].tolist()))
+                SamplePair(
+                    before=before["media"][:SHOWN],
+                    after=after["media"][:SHOWN],
+                    prompts=before["prompts"][:SHOWN].tolist(),
+                )
             )
         return summary
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from common import tensors
 from common.errors import WrongRecipe
 from common.policies import conditioning
-from common.protocols import BlobStore, Kernel, Policy
+from common.protocols import BlobStore, Conditioning, Kernel, Policy
 from common.types import RolloutGroup, Transitions
 from learner.examples import Credit, StepBatch
 from learner.ranks import Iteration
@@ -86,7 +87,11 @@ class Fetcher:
             raise WrongRecipe(f"an actor stepped through times {theirs}, this learner's kernel through {mine}")
 
     def _batch(
-        self, iteration: Iteration, loaded: dict[int, _Loaded], cond: object, terms: Sequence[tuple[int, int, int]]
+        self,
+        iteration: Iteration,
+        loaded: dict[int, _Loaded],
+        cond: Conditioning,
+        terms: Sequence[tuple[int, int, int]],
     ) -> StepBatch:
         moves = [(loaded[g], row - loaded[g].first, k, _transitions(iteration.groups[g])) for g, row, k in terms]
         weights = [float(iteration.credits[g].weights[row]) for g, row, _ in terms]
@@ -124,7 +129,7 @@ def _by_group(rows: Sequence[Row]) -> dict[int, list[int]]:
 def _split(items: Sequence[Row], parts: int) -> list[Sequence[Row]]:
     """Contiguous parts whose lengths differ by at most one."""
     ends = [len(items) * i // parts for i in range(parts + 1)]
-    return [items[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [items[a:b] for a, b in pairwise(ends)]
 
 
 def _transitions(group: RolloutGroup) -> Transitions:

@@ -84,7 +84,9 @@ class Checkpoints:
         return state
 
     def _whole(self) -> list[Path]:
-        return sorted(p for p in self._folder.glob("update-*") if p.suffix != ".partial" and (p / "state.json").exists())
+        return sorted(
+            p for p in self._folder.glob("update-*") if p.suffix != ".partial" and (p / "state.json").exists()
+        )
 
 
 def _shard_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -147,7 +149,9 @@ def _like(parameter: Tensor, whole: Tensor) -> Tensor:
 @torch.no_grad()
 def _fill(parameter: Tensor, whole: Tensor) -> None:
     if tuple(whole.shape) != tuple(parameter.shape):
-        raise CheckpointError(f"a tensor of shape {tuple(whole.shape)} was saved where the model has {tuple(parameter.shape)}")
+        raise CheckpointError(
+            f"a tensor of shape {tuple(whole.shape)} was saved where the model has {tuple(parameter.shape)}"
+        )
     fsdp.local(parameter).copy_(fsdp.local(_like(parameter, whole)))
 
 

@@ -56,7 +56,9 @@ class Evaluated:
 class Evaluation:
     """Issues one evaluation at a time and collects it, while training goes on or does not."""
 
-    def __init__(self, spec: EvaluationSpec, work: Stream, assembler: Assembler, *, epoch: int, seed: int, fingerprint: str) -> None:
+    def __init__(
+        self, spec: EvaluationSpec, work: Stream, assembler: Assembler, *, epoch: int, seed: int, fingerprint: str
+    ) -> None:
         self._spec, self._work, self._assembler = spec, work, assembler
         self._epoch, self._seed, self._fingerprint = epoch, seed, fingerprint
         self._issued = 0  # orders ever issued; each evaluation repeats the same seeds under new numbers

@@ -48,7 +48,9 @@ class Order:
 class Feeder:
     """Numbers the groups. ``next_group`` is all the state there is."""
 
-    def __init__(self, order: Order, work: Stream, slots: Slots, ledger: Ledger, *, epoch: int, next_group: int) -> None:
+    def __init__(
+        self, order: Order, work: Stream, slots: Slots, ledger: Ledger, *, epoch: int, next_group: int
+    ) -> None:
         self._order, self._work, self._slots, self._ledger = order, work, slots, ledger
         self._epoch, self.next_group = epoch, next_group
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import DroverError
@@ -49,11 +49,19 @@ class Intake:
 
         ``stall_s`` without any arrival is an error, so that a dead pool never means an endless wait.
         """
-        self.feeder, self.assembler, self.evaluation, self.slots, self.ledger = feeder, assembler, evaluation, slots, ledger
+        self.feeder, self.assembler, self.evaluation, self.slots, self.ledger = (
+            feeder,
+            assembler,
+            evaluation,
+            slots,
+            ledger,
+        )
         self._max_lag, self._account, self._wait, self._stall_s = max_lag, account, wait, stall_s
         self._queue: list[int] = []  # issued training groups in issue order
 
-    def collect(self, count: int, *, total: int, version: int, stopping: Callable[[], bool]) -> list[MeasuredGroup] | None:
+    def collect(
+        self, count: int, *, total: int, version: int, stopping: Callable[[], bool]
+    ) -> list[MeasuredGroup] | None:
         """The next ``count`` groups in issue order; None when told to stop. ``total``: successful groups the run needs."""
         quiet_since = time.monotonic()
         while True:
@@ -138,18 +146,3 @@ class Intake:
         if failed >= 2 * self.slots.capacity and failed == self.ledger.endings.total():
             reason = self.ledger.reasons.most_common(1)[0][0]
             raise DroverError(f"all of the first {failed} groups failed; most often: {reason}")
-
-
-def rewards_by_name(groups: Sequence[MeasuredGroup]) -> dict[str, float]:
-    """``reward/NAME/mean|std|valid_share`` over an iteration's samples."""
-    import numpy as np
-
-    scalars = {}
-    for name in groups[0].measurements if groups else ():
-        values = np.concatenate([group.values(name) for group in groups])
-        valid = np.concatenate([group.valid(name) for group in groups])
-        scalars[f"reward/{name}/valid_share"] = float(valid.mean())
-        if valid.any():
-            scalars[f"reward/{name}/mean"] = float(values[valid].mean())
-            scalars[f"reward/{name}/std"] = float(values[valid].std())
-    return scalars

@@ -14,7 +14,7 @@ from learner.examples import Credit, MeasuredGroup, StepBatch
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A sum over the micro-batch, and sums of what is worth watching; every one is divided by the global count later."""
+    """A sum over the micro-batch, and sums of what is worth watching; all are divided by the global count later."""
 
     total: Tensor  # scalar
     watched: Mapping[str, Tensor]  # name -> scalar, detached

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -53,9 +53,9 @@ class Stepper:
         )
         self.steps = 0
 
-    def step(self, batches: Iterable[tuple[StepBatch, bool]], *, num_batches: int, count: int) -> StepStats:
-        """Descend on the mean over ``count`` terms, all ranks together. Raises `TrainingDiverged` and changes nothing."""
-        sums: Counter[str] = Counter()
+    def step(self, batches: Iterable[tuple[StepBatch, bool]], *, num_batches: int, count: float) -> StepStats:
+        """Descend on the mean over ``count`` terms, all ranks together. Raises `TrainingDiverged`, changing nothing."""
+        sums: defaultdict[str, float] = defaultdict(float)
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, counts) in enumerate(batches, start=1):
             fsdp.sync_gradients(self._policy.trainable, on=number == num_batches)
@@ -68,7 +68,7 @@ class Stepper:
                     sums[name] += value.item()
         return self._apply(sums)
 
-    def _apply(self, sums: Counter[str]) -> StepStats:
+    def _apply(self, sums: defaultdict[str, float]) -> StepStats:
         names = sorted(sums.keys() | {"loss", "terms", "ratio", "clip_fraction", "approx_kl"})
         total = dict(zip(names, ranks.all_sum([float(sums[name]) for name in names]), strict=True))
         norm = fsdp.full(torch.nn.utils.clip_grad_norm_(self._parameters, self._spec.grad_clip)).item()

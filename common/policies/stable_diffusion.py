@@ -86,8 +86,6 @@ class StableDiffusion:
     def device(self) -> torch.device:
         return next(self.trainable.parameters()).device
 
-    # The cache outlives the sampling that fills it, and training cannot use tensors made in inference mode.
-    @torch.inference_mode(False)
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """{"text": [B, L, D]}, the last hidden state. Prompts are cut at the tokenizer's length, as in diffusers."""
         return {"text": self._text(prompts)}

@@ -60,6 +60,7 @@ class MemoryBroker:
         self.keys = Keys(run)
         self._topics: dict[str, _Topic] = {}
         self._lock = Lock()
+        self._blob_lifetime_s = blob_lifetime_s
         self._blobs = MemoryBlobs(blob_lifetime_s)
         self._dead: deque[DeadLetter] = deque(maxlen=MAX_DEAD)
         self._streams: weakref.WeakSet[MemoryStream] = weakref.WeakSet()
@@ -88,6 +89,10 @@ class MemoryBroker:
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         return list(islice(reversed(self._dead), limit))
+
+    def forget(self) -> None:
+        self._topics.clear()
+        self._blobs = MemoryBlobs(self._blob_lifetime_s)
 
     def close(self) -> None:
         for stream in list(self._streams):

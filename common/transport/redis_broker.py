@@ -66,7 +66,9 @@ class RedisBroker:
 
     def forget(self) -> None:
         """Delete every key of the run. Only for whoever started it, when it is over."""
-        self.link.call(lambda client: [client.unlink(key) for key in client.scan_iter(f"{self.keys.prefix}*", count=1000)])
+        self.link.call(
+            lambda client: [client.unlink(key) for key in client.scan_iter(f"{self.keys.prefix}*", count=1000)]
+        )
 
     def close(self) -> None:
         self._heartbeat.stop()

@@ -97,5 +97,5 @@ def _tensor(span: np.ndarray) -> Tensor:
     """A read-only view as a tensor; the copy out of it is the only use, so torch's warning about writing is moot."""
     span = span.view()
     if not span.flags.writeable:
-        return torch.frombuffer(memoryview(span), dtype=torch.uint8) if span.size else torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(span.data, dtype=torch.uint8) if span.size else torch.empty(0, dtype=torch.uint8)
     return torch.from_numpy(span)

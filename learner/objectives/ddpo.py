@@ -1,7 +1,7 @@
 """DDPO: denoising as a decision process, each step a Gaussian action, trained with a clipped policy gradient.
 
 Source: "Training Diffusion Models with Reinforcement Learning", arXiv 2305.13301 (DDPO-IS). ``normalise="group"`` takes
-the advantage within the samples of one prompt, ``"batch"`` over all samples of the iteration (arXiv 2401.12244, eq. 10).
+the advantage among the samples of one prompt, ``"batch"`` among all of the iteration (arXiv 2401.12244, eq. 10).
 """
 
 from __future__ import annotations

@@ -54,7 +54,10 @@ def test_a_row_is_predicted_alike_alone_and_in_a_batch(tiny):
         assert (together[i] - alone[0]).abs().max().item() < 1e-5
 
 
-def test_only_the_unet_learns_and_dropout_is_off(tiny):
+def test_only_the_unet_learns_and_dropout_is_off(tiny_folder):
+    pipeline = plain(tiny_folder)
+    pipeline.unet.train()
+    tiny = StableDiffusion(pipeline)
     unet = tiny.trainable
     assert all(weight.requires_grad for weight in unet.parameters())
     frozen = [*tiny.pipeline.vae.parameters(), *tiny.pipeline.text_encoder.parameters()]

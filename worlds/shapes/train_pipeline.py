@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PICTURES = 50_000
 DATA_SEED = 20261121
-SHARES = {"vae": 0.18, "text": 0.10, "unet": 0.72}
+SHARES = {"vae": 0.18, "text": 0.20, "unet": 0.62}
 LEARNING_RATES = {"vae": 2e-3, "text": 2e-3, "unet": 1.2e-3}
 BATCHES = {"vae": 32, "text": 128, "unet": 64}
 KL_WEIGHT = 1e-4  # per latent number

@@ -1,0 +1,171 @@
+"""Where the run stands, and how rank 0 tells it: reports for people, metrics for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common import metrics
+from common.metrics import Account
+from common.protocols import Meter
+from common.types import Ending, Report
+from learner.evaluation import Evaluated
+from learner.examples import MeasuredGroup
+from learner.intake import Intake, LearnerStreams
+from learner.step import StepStats
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a checkpoint holds besides tensors. ``former_s``: learner seconds of the lives before this one."""
+
+    update: int = 0
+    version: int = 0
+    samples: int = 0
+    max_lag_seen: int = 0
+    former_s: float = 0.0
+    blind: int = 0  # iterations in a row without a valid reward
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def at_s(self) -> float:
+        """Learner seconds so far, over all its lives."""
+        return self.former_s + time.monotonic() - self.started
+
+    def saved(self) -> dict[str, Any]:
+        """For JSON."""
+        counts = {"update": self.update, "version": self.version, "samples": self.samples}
+        return counts | {"max_lag_seen": self.max_lag_seen, "former_s": self.at_s}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> Progress:
+        """The inverse of `saved`; the clock of the new life starts now."""
+        return cls(**saved)
+
+
+class Reporter:
+    """Rank 0's voice."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        streams: LearnerStreams,
+        meter: Meter,
+        account: Account,
+        *,
+        updates_total: int,
+        max_lag: int,
+    ) -> None:
+        self._intake, self._streams, self._meter, self._account = intake, streams, meter, account
+        self._updates_total, self._max_lag = updates_total, max_lag
+        self._moment = ""
+        self._told: dict[str, int] = {}  # the ledger as the counters have it
+
+    def evaluate(self, moment: str) -> None:
+        """Start the held-out evaluation; `evaluation` reports it once it is there."""
+        self._moment = moment
+        self._intake.evaluation.issue()
+
+    def evaluation(self, progress: Progress) -> None:
+        """Report the running evaluation if it is complete."""
+        if self._intake.evaluation.running and self._intake.evaluation.done:
+            found = self._intake.evaluation.collect()
+            scalars = {**found.scalars(), "update": float(progress.update), "weights_version": float(found.version)}
+            self._send("eval", progress, scalars, self._moment, found)
+
+    def update(
+        self,
+        progress: Progress,
+        groups: Sequence[MeasuredGroup],
+        stats: Sequence[StepStats],
+        lags: Sequence[int],
+        times: Mapping[str, float],
+    ) -> None:
+        """Report one iteration."""
+        scalars = {
+            **rewards_by_name(groups),
+            **times,
+            "update": float(progress.update),
+            "updates_total": float(self._updates_total),
+            "samples": float(progress.samples),
+            "samples_per_s": progress.samples / max(progress.at_s, 1e-9),
+            "lag_max": float(max(lags)),
+            "lag_mean": sum(lags) / len(lags),
+            "max_lag": float(self._max_lag),
+        }
+        if stats:
+            first, last = stats[0], stats[-1]
+            scalars |= {f"{name}_first": first.watched[name] for name in ("ratio", "clip_fraction")}
+            scalars |= last.watched | {"loss": last.loss, "grad_norm": first.grad_norm}
+        self._meter.add(metrics.UPDATES)
+        self._set_gauges(scalars)
+        self._send("update", progress, scalars)
+
+    def end(self, progress: Progress, how: str) -> None:
+        """The last word: "finished" or "stopped"."""
+        scalars = {
+            "update": float(progress.update),
+            "samples": float(progress.samples),
+            "max_lag_seen": float(progress.max_lag_seen),
+        }
+        self._send("end", progress, scalars, how)
+
+    def _send(
+        self, kind: str, progress: Progress, scalars: dict[str, float], text: str = "", found: Evaluated | None = None
+    ) -> None:
+        ledger = self._intake.ledger.as_dict()
+        self._count(ledger)
+        scalars |= {f"ledger/{name}": float(count) for name, count in ledger.items()}
+        scalars |= {f"account/learner/{part}": seconds for part, seconds in self._account.seconds().items()}
+        for name, stream in (("rollouts", self._streams.rollouts), ("measurements", self._streams.measurements)):
+            backlog, age_s = stream.backlog()
+            scalars |= {f"queue/{name}/backlog": float(backlog), f"queue/{name}/age_s": age_s}
+            self._meter.set(metrics.QUEUE_BACKLOG, backlog, stream=name)
+            self._meter.set(metrics.QUEUE_AGE_S, age_s, stream=name)
+        self._streams.reports.put(
+            Report(
+                kind=kind,
+                at_s=progress.at_s,
+                version=progress.version,
+                scalars=scalars,
+                text=text,
+                prompts=() if found is None else found.prompts,
+                media=() if found is None else found.media,
+            )
+        )
+
+    def _count(self, ledger: Mapping[str, int]) -> None:
+        """Bring the counters up to the ledger."""
+        known = self._told
+        self._meter.add(metrics.GROUPS_ISSUED, max(0, ledger["issued"] - known.get("issued", 0)))
+        for ending in Ending:
+            self._meter.add(metrics.GROUPS_ENDED, max(0, ledger[ending] - known.get(ending, 0)), ending=ending.value)
+        self._meter.set(metrics.GROUPS_IN_FLIGHT, ledger["in_flight"])
+        self._told = dict(ledger)
+
+    def _set_gauges(self, scalars: Mapping[str, float]) -> None:
+        gauges = {"lag_max": metrics.LAG, "ratio_first": metrics.RATIO_FIRST, "clip_fraction": metrics.CLIP_FRACTION}
+        gauges |= {"grad_norm": metrics.GRAD_NORM, "loss": metrics.LOSS}
+        for name, metric in gauges.items():
+            if name in scalars:
+                self._meter.set(metric, scalars[name])
+        for name, value in scalars.items():
+            if name.startswith("reward/") and name.endswith("/mean"):
+                self._meter.set(metrics.REWARD_MEAN, value, reward=name.split("/")[1])
+
+
+def rewards_by_name(groups: Sequence[MeasuredGroup]) -> dict[str, float]:
+    """``reward/NAME/mean|std|valid_share`` over an iteration's samples."""
+    scalars = {}
+    for name in groups[0].measurements if groups else ():
+        values = np.concatenate([group.values(name) for group in groups])
+        valid = np.concatenate([group.valid(name) for group in groups])
+        scalars[f"reward/{name}/valid_share"] = float(valid.mean())
+        if valid.any():
+            scalars[f"reward/{name}/mean"] = float(values[valid].mean())
+            scalars[f"reward/{name}/std"] = float(values[valid].std())
+    return scalars
