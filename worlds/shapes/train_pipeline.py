@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 PICTURES = 50_000
 DATA_SEED = 20261121
-SHARES = {"vae": 0.18, "text": 0.20, "unet": 0.62}
-LEARNING_RATES = {"vae": 2e-3, "text": 2e-3, "unet": 1.2e-3}
+SHARES = {"vae": 0.21, "text": 0.12, "unet": 0.67}
+LEARNING_RATES = {"vae": 2e-3, "text": 1.5e-3, "unet": 1.2e-3}
 BATCHES = {"vae": 32, "text": 128, "unet": 64}
 KL_WEIGHT = 1e-4  # per latent number
 CAPTION_DROPOUT = 0.1
 SNR_CAP = 5.0
 
-MAP_SIZE = 16
+MAP_SIZE = 8
 _GARMENTS = tuple(renderer.PALETTE)
 LABELS = 1 + len(prompts.KINDS) + len(renderer.SKIN) + len(_GARMENTS)
 
 
 @dataclass(frozen=True)
 class Data:
-    """pictures uint8 [N, 3, 32, 32]; label maps uint8 [N, 256]; captions as indices [N] into texts.
+    """pictures uint8 [N, 3, 32, 32]; labels uint8 [N, 16, 16]; captions as indices [N] into texts.
 
     `texts[0]` is the empty caption.
     """
@@ -74,7 +74,7 @@ class PaintingHead(torch.nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--minutes", type=float, default=50.0, help="training time of all stages")
+    parser.add_argument("--minutes", type=float, default=42.0, help="training time of all stages")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -115,11 +115,27 @@ def make_data(pictures: int) -> Data:
 
 
 def label_map(scene: Scene | Portrait) -> np.ndarray:
-    """uint8 [256]: what stands in each cell of a 16x16 grid; 0 is background."""
-    labels = np.zeros((MAP_SIZE, MAP_SIZE), np.uint8)
+    """uint8 [16, 16]: what stands at every second pixel of a picture; 0 is background."""
+    labels = np.zeros((2 * MAP_SIZE, 2 * MAP_SIZE), np.uint8)
     for (coverage, _), label in zip(renderer.layers(scene), _layer_labels(scene), strict=True):
         labels[coverage[1::2, 1::2] > 0.5] = label
-    return labels.reshape(-1)
+    return labels
+
+
+def label_shares(data: Data) -> torch.Tensor:
+    """[texts, P, LABELS] how often each label stands in each cell, over the pictures of a caption.
+
+    The empty caption stands for all pictures.
+    """
+    axis = torch.arange(2 * MAP_SIZE) // 2
+    cells = axis[:, None] * MAP_SIZE + axis
+    counts = torch.zeros(len(data.texts) * MAP_SIZE**2 * LABELS)
+    for labels, captions in zip(data.labels.split(2000), data.captions.split(2000), strict=True):
+        places = (captions[:, None, None] * MAP_SIZE**2 + cells) * LABELS + labels
+        counts.index_add_(0, places.flatten(), torch.ones(places.numel()))
+    counts = counts.view(len(data.texts), MAP_SIZE**2, LABELS)
+    counts[0] = counts.sum(0)
+    return counts / counts.sum(-1, keepdim=True)
 
 
 def train_vae(data: Data, budget: Budget, checkpoint: Path) -> AutoencoderKL:
@@ -159,12 +175,14 @@ def train_text(data: Data, tokenizer: CLIPTokenizer, budget: Budget, checkpoint:
     head = PaintingHead(architecture.TEXT_WIDTH)
     modules = torch.nn.ModuleList([encoder, head])
     tokens = tokenize(tokenizer, data.texts)
+    # A caption's pictures as one soft target: single pictures, 3 of 10 with the wrong relation,
+    # bury the word order in noise, and minutes of training leave left and right at chance.
+    shares = label_shares(data)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        chosen = torch.randint(len(data.labels), (BATCHES["text"],), generator=generator)
-        captions = drop_captions(data.captions[chosen], generator)
-        logits = head(encoder(tokens[captions])[0])
-        return F.cross_entropy(logits.flatten(0, 1), data.labels[chosen].flatten().long())
+        chosen = torch.randint(len(tokens), (BATCHES["text"],), generator=generator)
+        logits = head(encoder(tokens[chosen])[0])
+        return F.cross_entropy(logits.flatten(0, 1), shares[chosen].flatten(0, 1))
 
     average: torch.nn.ModuleList = fit(modules, loss, budget, checkpoint)
     return average[0].eval()
