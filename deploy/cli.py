@@ -101,12 +101,12 @@ def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunCo
 
     own = inspect.signature(recipe).parameters
 
-    def train(*, options: Any, **parameters: Any) -> tuple[RunConfig, RunOptions]:
-        return recipe(**parameters), options
+    def train(*, run: Any, **parameters: Any) -> tuple[RunConfig, RunOptions]:
+        return recipe(**parameters), run
 
     train.__doc__ = inspect.getdoc(recipe)
     hints = inspect.get_annotations(recipe, eval_str=True)
-    option = inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
+    option = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
     signature = inspect.Signature([*(p.replace(annotation=hints[name]) for name, p in own.items()), option])
     train.__signature__ = signature  # type: ignore[attr-defined]
     train.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}

@@ -164,10 +164,11 @@ class Learner:
             self._publish()
         published = time.monotonic()
         if self._reporter is not None:
-            self._settle(iteration)
-            times = {"learn_s": learned - started, "weights_sync_s": published - learned}
-            self._reporter.update(self.progress, self._gathered, stats, lags, times)
-            self._reporter.evaluation(self.progress)
+            with self._wiring.account.part("data"):
+                self._settle(iteration)
+                times = {"learn_s": learned - started, "weights_sync_s": published - learned}
+                self._reporter.update(self.progress, self._gathered, stats, lags, times)
+                self._reporter.evaluation(self.progress)
         if self.progress.update % self._spec.checkpoint_every == 0:
             self._checkpoint()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from learner.evaluation import Evaluated
 from learner.examples import MeasuredGroup
 from learner.intake import Intake, LearnerStreams
 from learner.step import StepStats
+
+PACE_UPDATES = 10
 
 
 @dataclass(slots=True)
@@ -64,6 +67,7 @@ class Reporter:
         self._updates_total, self._max_lag = updates_total, max_lag
         self._moment = ""
         self._told: dict[str, int] = {}  # the ledger as the counters have it
+        self._paces: deque[tuple[float, int]] = deque(maxlen=PACE_UPDATES)  # (at_s, samples) of the last updates
 
     def evaluate(self, moment: str) -> None:
         """Start the held-out evaluation; `evaluation` reports it once it is there."""
@@ -92,7 +96,7 @@ class Reporter:
             "update": float(progress.update),
             "updates_total": float(self._updates_total),
             "samples": float(progress.samples),
-            "samples_per_s": progress.samples / max(progress.at_s, 1e-9),
+            "samples_per_s": self._pace(progress),
             "lag_max": float(max(lags)),
             "lag_mean": sum(lags) / len(lags),
             "max_lag": float(self._max_lag),
@@ -146,6 +150,12 @@ class Reporter:
             self._meter.add(metrics.GROUPS_ENDED, max(0, ledger[ending] - known.get(ending, 0)), ending=ending.value)
         self._meter.set(metrics.GROUPS_IN_FLIGHT, ledger["in_flight"])
         self._told = dict(ledger)
+
+    def _pace(self, progress: Progress) -> float:
+        """Samples per second over the last updates; since the start where there is only one."""
+        since_s, samples = self._paces[0] if self._paces else (progress.former_s, 0)
+        self._paces.append((progress.at_s, progress.samples))
+        return (progress.samples - samples) / max(progress.at_s - since_s, 1e-9)
 
     def _set_gauges(self, scalars: Mapping[str, float]) -> None:
         gauges = {"lag_max": metrics.LAG, "ratio_first": metrics.RATIO_FIRST, "clip_fraction": metrics.CLIP_FRACTION}
