@@ -7,12 +7,14 @@ torch.distributed; the driver sees reports and held-out pictures, never a traini
 from __future__ import annotations
 
 import os
+import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import ceil
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DroverError
 from common.transport import keys
 from common.types import Report
 from common.weights.object_store import start_directory
@@ -33,7 +35,8 @@ LOOK_S = 2.0  # how often the driver looks at its workers
 def train(config: RunConfig, folder: RunFolder, view: Progress, stopping: Callable[[], bool], *, run: str) -> Watcher:
     """Run the service to the end, or until ``stopping``. What was started is stopped, however it ends."""
     with ExitStack() as stack:  # left in reverse order
-        connection = Connection(run, stack.enter_context(redis_url()))
+        # Folders of the same name may be run at once, on one Redis and one Ray: the token keeps them apart.
+        connection = Connection(f"{run}.{secrets.token_hex(4)}", stack.enter_context(redis_url()))
         broker = connection.open()
         stack.callback(broker.close)
         stack.callback(broker.forget)
@@ -72,6 +75,8 @@ def _drive(
     targets: dict[str, str] = {}
     while learner.running:
         watcher.poll(0.3)
+        if watcher.failure is not None:
+            raise DroverError(watcher.failure)
         if stopping() and not asked:
             asked = True
             stop()
@@ -79,9 +84,11 @@ def _drive(
             looked = time.monotonic()
             pools.look()
             watcher.extra = pools.scalars()
-            if targets != pools.targets():
-                targets = pools.targets()
+            if targets != pools.targets() | watcher.joined:
+                targets = pools.targets() | watcher.joined
                 folder.note_metrics(targets)
+        if watcher.failure:
+            raise DroverError(f"the learner failed: {watcher.failure}")
     watcher.poll(0.0)
     if learner.failure is not None:
         raise learner.failure
@@ -94,6 +101,7 @@ def _ray(config: RunConfig, wanted: list[Place]) -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     import ray
 
+    asks_to_stop = signal.getsignal(signal.SIGTERM)
     pools = config.pools
     cpus = ceil(pools.learner_ranks * pools.learner_threads + sum(place.cpus for place in wanted))
     if RAY_ADDRESS in os.environ:
@@ -109,6 +117,7 @@ def _ray(config: RunConfig, wanted: list[Place]) -> Iterator[None]:
             log_to_driver=False,
             logging_level="error",
         )
+    signal.signal(signal.SIGTERM, asks_to_stop)  # Ray's own, which it sets above, exits without a checkpoint
     try:
         yield
     finally:

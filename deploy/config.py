@@ -42,7 +42,8 @@ class RunConfig:
 
     An iteration samples ``groups`` groups of ``samples`` samples, one prompt each, and learns from them in ``updates``
     optimiser steps. ``max_lag`` is how many versions old the weights that sampled a group may be when it is trained;
-    0 is strictly on-policy. ``storage`` is the dtype of recorded states, ``weights`` of published parameters.
+    0 is strictly on-policy. ``storage`` is the dtype of recorded states, ``weights`` of published parameters. What a dead
+    worker held goes to another after ``lease_s``; nothing arriving for ``stall_s`` ends the run with an error.
     """
 
     recipe: str
@@ -66,6 +67,7 @@ class RunConfig:
     checkpoint_every: int = 20
     seed: int = 0
     stall_s: float = 300.0
+    lease_s: float = 30.0
 
     def __post_init__(self) -> None:
         names = [reward.name for reward in self.rewards]
@@ -85,8 +87,9 @@ class RunConfig:
             raise ConfigError(f"samples must be at least 1, got {self.samples}")
         if self.objective.normalise == "group" and self.samples < 2:
             raise ConfigError("advantages within a group need at least 2 samples of each prompt; raise --samples")
-        if not (math.isfinite(self.stall_s) and self.stall_s > 0):
-            raise ConfigError(f"stall_s must be a positive number of seconds, got {self.stall_s}")
+        for name in ("stall_s", "lease_s"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} must be a positive number of seconds, got {getattr(self, name)}")
         self.learner_spec()  # checks the counts
 
     @property

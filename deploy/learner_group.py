@@ -9,11 +9,13 @@ from typing import Any
 from common import log as logs
 from common.errors import DroverError
 from common.tensors import DTYPES
+from common.transport.broker import Broker
+from common.types import Report
 from common.weights.object_store import ObjectStorePublisher, find_directory
 from deploy.config import RunConfig
 from deploy.connection import Connection, serve_metrics
 from deploy.pools import cause
-from deploy.roles import build_learner, use_threads
+from deploy.roles import Streams, build_learner, use_threads
 
 RESTARTS = 3  # times a dead group is started again, from its newest checkpoint
 
@@ -78,6 +80,16 @@ def learn(given: dict[str, Any]) -> None:
         publisher = ObjectStorePublisher(find_directory(connection.directory), DTYPES[config.weights])
     device = f"cuda:{torch.cuda.current_device()}" if given["gpu"] else "cpu"
     broker = connection.open()
-    learner = build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device)
-    learner.run()
-    broker.close()
+    try:
+        build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device).run()
+    except DroverError as error:
+        # Said before it is raised: the driver ends the run at once, where Ray Train would try the same again.
+        _say_failure(config, broker, error)
+        raise
+    finally:
+        broker.close()
+
+
+def _say_failure(config: RunConfig, broker: Broker, error: DroverError) -> None:
+    report = Report(kind="failed", at_s=0.0, version=-1, scalars={}, text=str(error))
+    Streams(broker, config).open(broker.keys.reports).put(report)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.worker import Actor, ActorWiring
+from common.diffusion.kernels.density import require_density
 from common.metrics import Account
 from common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
 from common.tensors import DTYPES
@@ -42,7 +43,7 @@ class Streams:
     """The run's streams by name, each with all the groups that read it."""
 
     def __init__(self, broker: Broker, config: RunConfig) -> None:
-        self._broker = broker
+        self._broker, self._lease_s = broker, config.lease_s
         self._readers = {
             broker.keys.work: (keys.ACTORS,),
             broker.keys.rollouts: (keys.LEARNER, *(keys.reward_group(reward.name) for reward in config.rewards)),
@@ -53,7 +54,7 @@ class Streams:
 
     def open(self, key: str, group: str | None = None, consumer: str | None = None) -> Stream:
         """For taking as ``consumer`` of ``group``, or for putting alone."""
-        return self._broker.stream(key, group, consumer, groups=self._readers[key])
+        return self._broker.stream(key, group, consumer, groups=self._readers[key], lease_s=self._lease_s)
 
 
 def build_actor(
@@ -130,9 +131,9 @@ def build_learner(
         finish=finish,
         stopping=lambda: streams is not None and bool(streams.control.take(1, 0.0)),
     )
-    learner = Learner(
-        config.learner_spec(), config.model.build(device), config.kernel, config.objective, wiring, device=device
-    )
+    policy = config.model.build(device)
+    require_density(config.kernel, policy.schedule, range(config.record.first))
+    learner = Learner(config.learner_spec(), policy, config.kernel, config.objective, wiring, device=device)
     newest = checkpoints.newest()
     if newest is not None:
         learner.resume(newest)

@@ -21,7 +21,10 @@ SHOWN = 12  # prompts on the page of pictures; the .npz files beside it hold all
 
 
 class Watcher:
-    """Reads the reports stream. ``ended`` is the learner's last word: "finished", "stopped", or None so far."""
+    """Reads the reports stream. ``ended`` is the learner's last word: "finished", "stopped", or None so far.
+
+    ``failure`` is why the learner gave up, if it did.
+    """
 
     def __init__(self, reports: Stream, blobs: BlobStore, folder: RunFolder, view: Progress) -> None:
         self._reports, self._blobs, self._folder, self._view = reports, blobs, folder, view
@@ -29,6 +32,7 @@ class Watcher:
         self._started = time.monotonic() - (former[-1].at_s if former else 0.0)
         self.extra: dict[str, float] = {}  # what only the driver knows, added to every update
         self.ended: str | None = None
+        self.failure: str | None = None
 
     def poll(self, wait_s: float) -> None:
         """Show and keep what has come."""
@@ -48,6 +52,8 @@ class Watcher:
         self._view.update(report)
         if report.kind == "end":
             self.ended = report.text
+        if report.kind == "failed":
+            self.failure = report.text
 
     def conclude(self, facts: Mapping[str, object]) -> dict[str, object]:
         """Write summary.json and the pictures; returns the summary. ``facts`` are added to it."""

@@ -156,7 +156,7 @@ def _fill(parameter: Tensor, whole: Tensor) -> None:
 
 
 class _explained:
-    """Turns an OSError into a `CheckpointError` that says what to do."""
+    """Turns an error of the disk into a `CheckpointError` that says what to do."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -164,7 +164,10 @@ class _explained:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
+        from safetensors import SafetensorError  # how its writer reports a full disk
+
+        if isinstance(error, OSError | SafetensorError):
+            reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(
-                f"{self._what}: {error.strerror}; free space or fix permissions, then resume from the one before"
+                f"{self._what}: {reason}; free space or fix permissions, then resume from the one before"
             ) from error

@@ -65,14 +65,14 @@ class Intake:
         """The next ``count`` groups in issue order; None when told to stop. ``total``: successful groups the run needs."""
         quiet_since = time.monotonic()
         while True:
+            if stopping():
+                return None
             self._issue(total)
             self._weed(version)
             ready = [self.assembler.complete.get((Purpose.TRAIN, group)) for group in self._queue[:count]]
             found = [group for group in ready if group is not None]
             if len(found) == count:
                 return found
-            if stopping():
-                return None
             if self._advance():
                 quiet_since = time.monotonic()
             self._check_stall(quiet_since)

@@ -1,0 +1,88 @@
+"""Groups as the learner meets them: made up where only their messages matter, really sampled where tensors do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from actors.sampler import Recording, sample
+from common import seeds, tensors
+from common.policies import conditioning
+from common.protocols import BlobStore, Kernel, Policy
+from common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, TensorRef, Transitions
+from learner.examples import Credit, MeasuredGroup
+
+import numpy as np  # isort: skip
+
+
+def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, **fields) -> RolloutGroup:
+    """A group without recorded steps; its media lies in blob ``GROUP.ATTEMPT``."""
+    usual = {
+        "purpose": Purpose.TRAIN, "version": 0, "prompts": ("a",), "samples_per_prompt": samples, "fingerprint": "f",
+        "media": TensorRef(blob=f"{group}.{attempt}", dtype="uint8", shape=(samples, 1, 2, 3)), "x0": None,
+        "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
+    }  # fmt: skip
+    return RolloutGroup(epoch=epoch, group=group, attempt=attempt, **{**usual, **fields})
+
+
+def measurement(
+    group: int,
+    values: Sequence[float],
+    *,
+    reward: str = "point",
+    attempt: int = 1,
+    epoch: int = 0,
+    purpose: Purpose = Purpose.TRAIN,
+) -> Measurement:
+    """What a reward server says of these values: whatever is NaN is masked."""
+    return Measurement(
+        epoch=epoch, group=group, attempt=attempt, purpose=purpose, reward=reward, values=tuple(values),
+        valid=tuple(not math.isnan(v) for v in values), reasons=tuple("nan" if math.isnan(v) else "" for v in values),
+        uncertainty=None, features=None, worker="reward-0", scoring_s=0.0, waited_s=0.0,
+    )  # fmt: skip
+
+
+def failure(group: int, *, attempt: int = 1, epoch: int = 0, reason: str = "latents are not finite") -> GroupFailed:
+    return GroupFailed(
+        epoch=epoch, group=group, attempt=attempt, purpose=Purpose.TRAIN, stage=Stage.SAMPLE, reason=reason
+    )
+
+
+def measured(group: int, **values: Sequence[float]) -> MeasuredGroup:
+    """A complete group: ``measured(3, point=[1, 2], size=[5, 6])``."""
+    (samples,) = {len(column) for column in values.values()}
+    return MeasuredGroup(
+        rollout(group, samples=samples),
+        {name: measurement(group, column, reward=name) for name, column in values.items()},
+    )
+
+
+def record(
+    policy: Policy, kernel: Kernel, group: int, *, samples: int, steps: Sequence[int], prompt: str = "a red circle"
+) -> Recording:
+    """Really sampled transitions."""
+    recording = sample(
+        policy, kernel, conditioning.rows(policy.encode([prompt]), [0] * samples),
+        generators=seeds.generators(0, "train", group, range(samples)), record=steps,
+        storage=torch.float32, device="cpu",
+    ).recording  # fmt: skip
+    assert recording is not None
+    return recording
+
+
+def recorded(policy: Policy, kernel: Kernel, blobs: BlobStore, group: int, *, samples: int, steps, **fields):
+    """The same as a message, its tensors in the blob ``steps.GROUP``."""
+    made = record(policy, kernel, group, samples=samples, steps=steps)
+    parts, refs = tensors.pack(f"steps.{group}", {"states": made.states, "log_probs": made.log_probs})
+    blobs.put(f"steps.{group}", parts)
+    usual = {
+        "steps": made.steps, "times": made.times, "next_times": made.next_times, "before": made.before,
+        "after": made.after, "states": refs["states"], "log_probs": refs["log_probs"],
+    }  # fmt: skip
+    return rollout(group, samples=samples, prompts=("a red circle",), transitions=Transitions(**{**usual, **fields}))
+
+
+def credit(*weights: float, counted: Sequence[bool] | None = None) -> Credit:
+    return Credit(np.array(weights, dtype=np.float64), np.array(counted or [True] * len(weights)))
