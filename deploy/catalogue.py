@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,7 +46,11 @@ def _from_file(path: str, function: str) -> Recipe:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file; write path/to/file.py:function")
     module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses look up their module while they are made
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]  # other processes cannot import it: what it defines travels to them by value
     recipe = getattr(module, function, None)
     if not callable(recipe):
         raise ConfigError(f"{path} defines no function {function!r}")

@@ -67,6 +67,8 @@ def main() -> None:
         _fail(str(error), code=2)
     except DroverError as error:
         _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what came after the newest checkpoint is lost", code=130)
 
 
 def _fail(message: str, *, code: int) -> None:

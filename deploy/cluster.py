@@ -84,11 +84,10 @@ def _drive(
             looked = time.monotonic()
             pools.look()
             watcher.extra = pools.scalars()
-            if targets != pools.targets() | watcher.joined:
-                targets = pools.targets() | watcher.joined
+            found = pools.targets() | watcher.ranks
+            if targets != found:
+                targets = found
                 folder.note_metrics(targets)
-        if watcher.failure:
-            raise DroverError(f"the learner failed: {watcher.failure}")
     watcher.poll(0.0)
     if learner.failure is not None:
         raise learner.failure

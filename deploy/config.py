@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import Literal
 
@@ -25,14 +25,14 @@ class Pools:
     """How many processes of each role, and how many CPU threads each of them computes with."""
 
     actors: int = 1
-    reward_servers: int = 1  # of each reward
+    reward_servers: int = 1  # processes of each reward
+    reward_loops: int = 1  # scoring loops in each of them; more suit a reward that waits rather than computes
     learner_ranks: int = 1
     actor_threads: int = 1
     learner_threads: int = 1
 
     def __post_init__(self) -> None:
-        counts = (self.actors, self.reward_servers, self.learner_ranks, self.actor_threads, self.learner_threads)
-        if min(counts) < 1:
+        if min(getattr(self, field.name) for field in fields(self)) < 1:
             raise ConfigError(f"every pool needs at least one process and one thread, got {self}")
 
 

@@ -74,22 +74,23 @@ def learn(given: dict[str, Any]) -> None:
     rank = dist.get_rank()
     logs.configure(f"learner-{rank}", connection.run)
     use_threads(config.pools.learner_threads)
-    meter, _ = serve_metrics()
+    meter, address = serve_metrics()
     publisher = None
     if rank == 0:
         publisher = ObjectStorePublisher(find_directory(connection.directory), DTYPES[config.weights])
     device = f"cuda:{torch.cuda.current_device()}" if given["gpu"] else "cpu"
     broker = connection.open()
+    _say(config, broker, "joined", f"learner-{rank} {address}")
     try:
         build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device).run()
     except DroverError as error:
         # Said before it is raised: the driver ends the run at once, where Ray Train would try the same again.
-        _say_failure(config, broker, error)
+        _say(config, broker, "failed", str(error))
         raise
     finally:
         broker.close()
 
 
-def _say_failure(config: RunConfig, broker: Broker, error: DroverError) -> None:
-    report = Report(kind="failed", at_s=0.0, version=-1, scalars={}, text=str(error))
+def _say(config: RunConfig, broker: Broker, kind: str, text: str) -> None:
+    report = Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text)
     Streams(broker, config).open(broker.keys.reports).put(report)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +68,26 @@ class Worker:
         use_threads(place.threads)
         meter, self._metrics = serve_metrics()
         self._broker, self._stop = connection.open(), threading.Event()
-        self._worker: Actor | RewardServer
+        self._loops: list[Actor | RewardServer]
         if place.role == "actor":
             weights = ObjectStoreSubscriber(find_directory(connection.directory))
             device = "cuda" if place.gpus else "cpu"
-            self._worker = build_actor(config, self._broker, weights, meter, name=place.name, device=device)
+            self._loops = [build_actor(config, self._broker, weights, meter, name=place.name, device=device)]
         else:
-            self._worker = build_reward_server(config, place.reward, self._broker, meter, name=place.name, device="cpu")
+            names = [f"{place.name}.{i}" for i in range(config.pools.reward_loops)]
+            self._loops = [
+                build_reward_server(config, place.reward, self._broker, meter, name=name, device="cpu")
+                for name in names
+            ]
 
     def run(self) -> None:
-        """Work until `stop`."""
-        self._worker.run(self._stop.is_set)
+        """Work until `stop`. A loop that fails stops the others, and its error is raised."""
+        with ThreadPoolExecutor(len(self._loops)) as threads:
+            ends = [threads.submit(loop.run, self._stop.is_set) for loop in self._loops]
+            wait(ends, return_when=FIRST_EXCEPTION)
+            self._stop.set()
+            for end in ends:
+                end.result()
         self._broker.close()
 
     def stop(self) -> None:
@@ -84,8 +95,11 @@ class Worker:
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """{"pid", "metrics": "HOST:PORT", "spent": seconds by part}."""
-        return {"pid": os.getpid(), "metrics": self._metrics, "spent": self._worker.spent}
+        """{"pid", "metrics": "HOST:PORT", "spent": seconds by part, summed over the loops}."""
+        spent: Counter[str] = Counter()
+        for loop in self._loops:
+            spent.update(loop.spent)
+        return {"pid": os.getpid(), "metrics": self._metrics, "spent": dict(spent)}
 
 
 class Pools:

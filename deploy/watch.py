@@ -33,13 +33,23 @@ class Watcher:
         self.extra: dict[str, float] = {}  # what only the driver knows, added to every update
         self.ended: str | None = None
         self.failure: str | None = None
+        self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
 
     def poll(self, wait_s: float) -> None:
         """Show and keep what has come."""
         for delivery in self._reports.take(64, wait_s):
             assert isinstance(delivery.message, Report), delivery.message
-            self.tell(delivery.message)
+            self._hear(delivery.message)
             self._reports.ack(delivery)
+
+    def _hear(self, report: Report) -> None:
+        if report.kind != "joined":
+            self.tell(report)
+            return
+        rank, address = report.text.split()
+        if rank in self.ranks:
+            self.tell(replace(report, kind="event", text=f"{rank} died and was replaced"))
+        self.ranks[rank] = address
 
     def tell(self, report: Report) -> None:
         """One report, of the learner's or of our own, put on the run's one clock: seconds since the command, all lives."""

@@ -1,0 +1,87 @@
+"""The peer's setting as a drover recipe: 10 steps, 5 trained, batches of 8, full fine-tune, JPEG size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.protocols import Reward, Scorer, Scores
+from deploy.config import Pools, RunConfig
+from deploy.recipes.shapes_ddpo import shapes_ddpo
+from learner.evaluation import EvaluationSpec
+from learner.feeder import RecordSteps
+from learner.step import OptimizerSpec
+from reward_servers.rewards.jpeg_size import JpegSize
+from worlds.shapes.prompts import HELDOUT_KINDS, KINDS, kind_prompt
+
+PROMPTS = tuple(kind_prompt(kind) for kind in KINDS if kind not in HELDOUT_KINDS)
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeping:
+    """Another reward, ``seconds`` later for each image, as a scorer on another machine would be."""
+
+    reward: Reward
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    def load(self, device: str) -> Scorer:
+        scorer = self.reward.load(device)
+
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            time.sleep(self.seconds * len(media))
+            return scorer(prompts, media)
+
+        return score
+
+
+def peer_setting(
+    *,
+    iterations: int = 60,
+    reward_sleep_s: float = 0.0,
+    max_lag: int = 1,
+    actors: int = 1,
+    learner_ranks: int = 1,
+    learner_threads: int = 1,
+    reward_loops: int = 1,
+    lr: float = 1e-4,
+    seed: int = 0,
+) -> RunConfig:
+    """What TRL's DDPOTrainer is measured on, one optimiser step for every 8 samples.
+
+    Args:
+        iterations: Optimiser steps.
+        reward_sleep_s: Seconds the reward waits for each image.
+        max_lag: How many versions old the weights that sampled a group may be.
+        actors: Rollout processes of one thread.
+        learner_ranks: FSDP ranks.
+        learner_threads: CPU threads of each.
+        reward_loops: Groups scored at the same time.
+        lr: AdamW's learning rate.
+        seed: Of prompts and noise.
+    """
+    config = shapes_ddpo(reward="jpeg_small", iterations=iterations, groups=1, samples=BATCH, max_lag=max_lag, seed=seed)
+    reward: Reward = JpegSize("small")
+    if reward_sleep_s:
+        reward = Sleeping(reward, reward_sleep_s)
+    return replace(
+        config,
+        recipe="peer_setting",
+        rewards=(reward,),
+        prompts=PROMPTS,
+        heldout=EvaluationSpec(prompts=PROMPTS[:2], samples_per_prompt=4),
+        record=RecordSteps(count=5, first=10),
+        optimizer=OptimizerSpec(lr=lr, weight_decay=1e-4),
+        batch_size=40,
+        checkpoint_every=max(1, iterations),
+        pools=Pools(
+            actors=actors, learner_ranks=learner_ranks, learner_threads=learner_threads, reward_loops=reward_loops
+        ),
+    )
