@@ -35,7 +35,68 @@ class Trajectory:
     recording: Recording | None
 
 
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A batch of chains, with what was kept of them on the way. Several groups may share one, each its own rows."""
+
+    times: tuple[int, ...]  # [num_steps + 1]
+    x0: Tensor  # [B, *latent] float32
+    states: dict[int, Tensor]  # position along the chain -> [B, *latent] float32
+    log_probs: dict[int, Tensor]  # step -> [B]
+
+    def take(self, rows: slice, record: Sequence[int], storage: torch.dtype) -> Trajectory:
+        """One group's part. Raises `SamplingFailed` when one of its latents is not finite."""
+        x0 = self.x0[rows]
+        if not torch.isfinite(x0).all():
+            raise SamplingFailed("latents are not finite; lower the learning rate or the guidance scale")
+        if not record:
+            return Trajectory(x0=x0, recording=None)
+        steps = tuple(sorted(record))
+        positions = sorted({i for step in steps for i in (step, step + 1)})
+        place = {position: place for place, position in enumerate(positions)}
+        recording = Recording(
+            steps=steps,
+            times=tuple(self.times[i] for i in steps),
+            next_times=tuple(self.times[i + 1] for i in steps),
+            before=tuple(place[i] for i in steps),
+            after=tuple(place[i + 1] for i in steps),
+            states=torch.stack([self.states[i][rows] for i in positions], dim=1).to(storage),
+            log_probs=torch.stack([self.log_probs[i][rows] for i in steps], dim=1).float(),
+        )
+        return Trajectory(x0=x0, recording=recording)
+
+
 @torch.no_grad()
+def denoise(
+    policy: Policy,
+    kernel: Kernel,
+    cond: Conditioning,
+    *,
+    generators: Sequence[torch.Generator],
+    record: Sequence[int],
+    storage: torch.dtype,
+    device: str,
+) -> Chain:
+    """Denoise one latent per generator, conditioned on the rows of ``cond``, keeping the steps of ``record``.
+
+    Every state is rounded to the storage dtype before it is scored or continued from, so the log-prob that travels
+    is exactly the one a reader recomputes.
+    """
+    times = kernel.times(policy.schedule)
+    x = _stored(seeds.normal(policy.latent_shape, generators), storage).to(device)
+    states: dict[int, Tensor] = {}
+    log_probs: dict[int, Tensor] = {}
+    for i in range(kernel.num_steps):
+        time, next_time = (torch.full((len(generators),), t, device=device) for t in times[i : i + 2])
+        step = kernel.step(policy.schedule, x, time, next_time, policy.predict(x, time, cond))
+        x_next = _stored(step.sample(seeds.normal(policy.latent_shape, generators).to(device)), storage)
+        if i in record:
+            states[i], states[i + 1] = x, x_next
+            log_probs[i] = step.log_prob(x_next)
+        x = x_next
+    return Chain(times, x, states, log_probs)
+
+
 def sample(
     policy: Policy,
     kernel: Kernel,
@@ -46,39 +107,9 @@ def sample(
     storage: torch.dtype,
     device: str,
 ) -> Trajectory:
-    """Denoise one latent per generator, conditioned on the rows of ``cond``.
-
-    Every state is rounded to the storage dtype before it is scored or continued from, so the log-prob that travels
-    is exactly the one a reader recomputes. Raises `SamplingFailed` when a latent stops being finite.
-    """
-    times = kernel.times(policy.schedule)
-    x = _stored(seeds.normal(policy.latent_shape, generators), storage).to(device)
-    kept: dict[int, Tensor] = {}  # state index along the chain -> state
-    log_probs: list[Tensor] = []
-    for i in range(kernel.num_steps):
-        time, next_time = (torch.full((len(generators),), t, device=device) for t in times[i : i + 2])
-        step = kernel.step(policy.schedule, x, time, next_time, policy.predict(x, time, cond))
-        x_next = _stored(step.sample(seeds.normal(policy.latent_shape, generators).to(device)), storage)
-        if i in record:
-            kept[i], kept[i + 1] = x, x_next
-            log_probs.append(step.log_prob(x_next))
-        x = x_next
-    if not torch.isfinite(x).all():
-        raise SamplingFailed("latents are not finite; lower the learning rate or the guidance scale")
-    if not record:
-        return Trajectory(x0=x, recording=None)
-    rows = {index: row for row, index in enumerate(sorted(kept))}
-    steps = tuple(sorted(record))
-    recording = Recording(
-        steps=steps,
-        times=tuple(times[i] for i in steps),
-        next_times=tuple(times[i + 1] for i in steps),
-        before=tuple(rows[i] for i in steps),
-        after=tuple(rows[i + 1] for i in steps),
-        states=torch.stack([kept[index] for index in sorted(kept)], dim=1).to(storage),
-        log_probs=torch.stack(log_probs, dim=1).float(),
-    )
-    return Trajectory(x0=x, recording=recording)
+    """`denoise`, all of it one group. Raises `SamplingFailed` when a latent stops being finite."""
+    chain = denoise(policy, kernel, cond, generators=generators, record=record, storage=storage, device=device)
+    return chain.take(slice(None), record, storage)
 
 
 def _stored(x: Tensor, storage: torch.dtype) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from actors.sampler import Recording, Trajectory, sample
+from actors.sampler import Chain, Recording, Trajectory, denoise
 from common import metrics, seeds, tensors
 from common.diffusion.canary import canary_log_prob
 from common.errors import SamplingFailed, WeightsLost, WeightSyncFailed
@@ -55,9 +55,12 @@ class Actor:
         storage: torch.dtype,
         device: str,
         keep_x0: bool = False,
+        batch_groups: int = 1,
     ) -> None:
+        """``batch_groups`` orders that wait together are sampled in one batch; 1 gives the same bits whatever waits."""
         self.name, self.policy, self.kernel, self.wiring = name, policy, kernel, wiring
         self.fingerprint, self.storage, self.device, self.keep_x0 = fingerprint, storage, device, keep_x0
+        self.batch_groups = batch_groups
         self.version = -1
         self._stopping: Callable[[], bool] = lambda: False
         self.account = Account("actor", wiring.meter)
@@ -74,39 +77,54 @@ class Actor:
             self.wiring.work.close()
 
     def run_once(self, wait_s: float) -> bool:
-        """Handle at most one order; whether there was one."""
+        """Handle the orders that are there, at most ``batch_groups``; whether there was one."""
         with self.account.part("back_pressure"):
-            deliveries = self.wiring.work.take(1, wait_s)
-        for delivery in deliveries:
-            self._handle(delivery)
+            deliveries = self.wiring.work.take(self.batch_groups, wait_s)
+        orders = [delivery for delivery in deliveries if self._acceptable(delivery)]
+        if orders:
+            self._handle(orders)
         return bool(deliveries)
 
-    def _handle(self, delivery: Delivery) -> None:
-        item = delivery.message
-        assert isinstance(item, WorkItem), item
+    def _acceptable(self, delivery: Delivery) -> bool:
+        """Whether to sample it; otherwise it has been given up."""
+        item = _order(delivery)
         if item.fingerprint != self.fingerprint:
-            self._give_up(delivery, item, f"made for recipe {item.fingerprint}, this actor runs {self.fingerprint}")
-            return
+            self._give_up(delivery, f"made for recipe {item.fingerprint}, this actor runs {self.fingerprint}")
+            return False
         if delivery.attempt > MAX_ATTEMPTS:
-            self._give_up(delivery, item, f"{MAX_ATTEMPTS} attempts ended without a result")
-            return
+            self._give_up(delivery, f"{MAX_ATTEMPTS} attempts ended without a result")
+            return False
+        return True
+
+    def _handle(self, orders: Sequence[Delivery]) -> None:
         with self.account.part("weights"):
             if not self._await_weights():
-                self.wiring.work.hand_back(delivery)
+                for delivery in orders:
+                    self.wiring.work.hand_back(delivery)
                 return
         started = time.monotonic()
+        with self.account.part("compute"):
+            chain = self._denoise([_order(delivery) for delivery in orders])
+            media = self.policy.decode(chain.x0)
+        sampling_s = (time.monotonic() - started) / len(orders)
+        first = 0
+        for delivery in orders:
+            rows = slice(first, first + _order(delivery).num_samples)
+            first = rows.stop
+            with self.account.part("data"):
+                self._finish(delivery, chain, rows, media[rows], sampling_s)
+
+    def _finish(self, delivery: Delivery, chain: Chain, rows: slice, media: np.ndarray, sampling_s: float) -> None:
+        item = _order(delivery)
         try:
-            with self.account.part("compute"):
-                trajectory = self._sample(item)
-                media = self.policy.decode(trajectory.x0)
+            trajectory = chain.take(rows, item.record, self.storage)
         except SamplingFailed as error:
-            self._give_up(delivery, item, str(error))
+            self._give_up(delivery, str(error))
             return
-        with self.account.part("data"):
-            self._publish(item, delivery.attempt, trajectory, media, time.monotonic() - started)
-            self.wiring.work.ack(delivery)
+        self._publish(item, delivery.attempt, trajectory, media, sampling_s)
+        self.wiring.work.ack(delivery)
         self.wiring.meter.add(metrics.SAMPLES, item.num_samples)
-        self.wiring.meter.add(metrics.SAMPLING_S, time.monotonic() - started)
+        self.wiring.meter.add(metrics.SAMPLING_S, sampling_s)
 
     def _await_weights(self) -> bool:
         """Sync, waiting for the learner or its successor to publish; False when told to stop meanwhile."""
@@ -143,14 +161,21 @@ class Actor:
                 "check that actor and learner build the same policy"
             )
 
-    def _sample(self, item: WorkItem) -> Trajectory:
-        rows = [i // item.samples_per_prompt for i in range(item.num_samples)]
-        return sample(
+    def _denoise(self, items: Sequence[WorkItem]) -> Chain:
+        """All samples of the orders in one batch."""
+        prompts = [prompt for item in items for prompt in item.prompts]
+        repeats = [item.samples_per_prompt for item in items for _ in item.prompts]
+        rows = [row for row, repeat in enumerate(repeats) for _ in range(repeat)]
+        return denoise(
             self.policy,
             self.kernel,
-            conditioning.rows(self.policy.encode(item.prompts), rows),
-            generators=seeds.generators(item.seed, item.purpose, item.draw, range(item.num_samples)),
-            record=item.record,
+            conditioning.rows(self.policy.encode(prompts), rows),
+            generators=[
+                generator
+                for item in items
+                for generator in seeds.generators(item.seed, item.purpose, item.draw, range(item.num_samples))
+            ],
+            record=sorted({step for item in items for step in item.record}),
             storage=self.storage,
             device=self.device,
         )
@@ -200,7 +225,8 @@ class Actor:
             log_probs=refs["log_probs"],
         )
 
-    def _give_up(self, delivery: Delivery, item: WorkItem, reason: str) -> None:
+    def _give_up(self, delivery: Delivery, reason: str) -> None:
+        item = _order(delivery)
         log.warning("giving up on group %d: %s", item.group, reason)
         failed = GroupFailed(
             epoch=item.epoch,
@@ -212,3 +238,8 @@ class Actor:
         )
         self.wiring.failures.put(failed)
         self.wiring.work.bury(delivery, reason)
+
+
+def _order(delivery: Delivery) -> WorkItem:
+    assert isinstance(delivery.message, WorkItem), delivery.message
+    return delivery.message

@@ -11,6 +11,7 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,10 +66,8 @@ def significant(value: float, digits: int = 3) -> str:
     """``value`` with that many significant digits, and never as a power of ten."""
     if value == 0:
         return "0"
-    whole = len(str(int(abs(value))))
-    if whole >= digits:
-        return f"{value:,.0f}"
-    return f"{float(f'{value:.{digits}g}'):.10f}".rstrip("0").rstrip(".") if abs(value) < 1 else f"{value:.{digits - whole}f}"
+    decimals = digits - 1 - floor(log10(abs(value)))
+    return f"{value:,.{max(0, decimals)}f}"
 
 
 # ---------------------------------------------------------------------------------------------- the machine
@@ -129,7 +128,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return made
 
 
-def show(chosen: argparse.Namespace, facts: Mapping[str, Any], found: Mapping[str, Any], tables: Sequence[Table]) -> None:
+def show(
+    chosen: argparse.Namespace, facts: Mapping[str, Any], found: Mapping[str, Any], tables: Sequence[Table]
+) -> None:
     """Print what was found as the options ask."""
     whole = {"machine": dict(facts), "quick": chosen.quick, **found}
     if chosen.out is not None:

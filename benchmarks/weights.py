@@ -1,11 +1,12 @@
 """From ``publish`` to loaded: weights through Ray's object store and inside one process, against a plain memory copy.
 
     python -m benchmarks.weights [--quick] [--json] [--out FILE]
+
+Publisher and subscriber are two Ray actors on this machine, each with one thread, and both hold float32 parameters.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,12 @@ def timed_load(load: Callable[[], object]) -> dict[str, float]:
         load()
     ended = time.monotonic()
     get = ended - started - watch.seconds["load"]
-    return {"get": get, "verify": watch.seconds["verify"], "copy": watch.seconds["load"] - watch.seconds["verify"], "at": ended}
+    return {
+        "get": get,
+        "verify": watch.seconds["verify"],
+        "copy": watch.seconds["load"] - watch.seconds["verify"],
+        "at": ended,
+    }
 
 
 # ------------------------------------------------------------------------------- the two ends, as Ray actors
@@ -201,7 +207,6 @@ def main() -> None:
 @contextmanager
 def _ray(store_bytes: int) -> Iterator[None]:
     """A Ray of our own on this machine."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     ray.init(

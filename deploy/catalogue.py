@@ -42,7 +42,7 @@ def find(name: str) -> Recipe:
 def _from_file(path: str, function: str) -> Recipe:
     if not Path(path).is_file():
         raise ConfigError(f"there is no file {path}; write path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"_recipe_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file; write path/to/file.py:function")
     module: Any = importlib.util.module_from_spec(spec)

@@ -47,14 +47,14 @@ def train(config: RunConfig, folder: RunFolder, view: Progress, stopping: Callab
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
         tell("phase", "starting Ray")
-        gpu = _has_gpu()
-        wanted = places(config, gpu=gpu)
-        stack.enter_context(_ray(config, wanted))
+        gpus = _gpus_each(config)
+        wanted = places(config, gpus=gpus)
+        stack.enter_context(_ray(config, wanted, gpus))
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
         pools = Pools(config, connection, wanted, on_event=lambda text: tell("event", text))
         stack.callback(pools.stop)
-        learner = LearnerGroup(config, connection, folder.path, gpu=gpu)
+        learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         learner.start()
         pools.start()
         _drive(pools, learner, watcher, folder, stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
@@ -94,7 +94,7 @@ def _drive(
 
 
 @contextmanager
-def _ray(config: RunConfig, wanted: list[Place]) -> Iterator[None]:
+def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
     """Join the Ray we run under, else start one for this run alone."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -105,7 +105,7 @@ def _ray(config: RunConfig, wanted: list[Place]) -> Iterator[None]:
     cpus = ceil(pools.learner_ranks * pools.learner_threads + sum(place.cpus for place in wanted))
     if RAY_ADDRESS in os.environ:
         ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False)
-        _check_resources({"CPU": cpus, "GPU": pools.learner_ranks * _has_gpu() + sum(place.gpus for place in wanted)})
+        _check_resources({"CPU": cpus, "GPU": pools.learner_ranks * gpus + sum(place.gpus for place in wanted)})
     else:
         # Logical CPUs: the roles of a laptop share its cores, and Ray must not refuse to place them.
         ray.init(
@@ -136,10 +136,19 @@ def _check_resources(wanted: dict[str, float]) -> None:
             )
 
 
-def _has_gpu() -> bool:
+def _gpus_each(config: RunConfig) -> float:
+    """GPUs of every actor and learner rank: a whole one on a cluster, equal shares where one machine has too few."""
     import torch
 
-    return torch.cuda.is_available()
+    count, sharers = torch.cuda.device_count(), config.pools.actors + config.pools.learner_ranks
+    if count == 0 or RAY_ADDRESS in os.environ:
+        return float(count > 0)
+    if count < sharers and config.pools.learner_ranks > 1:
+        raise ConfigError(
+            f"{config.pools.learner_ranks} learner ranks cannot share GPUs with {config.pools.actors} actors: this machine "
+            f"has {count}; pass --learner-ranks 1"
+        )
+    return min(1.0, count / sharers)
 
 
 def _stop_order() -> Report:

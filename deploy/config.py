@@ -25,6 +25,7 @@ class Pools:
     """How many processes of each role, and how many CPU threads each of them computes with."""
 
     actors: int = 1
+    actor_groups: int = 1  # orders an actor samples in one batch; 1 gives the same bits whatever waits together
     reward_servers: int = 1  # processes of each reward
     reward_loops: int = 1  # scoring loops in each of them; more suit a reward that waits rather than computes
     learner_ranks: int = 1

@@ -23,8 +23,8 @@ RESTARTS = 3  # times a dead group is started again, from its newest checkpoint
 class LearnerGroup:
     """Runs in a thread of the driver, because Ray Train's ``fit`` blocks and the driver shows progress."""
 
-    def __init__(self, config: RunConfig, connection: Connection, folder: Path, *, gpu: bool) -> None:
-        self._config, self._connection, self._folder, self._gpu = config, connection, folder.resolve(), gpu
+    def __init__(self, config: RunConfig, connection: Connection, folder: Path, *, gpus: float) -> None:
+        self._config, self._connection, self._folder, self._gpus = config, connection, folder.resolve(), gpus
         self._thread = threading.Thread(target=self._fit, name="learner", daemon=True)
         self.failure: DroverError | None = None
 
@@ -40,7 +40,7 @@ class LearnerGroup:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        pools, gpu = self._config.pools, self._gpu
+        pools, gpu = self._config.pools, self._gpus > 0
         given = {"config": self._config, "connection": self._connection, "folder": str(self._folder), "gpu": gpu}
         trainer = TorchTrainer(
             learn,
@@ -49,7 +49,7 @@ class LearnerGroup:
             scaling_config=ScalingConfig(
                 num_workers=pools.learner_ranks,
                 use_gpu=gpu,
-                resources_per_worker={"CPU": pools.learner_threads, **({"GPU": 1} if gpu else {})},
+                resources_per_worker={"CPU": pools.learner_threads, **({"GPU": self._gpus} if gpu else {})},
             ),
             run_config=RunConfig(
                 name="ray_train",

@@ -45,7 +45,7 @@ class Place:
         return float(self.threads) if self.role == "actor" else REWARD_CPUS
 
 
-def places(config: RunConfig, *, gpu: bool) -> list[Place]:
+def places(config: RunConfig, *, gpus: float) -> list[Place]:
     """Every worker of the run, rewards first: they have the least to load."""
     pools = config.pools
     servers = [
@@ -53,7 +53,7 @@ def places(config: RunConfig, *, gpu: bool) -> list[Place]:
         for reward in config.rewards
         for i in range(pools.reward_servers)
     ]
-    return servers + [Place(f"actor-{i}", "actor", "", pools.actor_threads, float(gpu)) for i in range(pools.actors)]
+    return servers + [Place(f"actor-{i}", "actor", "", pools.actor_threads, gpus) for i in range(pools.actors)]
 
 
 class Worker:

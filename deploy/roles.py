@@ -78,6 +78,7 @@ def build_actor(
         fingerprint=config.fingerprint,
         storage=DTYPES[config.storage],
         device=device,
+        batch_groups=config.pools.actor_groups,
     )
 
 

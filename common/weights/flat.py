@@ -43,15 +43,25 @@ class Manifest:
 
 
 def pack(
-    version: int, tensors: Mapping[str, Tensor], dtype: torch.dtype, canary: Canary | None
+    version: int,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    canary: Canary | None,
+    *,
+    reuse: np.ndarray | None = None,
 ) -> tuple[Manifest, np.ndarray]:
-    """(manifest, uint8 buffer) of the tensors cast to ``dtype``. One copy: device or module memory to the buffer."""
+    """(manifest, uint8 buffer) of the tensors cast to ``dtype``. One copy: device or module memory to the buffer.
+
+    ``reuse`` is the buffer of a former call that nobody reads any more. It is overwritten if it has the right size:
+    writing to memory for the first time takes longer than the copy.
+    """
     width = torch.empty((), dtype=dtype).element_size()
     offsets, end = [], 0
     for tensor in tensors.values():
         offsets.append(end)
         end += -(-tensor.numel() * width // ALIGNMENT) * ALIGNMENT
-    buffer = torch.empty(end, dtype=torch.uint8)
+    fits = reuse is not None and reuse.size == end
+    buffer = torch.from_numpy(reuse) if fits else torch.empty(end, dtype=torch.uint8)
     entries = []
     for (name, tensor), offset in zip(tensors.items(), offsets, strict=True):
         span = buffer[offset : offset + tensor.numel() * width]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,13 +65,15 @@ class ObjectStorePublisher:
         import ray
 
         self._directory, self._dtype = directory, dtype
+        self._buffer: np.ndarray | None = None
         ray.get(directory.forget.remote())
 
     def publish(self, version: int, tensors: Mapping[str, Tensor], canary: Canary | None) -> None:
         import ray
 
-        manifest, buffer = flat.pack(version, tensors, self._dtype, canary)
-        ray.get(self._directory.register.remote(manifest, [ray.put(buffer)]))
+        manifest, self._buffer = flat.pack(version, tensors, self._dtype, canary, reuse=self._buffer)
+        # The put copies: the buffer is free again, and the version cannot change once it is registered.
+        ray.get(self._directory.register.remote(manifest, [ray.put(self._buffer)]))
 
 
 class ObjectStoreSubscriber:

@@ -38,11 +38,12 @@ def shapes_ddpo(
     updates: int = 1,
     batch_size: int = 64,
     max_lag: int = 1,
-    actors: int = 1,
+    actors: int = 2,
+    actor_groups: int = 4,
     actor_threads: int = 1,
     reward_servers: int = 1,
-    learner_ranks: int = 1,
-    learner_threads: int = 2,
+    learner_ranks: int = 2,
+    learner_threads: int = 1,
     lora_rank: int = 0,
     compute: Literal["float32", "bfloat16"] = "float32",
     checkpoint: str = str(PIPELINE),
@@ -64,6 +65,7 @@ def shapes_ddpo(
         batch_size: Recorded steps per micro-batch of the learner.
         max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
         actors: Rollout processes.
+        actor_groups: Prompts that one of them samples in one batch; 1 for the same bits whatever waits together.
         actor_threads: CPU threads of each.
         reward_servers: Processes of the reward's pool.
         learner_ranks: FSDP ranks.
@@ -105,6 +107,7 @@ def shapes_ddpo(
         max_lag=max_lag,
         pools=Pools(
             actors=actors,
+            actor_groups=actor_groups,
             reward_servers=reward_servers,
             learner_ranks=learner_ranks,
             actor_threads=actor_threads,

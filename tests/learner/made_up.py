@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from actors.sampler import Recording, sample
@@ -13,8 +14,6 @@ from common.policies import conditioning
 from common.protocols import BlobStore, Kernel, Policy
 from common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, TensorRef, Transitions
 from learner.examples import Credit, MeasuredGroup
-
-import numpy as np  # isort: skip
 
 
 def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, **fields) -> RolloutGroup:

@@ -11,7 +11,6 @@ from learner.losses import clipped_ratio
 def test_the_gradient_with_respect_to_the_log_prob_is_the_table_of_the_clipped_surrogate(advantage, ratio, gradient):
     log_ratio = torch.tensor([ratio], dtype=torch.float64).log().requires_grad_()
     clipped_ratio(log_ratio, torch.tensor([float(advantage)]).double(), clip=1e-4).sum().backward()
-    # At ratio 1 both branches are equal and torch splits the gradient between them, which share it here.
     assert log_ratio.grad.item() == pytest.approx(gradient, abs=1e-9)
 
 

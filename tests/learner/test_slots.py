@@ -98,7 +98,7 @@ class World:
         return lags
 
 
-@settings(max_examples=40)
+@settings(max_examples=150)
 @given(
     max_lag=st.integers(0, 3),
     groups=st.integers(1, 4),
@@ -133,7 +133,6 @@ def test_the_bound_is_reached_and_not_only_kept():
 
 def test_a_run_whose_every_group_fails_ends_with_the_reason():
     world = World(max_lag=0, groups=2, actors=1, chaos=random.Random(0), rates={})
-    world.turn = None
     intake = world.intake
 
     def fail_all() -> None:
@@ -176,8 +175,8 @@ def test_silence_is_an_error_that_says_what_is_missing():
 
 def test_told_to_stop_the_intake_gives_up_waiting_and_knows_where_to_go_on():
     world = World(max_lag=0, groups=3, actors=1, chaos=random.Random(0), rates={})
-    world.intake._wait = lambda: None
-    assert world.intake.collect(3, total=9, version=0, stopping=lambda: True) is None
+    world.intake._wait, answers = (lambda: None), iter([False, True])
+    assert world.intake.collect(3, total=9, version=0, stopping=lambda: next(answers)) is None
     assert world.intake.first_open == 0
     world.intake.end(0, Ending.TRAINED)
     assert world.intake.first_open == 1

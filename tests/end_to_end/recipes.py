@@ -1,0 +1,116 @@
+"""Recipes of the tests, given to the command as a user's own file is: ``recipes.py:slow_toy``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from common.policies.toy import ToyChain
+from common.protocols import Policy, Scorer, Scores
+from deploy.config import RunConfig
+from deploy.models import ToyModel
+from deploy.recipes.toy_ddpo import toy_ddpo
+from reward_servers.rewards.toy_point import ToyPoint
+
+
+def slow_toy(
+    *,
+    iterations: int = 40,
+    groups: int = 4,
+    samples: int = 64,
+    max_lag: int = 0,
+    pause_s: float = 0.05,
+    actors: int = 1,
+    learner_ranks: int = 1,
+    checkpoint_every: int = 5,
+    lease_s: float = 2.0,
+    stall_s: float = 120.0,
+) -> RunConfig:
+    """The toy with actors and rewards that take their time, so that there is a middle to be killed in."""
+    config = toy_ddpo(
+        iterations=iterations,
+        groups=groups,
+        samples=samples,
+        max_lag=max_lag,
+        actors=actors,
+        learner_ranks=learner_ranks,
+    )
+    return replace(
+        config,
+        recipe="slow_toy",
+        model=SlowToy(pause_s),
+        rewards=(SlowPoint(pause_s),),
+        checkpoint_every=checkpoint_every,
+        lease_s=lease_s,
+        stall_s=stall_s,
+    )
+
+
+def unscorable_toy(*, iterations: int = 30) -> RunConfig:
+    """Its reward raises whatever it sees."""
+    return replace(toy_ddpo(iterations=iterations), rewards=(Unscorable(),))
+
+
+def unloadable_toy(*, iterations: int = 30) -> RunConfig:
+    """Its reward cannot be loaded."""
+    return replace(toy_ddpo(iterations=iterations), rewards=(Unloadable(),))
+
+
+@dataclass(frozen=True)
+class SlowToy(ToyModel):
+    """The toy whose decoder takes ``pause_s`` a group."""
+
+    pause_s: float = 0.0
+
+    def build(self, device: str) -> Policy:
+        return SlowChain(device, self.pause_s)
+
+
+class SlowChain(ToyChain):
+    def __init__(self, device: str, pause_s: float) -> None:
+        super().__init__(device)
+        self._pause_s = pause_s
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        time.sleep(self._pause_s)
+        return super().decode(x0)
+
+
+@dataclass(frozen=True)
+class SlowPoint:
+    """`ToyPoint` that takes ``pause_s`` a call."""
+
+    pause_s: float
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        scorer = ToyPoint().load(device)
+
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            time.sleep(self.pause_s)
+            return scorer(prompts, media)
+
+        return score
+
+
+@dataclass(frozen=True)
+class Unscorable:
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            raise RuntimeError("the judge is on strike")
+
+        return score
+
+
+@dataclass(frozen=True)
+class Unloadable:
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        raise FileNotFoundError("no weights at judge.safetensors")

@@ -1,0 +1,104 @@
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.errors import ConfigError, TrainingDiverged
+from learner import fsdp
+from learner.batcher import Fetcher, divide
+from learner.step import OptimizerSpec
+from tests.learner.gloo import alone
+from tests.learner.training import Rank
+
+
+@pytest.fixture(autouse=True)
+def process_group() -> Iterator[None]:
+    with alone():
+        yield
+
+
+def distance(one: dict, other: dict) -> float:
+    """Largest difference relative to the largest entry."""
+    return max(((one[n] - other[n]).abs().max() / other[n].abs().max()).item() for n in other)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_micro_batches_add_up_to_one_batch(batch_size):
+    whole, split = Rank("toy", None), Rank("toy", None)
+    (one,) = whole.learn(batch_size=1000, updates=1)
+    (many,) = split.learn(batch_size=batch_size, updates=1)
+    assert distance(split.weights(), whole.weights()) < 1e-6
+    assert many.loss == pytest.approx(one.loss, rel=1e-5, abs=1e-7)
+    assert many.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_micro_batches_add_up_on_an_adapted_unet_too(tiny_folder):
+    whole, split = Rank("lora", tiny_folder), Rank("lora", tiny_folder)
+    (one,) = whole.learn(batch_size=1000, updates=1)
+    (many,) = split.learn(batch_size=4, updates=1)
+    assert many.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+    for name, parameter in fsdp.trainable(split.module).items():
+        other = fsdp.trainable(whole.module)[name]
+        assert torch.allclose(fsdp.full(parameter.grad), fsdp.full(other.grad), rtol=1e-4, atol=1e-7), name
+
+
+def test_the_gradient_is_the_mean_over_all_terms_and_not_over_the_computed_ones():
+    """Two of four samples weigh nothing: they count in the mean all the same."""
+    some, without = Rank("toy", None, weights=((1.0, 0.0, -1.0, 0.0),)), Rank("toy", None, weights=((1.0, -1.0),))
+    assert some.learn(updates=1)[0].grad_norm < without.learn(updates=1)[0].grad_norm
+
+
+def test_a_weighted_sample_moves_the_weights_and_the_first_step_is_on_policy():
+    rank = Rank("toy", None)
+    before = rank.weights()
+    first, second = rank.learn(updates=2)
+    assert distance(rank.weights(), before | {"b": torch.ones(1)}) > 1e-3
+    assert first.watched["ratio"] == pytest.approx(1, abs=1e-6) and first.watched["clip_fraction"] == 0
+    assert abs(second.watched["ratio"] - 1) > 1e-5
+    assert rank.stepper.steps == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_refused_and_changes_nothing(bad):
+    rank = Rank("toy", None)
+    rank.learn()
+    before = rank.weights()
+    moments = {k: fsdp.full(v).clone() for k, v in next(iter(rank.stepper.optimizer.state.values())).items()}
+    (share,) = divide(rank.iteration, updates=1, ranks=1, rank=0, batch_size=100)
+    fetcher = Fetcher(rank.policy, rank.kernel, rank.blobs, device="cpu", batch_size=100)
+    ((batch, _),) = fetcher.batches(rank.iteration, share)
+    x = batch.x.clone()
+    x[0, 0] = bad
+    with pytest.raises(TrainingDiverged, match=r"optimiser step 3: loss .* nothing was changed"):
+        rank.stepper.step([(replace(batch, x=x), True)], num_batches=1, count=10)
+    assert torch.equal(rank.weights()["b"], before["b"])
+    after = next(iter(rank.stepper.optimizer.state.values()))
+    assert all(torch.equal(fsdp.full(after[name]), moment) for name, moment in moments.items())
+    rank.learn()
+    assert torch.isfinite(rank.weights()["b"]).all()
+
+
+def test_the_learning_rate_rises_linearly_over_the_warm_up():
+    rank = Rank("toy", None, spec=OptimizerSpec(lr=1e-2, warmup=4))
+    rates = []
+    for _ in range(6):
+        rank.learn(updates=1)
+        rates.append(rank.stepper.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+def test_the_norm_that_is_told_is_the_one_before_clipping():
+    free, clipped = Rank("toy", None), Rank("toy", None, spec=OptimizerSpec(lr=1e-2, grad_clip=1e-3))
+    assert clipped.learn(updates=1)[0].grad_norm == pytest.approx(free.learn(updates=1)[0].grad_norm)
+    assert fsdp.full(clipped.policy.trainable.b.grad).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"lr": 0.0}, {"lr": math.nan}, {"grad_clip": 0.0}, {"warmup": -1}, {"weight_decay": -0.1}]
+)
+def test_an_optimiser_that_cannot_learn_is_refused(fields):
+    with pytest.raises(ConfigError, match="must be positive"):
+        OptimizerSpec(**{"lr": 1e-3, **fields})

@@ -1,0 +1,70 @@
+"""A few optimiser steps on recorded groups, as each rank of the learner does them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.diffusion.kernels.renoise import Ddim, Renoise
+from common.policies.toy import ToyChain, toy_kernel
+from common.protocols import Kernel, Policy
+from common.transport.memory import MemoryBroker
+from deploy.models import Lora, StableDiffusionModel
+from learner import fsdp
+from learner.batcher import Fetcher, count_terms, divide
+from learner.objectives.ddpo import Ddpo
+from learner.ranks import Iteration
+from learner.step import OptimizerSpec, Stepper, StepStats
+from tests.learner.made_up import credit, recorded
+
+STEPS = (0, 2, 3)
+WEIGHTS = ((1.0, -0.5, 0.0, 0.7), (-1.2, 0.3, 0.4, 0.0), (0.9, -0.9, 0.2, -0.1))  # 10 rows that teach: 5 a rank
+
+
+def model(name: str, folder: Path | None) -> tuple[Policy, Kernel]:
+    """"toy", or "lora": a guided tiny Stable Diffusion with adapters."""
+    if name == "toy":
+        return ToyChain(), toy_kernel()
+    described = StableDiffusionModel(checkpoint=str(folder), guidance=3.0, lora=Lora(rank=2, alpha=2.0))
+    policy = described.build("cpu")
+    with torch.no_grad():  # away from the start, where half of the factors get no gradient
+        for parameter_name, parameter in sorted(fsdp.trainable(policy.trainable).items()):
+            if ".lora_B." in parameter_name:
+                parameter.fill_(0.02)
+    return policy, Renoise(5, Ddim(eta=1.0))
+
+
+class Rank:
+    """One rank with its sharded policy and optimiser, and an iteration to learn from."""
+
+    def __init__(self, name: str, folder: Path | None, *, weights=WEIGHTS, spec: OptimizerSpec | None = None) -> None:
+        self.policy, self.kernel = model(name, folder)
+        self.blobs = MemoryBroker("training").blobs()
+        groups = [
+            recorded(self.policy, self.kernel, self.blobs, g, samples=len(row), steps=STEPS)
+            for g, row in enumerate(weights)
+        ]
+        self.iteration = Iteration(tuple(groups), tuple(credit(*row) for row in weights))
+        fsdp.shard(self.policy.trainable, "cpu")
+        objective = Ddpo(weights={"point": 1.0}, clip=0.2)
+        self.stepper = Stepper(self.policy, self.kernel, objective, spec or OptimizerSpec(lr=1e-2, grad_clip=100.0))
+
+    @property
+    def module(self) -> nn.Module:
+        return self.policy.trainable
+
+    def learn(self, *, ranks: int = 1, rank: int = 0, batch_size: int = 4, updates: int = 2) -> list[StepStats]:
+        """One iteration."""
+        shares = divide(self.iteration, updates=updates, ranks=ranks, rank=rank, batch_size=batch_size)
+        fetcher = Fetcher(self.policy, self.kernel, self.blobs, device="cpu", batch_size=batch_size)
+        count = count_terms(self.iteration.credits, self.iteration.groups) / max(1, len(shares))
+        return [
+            self.stepper.step(fetcher.batches(self.iteration, share), num_batches=share.num_batches, count=count)
+            for share in shares
+        ]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The whole parameters that learn."""
+        return {name: fsdp.full(p).detach().clone() for name, p in fsdp.trainable(self.module).items()}
