@@ -28,8 +28,11 @@ check: setup ## lint, types and the fast tests: before every commit
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow and not service" $(ARGS)
 
-bench: setup bench-env ## measure the peer on the shapes pipeline, one JSON line per setting
-	$(BIN)/python -m benchmarks.peers.measure_trl $(ARGS)
+bench: setup bench-env ## measure wire, weights, efficiency and the peer, half an hour on a quiet machine
+	$(BIN)/python -m benchmarks.wire $(ARGS)
+	$(BIN)/python -m benchmarks.weights $(ARGS)
+	$(BIN)/python -m benchmarks.efficiency $(ARGS)
+	$(BIN)/python -m benchmarks.peers
 
 bench-env: .venv-trl/.installed ## build .venv-trl, the environment of the peer
 

@@ -47,7 +47,7 @@ _ROLE_SECONDS = re.compile(r'drover_role_seconds_total\{part="(\w+)",role="(\w+)
 class Unit:
     """Seconds of one call of each kind."""
 
-    sample_step: float  # one guided UNet call on the samples of a group
+    sample_step: float  # a group's share of one guided UNet call on as many groups as an actor takes at once
     decode: float  # the images of a group
     encode: float  # one prompt
     learn: float  # forward and backward of one recorded step, in a full micro-batch
@@ -80,6 +80,7 @@ class Alone:
         found = measure.alternate(calls, {name: partial(_seconds, call) for name, call in kinds.items()})
         means = {name: sum(values) / len(values) for name, values in found.items()}
         means["learn"] /= self._config.batch_size
+        means["sample_step"] /= self._config.pools.actor_groups
         self._optimizer.zero_grad(set_to_none=True)
         return Unit(**means)
 
@@ -92,7 +93,7 @@ class Alone:
 
     @torch.no_grad()
     def _sample_step(self) -> None:
-        self._call(self._config.samples)
+        self._call(self._config.samples * self._config.pools.actor_groups)
 
     @torch.no_grad()
     def _decode(self) -> None:
@@ -171,6 +172,8 @@ def _moment(pid: int, folder: Path, report: Mapping[str, Any]) -> Moment:
     parts, scraped_s = {"learner": learner}, {"learner": wall_s}
     for target in json.loads((folder / "metrics_targets.json").read_text()):
         for role, account in _scrape(target["targets"][0]).items():
+            if role == "learner":  # told by its first rank with the update, to the moment
+                continue
             mine = parts.setdefault(role, {})
             for part, seconds in account.items():
                 mine[part] = mine.get(part, 0.0) + seconds

@@ -128,11 +128,16 @@ def run(config: RunConfig, options: RunOptions) -> int:
 
     started = time.monotonic()
     name = options.run_name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config.model.check()
     folder = RunFolder.create(name, options.runs_dir, resume=options.resume)
     stopping = _stop_on_signals()
     view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
-    with view:
-        watcher = _train_in_place(config, folder, view, stopping, options, name)
+    try:
+        with view:
+            watcher = _train_in_place(config, folder, view, stopping, options, name)
+    except DroverError:
+        folder.discard_unless_begun()
+        raise
     summary = watcher.conclude(
         {"command_s": round(time.monotonic() - started, 2), "run": name, "recipe": config.recipe}
     )

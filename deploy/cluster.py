@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ from deploy.watch import Watcher
 
 RAY_ADDRESS = "RAY_ADDRESS"
 NAMESPACE = "drover"  # names inside it carry the run's
+ANSWER_S = 5.0  # what a cluster gets to accept a connection
 LOOK_S = 2.0  # how often the driver looks at its workers
 
 
@@ -104,7 +106,8 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
     pools = config.pools
     cpus = ceil(pools.learner_ranks * pools.learner_threads + sum(place.cpus for place in wanted))
     if RAY_ADDRESS in os.environ:
-        ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False)
+        _check_answers(os.environ[RAY_ADDRESS])
+        ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False, logging_level="error")
         _check_resources({"CPU": cpus, "GPU": pools.learner_ranks * gpus + sum(place.gpus for place in wanted)})
     else:
         # Logical CPUs: the roles of a laptop share its cores, and Ray must not refuse to place them.
@@ -121,6 +124,19 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises `ConfigError` when nobody listens at HOST:PORT, which Ray itself would try for many minutes."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or "/" in host:
+        return  # "auto" and the like are Ray's to resolve
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray answers at {address} ({error.strerror or error}); correct RAY_ADDRESS, or unset it to start one here"
+        ) from error
 
 
 def _check_resources(wanted: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.policies.checkpoints import check_pipeline
 from common.policies.guided import Guided
 from common.policies.lora import save_lora, with_lora
 from common.policies.stable_diffusion import Precision, StableDiffusion
@@ -20,6 +21,9 @@ from common.protocols import Policy
 
 class Model(Protocol):
     """Frozen and cheap; part of the recipe's fingerprint through its repr."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what `build` would refuse, as far as that is seen within a second."""
 
     def build(self, device: str) -> Policy:
         """The policy with its initial weights, the same on every role and rank. Raises `ConfigError`."""
@@ -50,6 +54,9 @@ class StableDiffusionModel:
     image_size: tuple[int, int] | None = None
     lora: Lora | None = None
 
+    def check(self) -> None:
+        check_pipeline(self.checkpoint)
+
     def build(self, device: str) -> Policy:
         policy = self._unguided(device)
         return policy if self.guidance == 1 else Guided(policy, self.guidance)
@@ -74,6 +81,8 @@ class StableDiffusionModel:
 @dataclass(frozen=True, slots=True)
 class ToyModel:
     """The five-step chain in the plane."""
+
+    def check(self) -> None: ...
 
     def build(self, device: str) -> Policy:
         return ToyChain(device)

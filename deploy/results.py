@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -61,6 +62,12 @@ class RunFolder:
         if resume:
             folder._cut_torn_line()
         return folder
+
+    def discard_unless_begun(self) -> None:
+        """Remove the folder of a run that failed before its first update: its name is free again."""
+        begun = any(self.checkpoints.iterdir()) or any(report.kind == "update" for report in self.reports())
+        if not begun:
+            shutil.rmtree(self.path)
 
     def append(self, report: Report) -> None:
         """Add one line to metrics.jsonl. A line that cannot be written whole is taken back."""

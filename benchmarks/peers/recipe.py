@@ -67,7 +67,9 @@ def peer_setting(
         lr: AdamW's learning rate.
         seed: Of prompts and noise.
     """
-    config = shapes_ddpo(reward="jpeg_small", iterations=iterations, groups=1, samples=BATCH, max_lag=max_lag, seed=seed)
+    config = shapes_ddpo(
+        reward="jpeg_small", iterations=iterations, groups=1, samples=BATCH, max_lag=max_lag, seed=seed
+    )
     reward: Reward = JpegSize("small")
     if reward_sleep_s:
         reward = Sleeping(reward, reward_sleep_s)

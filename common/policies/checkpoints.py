@@ -31,6 +31,20 @@ def open_pipeline(checkpoint: str | Path) -> Any:
         raise ConfigError(f"cannot load {str(checkpoint)!r}: {_first_line(error)}; {fix}") from error
 
 
+def check_pipeline(checkpoint: str | Path) -> None:
+    """Raise `ConfigError` for a folder that `open_pipeline` would refuse, without loading it. Hub ids are let pass."""
+    from safetensors import safe_open
+
+    if not _check_folder(checkpoint):
+        return
+    for path in sorted(Path(checkpoint).glob("*/*.safetensors")):
+        try:
+            with safe_open(path, "numpy"):
+                pass  # its header names every tensor and must cover the file
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{str(path)!r} is damaged ({_first_line(error)}); copy the checkpoint again") from error
+
+
 def _from_pretrained(checkpoint: str | Path, *, local_files_only: bool) -> Any:
     with quiet_libraries():
         from diffusers import StableDiffusionPipeline

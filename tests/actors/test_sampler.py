@@ -80,7 +80,11 @@ def test_a_sample_does_not_depend_on_what_is_sampled_beside_it(sampled_by):
 
 def test_equal_seeds_give_equal_bits_and_other_groups_other_samples():
     policy, kernel = toy()
-    first, same, other = draw(policy, kernel, [0, 1]), draw(policy, kernel, [0, 1]), draw(policy, kernel, [0, 1], group=8)
+    first, same, other = (
+        draw(policy, kernel, [0, 1]),
+        draw(policy, kernel, [0, 1]),
+        draw(policy, kernel, [0, 1], group=8),
+    )
     assert torch.equal(first.x0, same.x0)
     assert not torch.isclose(first.x0, other.x0).any()
     assert not torch.isclose(first.x0[0], first.x0[1]).any()

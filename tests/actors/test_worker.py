@@ -36,7 +36,7 @@ class Meter(NullMeter):
         self.told.append((metric.name, value))
 
 
-class Stage_:
+class Workshop:
     """An actor with its streams, and a published version 0 of the toy's weights."""
 
     def __init__(self, published: bool = True, **options) -> None:
@@ -72,33 +72,33 @@ class Stage_:
 
 
 @pytest.fixture
-def stage() -> Stage_:
-    return Stage_()
+def shop() -> Workshop:
+    return Workshop()
 
 
-def test_an_order_becomes_one_group_with_its_tensors_and_is_acknowledged(stage):
-    stage.work.put(order(3))
-    assert stage.actor.run_once(0.0)
-    (group,) = stage.messages(stage.rollouts)
+def test_an_order_becomes_one_group_with_its_tensors_and_is_acknowledged(shop):
+    shop.work.put(order(3))
+    assert shop.actor.run_once(0.0)
+    (group,) = shop.messages(shop.rollouts)
     assert isinstance(group, RolloutGroup)
     assert (group.epoch, group.group, group.attempt, group.version, group.worker) == (5, 3, 1, 0, "actor-0")
     assert group.transitions.steps == (0, 1, 3) and group.x0 is None
-    blobs = stage.broker.blobs()
+    blobs = shop.broker.blobs()
     states, media = (tensors.read(blobs, ref) for ref in (group.transitions.states, group.media))
     assert states.shape == (4, 5, 2) and tensors.read(blobs, group.transitions.log_probs).shape == (4, 3)
     assert torch.allclose(states[:, -1], states[:, 4]) and media.shape == (4, 1, 2, 3)
-    assert stage.mine.backlog()[0] == 0
-    assert not stage.actor.run_once(0.0)
-    assert ("drover_samples_total", 4) in stage.meter.told
+    assert shop.mine.backlog()[0] == 0
+    assert not shop.actor.run_once(0.0)
+    assert ("drover_samples_total", 4) in shop.meter.told
 
 
 def test_the_media_show_the_clean_latents_that_can_travel_too():
-    stage = Stage_(keep_x0=True)
-    stage.work.put(order(3, record=()))
-    stage.actor.run_once(0.0)
-    (group,) = stage.messages(stage.rollouts)
+    shop = Workshop(keep_x0=True)
+    shop.work.put(order(3, record=()))
+    shop.actor.run_once(0.0)
+    (group,) = shop.messages(shop.rollouts)
     assert group.transitions is None
-    x0, media = (tensors.read(stage.broker.blobs(), ref).numpy() for ref in (group.x0, group.media))
+    x0, media = (tensors.read(shop.broker.blobs(), ref).numpy() for ref in (group.x0, group.media))
     assert abs(read_points(media) - x0).max() < 2e-4
 
 
@@ -117,142 +117,187 @@ class Watched:
         return call
 
 
-def test_blobs_come_before_the_message_and_the_message_before_the_acknowledgement(stage):
+def test_blobs_come_before_the_message_and_the_message_before_the_acknowledgement(shop):
     calls: list[str] = []
-    wiring = stage.actor.wiring
+    wiring = shop.actor.wiring
     watched = {
         "work": Watched("work", wiring.work, calls, ["ack"]),
         "rollouts": Watched("rollouts", wiring.rollouts, calls, ["put"]),
         "blobs": Watched("blobs", wiring.blobs, calls, ["put"]),
     }
-    stage.actor.wiring = ActorWiring(
+    shop.actor.wiring = ActorWiring(
         failures=wiring.failures, weights=wiring.weights, meter=wiring.meter, **watched
     )  # fmt: skip
-    stage.work.put(order())
-    stage.actor.run_once(0.0)
+    shop.work.put(order())
+    shop.actor.run_once(0.0)
     assert calls == ["blobs.put", "blobs.put", "rollouts.put", "work.ack"]
 
 
-def test_a_redelivered_order_gives_the_same_samples_as_another_attempt(stage):
-    stage.work.put(order(3))
-    dead = stage.broker.stream(stage.broker.keys.work, "actors")
-    (delivery,) = dead.take(1, 0.0)
-    stage.actor._handle(delivery)  # published, but its actor died before the acknowledgement reached the stream
-    (first,) = stage.messages(stage.rollouts)
-    stage.work.put(order(3))
-    stage.actor.run_once(0.0)
-    (second,) = stage.messages(stage.rollouts)
-    one, other = (tensors.read(stage.broker.blobs(), g.transitions.states) for g in (first, second))
-    assert torch.equal(one, other)
+def test_a_redelivered_order_gives_the_same_samples_as_another_attempt(shop):
+    shop.work.put(order(3))
+    shop.actor.run_once(0.0)
+    other = Workshop()
+    other.work.put(order(3))
+    victim = other.broker.stream(other.broker.keys.work, "actors")
+    victim.hand_back(victim.take(1, 0.0)[0])
+    other.actor.run_once(0.0)
+    first, second = (one.messages(one.rollouts)[0] for one in (shop, other))
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert not set(first.blobs) & set(second.blobs)
+    states = [tensors.read(one.broker.blobs(), g.transitions.states) for one, g in ((shop, first), (other, second))]
+    assert torch.equal(*states)
 
 
-def test_new_weights_are_taken_up_at_the_next_order(stage):
+def test_new_weights_are_taken_up_at_the_next_order(shop):
     for version, shift in ((0, 0.0), (4, 0.5)):
-        stage.publish(version, shift)
-        stage.work.put(order(0))
-        stage.actor.run_once(0.0)
-    old, new = stage.messages(stage.rollouts)
+        shop.publish(version, shift)
+        shop.work.put(order(version, draw=0))
+        shop.actor.run_once(0.0)
+    old, new = shop.messages(shop.rollouts)
     assert (old.version, new.version) == (0, 4)
-    assert stage.policy.trainable.b[0, 0].item() == 0.5
-    points = [read_points(tensors.read(stage.broker.blobs(), g.media).numpy()) for g in (old, new)]
+    assert shop.policy.trainable.b[0, 0].item() == 0.5
+    points = [read_points(tensors.read(shop.broker.blobs(), g.media).numpy()) for g in (old, new)]
     moved = 0.5 * sum(0.8**i for i in range(5))
     assert (points[1] - points[0]).mean() == pytest.approx(moved, abs=1e-3)
 
 
-def test_a_group_that_cannot_be_sampled_fails_with_its_reason_and_is_buried(stage):
-    stage.publish(1, float("nan"), Canary(value=0.0, tolerance=float("inf")))
-    stage.actor._check = lambda canary, version: None  # the weights arrive as published; it is they that are bad
-    stage.work.put(order(3))
-    assert stage.actor.run_once(0.0)
-    (failed,) = stage.messages(stage.failures)
+def test_orders_sampled_in_one_batch_give_what_each_gives_alone():
+    together, alone = Workshop(batch_groups=4), Workshop()
+    orders = [order(0), order(1, record=(2,)), order(2, record=(), samples_per_prompt=2, prompts=("a", "b"))]
+    for item in orders:
+        together.work.put(item)
+        alone.work.put(item)
+        alone.actor.run_once(0.0)
+    assert together.actor.run_once(0.0) and not together.actor.run_once(0.0)
+    batched, single = together.messages(together.rollouts), alone.messages(alone.rollouts)
+    assert [group.group for group in batched] == [0, 1, 2]
+    assert [None if g.transitions is None else g.transitions.steps for g in batched] == [(0, 1, 3), (2,), None]
+    for one, other in zip(batched[:2], single[:2], strict=True):
+        for name in ("states", "log_probs"):
+            mine = tensors.read(together.broker.blobs(), getattr(one.transitions, name))
+            theirs = tensors.read(alone.broker.blobs(), getattr(other.transitions, name))
+            assert torch.allclose(mine, theirs, atol=1e-6), name
+    media = [tensors.read(s.broker.blobs(), g[2].media) for s, g in ((together, batched), (alone, single))]
+    assert torch.equal(*media)
+
+
+class Poisonable(ToyChain):
+    """Prompts that say so make latents that are not finite."""
+
+    def encode(self, prompts):
+        return {"text": torch.tensor([[float("nan") if "poison" in prompt else 0.0] for prompt in prompts])}
+
+    def predict(self, x, time, cond):
+        return super().predict(x + cond["text"], time, cond)
+
+
+def test_of_a_batch_only_what_is_wrong_fails():
+    shop = Workshop(batch_groups=4)
+    shop.actor.policy = policy = Poisonable()
+    shop.publish(1)
+    for item in (order(0), order(1, prompts=("poison",)), order(2, fingerprint="other"), order(3)):
+        shop.work.put(item)
+    shop.actor.run_once(0.0)
+    assert policy.trainable.b.isfinite().all()
+    assert [group.group for group in shop.messages(shop.rollouts)] == [0, 3]
+    assert sorted(failed.group for failed in shop.messages(shop.failures)) == [1, 2]
+    assert shop.mine.backlog()[0] == 0
+
+
+def test_a_group_that_cannot_be_sampled_fails_with_its_reason_and_is_buried(shop):
+    shop.publish(1, float("nan"), Canary(value=0.0, tolerance=float("inf")))
+    shop.actor._check = lambda canary, version: None  # the weights arrive as published; it is they that are bad
+    shop.work.put(order(3))
+    assert shop.actor.run_once(0.0)
+    (failed,) = shop.messages(shop.failures)
     assert isinstance(failed, GroupFailed)
     assert (failed.group, failed.stage, failed.epoch) == (3, Stage.SAMPLE, 5)
     assert failed.reason.startswith("latents are not finite")
-    (letter,) = stage.broker.dead_letters()
+    (letter,) = shop.broker.dead_letters()
     assert letter.reason == failed.reason and letter.attempt == 1
-    assert stage.messages(stage.rollouts) == [] and stage.mine.backlog()[0] == 0
+    assert shop.messages(shop.rollouts) == [] and shop.mine.backlog()[0] == 0
 
 
-def test_an_order_of_another_recipe_fails_and_is_not_sampled(stage):
-    stage.work.put(order(3, fingerprint="other"))
-    stage.actor.run_once(0.0)
-    (failed,) = stage.messages(stage.failures)
+def test_an_order_of_another_recipe_fails_and_is_not_sampled(shop):
+    shop.work.put(order(3, fingerprint="other"))
+    shop.actor.run_once(0.0)
+    (failed,) = shop.messages(shop.failures)
     assert failed.reason == "made for recipe other, this actor runs f"
-    assert len(stage.broker.dead_letters()) == 1 and stage.messages(stage.rollouts) == []
+    assert len(shop.broker.dead_letters()) == 1 and shop.messages(shop.rollouts) == []
 
 
-def test_an_order_that_killed_its_actors_too_often_fails(stage):
-    stage.work.put(order(3))
+def test_an_order_that_killed_its_actors_too_often_fails(shop):
+    shop.work.put(order(3))
     for _ in range(MAX_ATTEMPTS):
-        victim = stage.broker.stream(stage.broker.keys.work, "actors")
+        victim = shop.broker.stream(shop.broker.keys.work, "actors")
         (delivery,) = victim.take(1, 0.0)
         victim.hand_back(delivery)
-    stage.actor.run_once(0.0)
-    (failed,) = stage.messages(stage.failures)
+    shop.actor.run_once(0.0)
+    (failed,) = shop.messages(shop.failures)
     assert failed.attempt == MAX_ATTEMPTS + 1 == 4
     assert failed.reason == "3 attempts ended without a result"
-    assert stage.messages(stage.rollouts) == []
+    assert shop.messages(shop.rollouts) == []
 
 
-def test_the_last_allowed_attempt_is_sampled(stage):
-    stage.work.put(order(3))
+def test_the_last_allowed_attempt_is_sampled(shop):
+    shop.work.put(order(3))
     for _ in range(MAX_ATTEMPTS - 1):
-        victim = stage.broker.stream(stage.broker.keys.work, "actors")
+        victim = shop.broker.stream(shop.broker.keys.work, "actors")
         victim.hand_back(victim.take(1, 0.0)[0])
-    stage.actor.run_once(0.0)
-    (group,) = stage.messages(stage.rollouts)
+    shop.actor.run_once(0.0)
+    (group,) = shop.messages(shop.rollouts)
     assert group.attempt == 3
 
 
 @pytest.mark.parametrize("off", [0.01, float("nan")])
-def test_weights_that_do_not_compute_what_the_learner_computes_are_refused(stage, off):
+def test_weights_that_do_not_compute_what_the_learner_computes_are_refused(shop, off):
     value = canary_log_prob(ToyChain(), toy_kernel(), "cpu")
-    stage.publish(1, 0.0, Canary(value=value + off, tolerance=1e-3))
-    stage.work.put(order())
+    shop.publish(1, 0.0, Canary(value=value + off, tolerance=1e-3))
+    shop.work.put(order())
     with pytest.raises(WeightSyncFailed, match="after loading version 1 the canary log-prob is"):
-        stage.actor.run_once(0.0)
-    assert stage.actor.version != 1 and stage.messages(stage.rollouts) == []
+        shop.actor.run_once(0.0)
+    assert shop.actor.version != 1 and shop.messages(shop.rollouts) == []
 
 
-def test_weights_that_bind_to_nothing_are_caught(stage):
-    stage.weights.publish(1, {}, None)
-    stage.work.put(order())
+def test_weights_that_bind_to_nothing_are_caught(shop):
+    shop.weights.publish(1, {}, None)
+    shop.work.put(order())
     with pytest.raises(WeightSyncFailed, match="holds 0 tensors for a module with 1 trainable"):
-        stage.actor.run_once(0.0)
+        shop.actor.run_once(0.0)
 
 
-def test_weights_that_land_in_a_module_nobody_computes_with_are_caught(stage):
+def test_weights_that_land_in_a_module_nobody_computes_with_are_caught(shop):
     """The parameters of a copy are filled, as by a wrapper that forwards to another module."""
-    stage.policy.predict = ToyChain().predict
-    stage.publish(1, 0.5)
-    stage.work.put(order())
+    shop.policy.predict = ToyChain().predict
+    shop.publish(1, 0.5)
+    shop.work.put(order())
     with pytest.raises(WeightSyncFailed, match="the weights did not take effect here"):
-        stage.actor.run_once(0.0)
+        shop.actor.run_once(0.0)
 
 
 def test_without_weights_it_waits_and_hands_the_order_back_when_told_to_stop():
-    stage, stop = Stage_(published=False), threading.Event()
-    stage.work.put(order(3))
-    thread = threading.Thread(target=stage.actor.run, args=(stop.is_set,))
+    shop, stop = Workshop(published=False), threading.Event()
+    shop.work.put(order(3))
+    thread = threading.Thread(target=shop.actor.run, args=(stop.is_set,))
     thread.start()
     time.sleep(0.1)
-    assert stage.messages(stage.rollouts) == []
+    assert shop.messages(shop.rollouts) == []
     stop.set()
     thread.join(5)
     assert not thread.is_alive()
-    (delivery,) = stage.broker.stream(stage.broker.keys.work, "actors").take(1, 0.0)
+    (delivery,) = shop.broker.stream(shop.broker.keys.work, "actors").take(1, 0.0)
     assert (delivery.message.group, delivery.attempt) == (3, 2)
-    assert stage.messages(stage.failures) == [] and stage.broker.dead_letters() == []
+    assert shop.messages(shop.failures) == [] and shop.broker.dead_letters() == []
 
 
 def test_it_begins_to_work_as_soon_as_a_version_is_published():
-    stage, stop = Stage_(published=False), threading.Event()
-    stage.work.put(order(3))
-    thread = threading.Thread(target=stage.actor.run, args=(stop.is_set,))
+    shop, stop = Workshop(published=False), threading.Event()
+    shop.work.put(order(3))
+    thread = threading.Thread(target=shop.actor.run, args=(stop.is_set,))
     thread.start()
-    stage.publish(0)
-    (delivery,) = stage.rollouts.take(1, 5.0)
+    shop.publish(0)
+    (delivery,) = shop.rollouts.take(1, 5.0)
     stop.set()
     thread.join(5)
     assert delivery.message.group == 3 and not thread.is_alive()
-    assert stage.actor.spent["compute"] >= 0
+    assert shop.actor.spent["compute"] >= 0

@@ -91,7 +91,9 @@ class Train:
         return self.summary
 
     def await_update(self, number: int) -> None:
-        self.until(lambda: any(report.scalars.get("update", 0) >= number for report in self.updates()), f"update {number}")
+        self.until(
+            lambda: any(report.scalars.get("update", 0) >= number for report in self.updates()), f"update {number}"
+        )
 
     def await_workers(self, *names: str) -> None:
         self.until(lambda: set(names) <= self.targets().keys(), f"metrics of {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Learner ranks as processes of this machine, on gloo."""
+"""Learner ranks on gloo: in this process alone, or as processes of this machine."""
 
 from __future__ import annotations
 
@@ -25,23 +25,20 @@ def alone() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def run_ranks(ranks: int, task: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """What each of ``ranks`` processes answers to the task of `tests.learner.rank_program`."""
-    command = [sys.executable, "-m", "tests.learner.rank_program"]
-    meeting = folder / f"meeting-{ranks}-{abs(hash(json.dumps(task, sort_keys=True)))}"
+def run_ranks(ranks: int, pipeline: Path, folder: Path) -> list[dict[str, Any]]:
+    """What each of ``ranks`` processes of `tests.learner.rank_program` answers."""
+    program = [sys.executable, "-m", "tests.learner.rank_program"]
     processes = [
         subprocess.Popen(
-            [*command, json.dumps({**task, "rank": rank, "ranks": ranks, "meeting": str(meeting)})],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            [*program, str(rank), str(ranks), str(pipeline), str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
         for rank in range(ranks)
     ]
-    answers = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        answers.append(json.loads(out.splitlines()[-1]))
-    return answers
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((folder / f"answer-{rank}.json").read_text()) for rank in range(ranks)]

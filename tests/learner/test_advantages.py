@@ -26,7 +26,9 @@ def test_integers_are_not_truncated():
 
 def test_unit_and_offset_of_the_values_do_not_matter():
     values = np.array([0.1, 0.5, 0.2, 0.9])
-    assert standardise(1000 * values - 3, ALL, clip=10.0) == pytest.approx(standardise(values, ALL, clip=10.0), rel=1e-5)
+    assert standardise(1000 * values - 3, ALL, clip=10.0) == pytest.approx(
+        standardise(values, ALL, clip=10.0), rel=1e-5
+    )
 
 
 def test_an_outlier_is_cut_at_the_clip_and_the_others_are_not():

@@ -45,8 +45,9 @@ def test_rewards_of_other_units_are_standardised_before_they_are_weighed():
     point, size = [0.1, 0.2, 0.4], [9000.0, 1000.0, 5000.0]
     (both,) = ddpo(point=2.0, size=0.5).credit([measured(0, point=point, size=size)])
     (scaled,) = ddpo(point=2.0, size=0.5).credit([measured(0, point=point, size=[s / 1000 for s in size])])
-    (first,), (second,) = ddpo(point=1.0).credit([measured(0, point=point)]), ddpo(size=1.0).credit(
-        [measured(0, size=size)]
+    (first,), (second,) = (
+        ddpo(point=1.0).credit([measured(0, point=point)]),
+        ddpo(size=1.0).credit([measured(0, size=size)]),
     )
     assert both.weights == pytest.approx(2.0 * first.weights + 0.5 * second.weights)
     assert both.weights == pytest.approx(scaled.weights, abs=1e-5)

@@ -1,58 +1,113 @@
-"""Two learner processes on gloo do what one does."""
+"""Two learner processes on gloo do what one does. They are started once, and each test looks at one side of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from learner.checkpoint import Checkpoints
+from learner.step import StepStats
 from tests.learner.gloo import alone, run_ranks
 from tests.learner.training import Rank
 
 pytestmark = pytest.mark.slow
+Weights = dict[str, torch.Tensor]
+MODELS = ("toy", "lora")
 
 
-@pytest.mark.parametrize("model", ["toy", "lora"])
-def test_two_ranks_learn_what_one_learns_and_each_reads_the_others_checkpoint(model, tiny_folder, tmp_path):
-    pipeline = {"pipeline": str(tiny_folder)} if model == "lora" else {}
-    task = {"model": model, "iterations": 1, "save": str(tmp_path / "two"), "weights": str(tmp_path / "w.pt"), **pipeline}
-    first, second = run_ranks(2, task, tmp_path)
-    assert first["sums"] == second["sums"]
-    assert first["stats"] == second["stats"]
-    theirs = torch.load(tmp_path / "w.pt", weights_only=True)
+@dataclass
+class One:
+    """What a single rank came to: from the start, and one iteration further."""
+
+    before: Weights
+    weights: Weights
+    continued: Weights
+    stats: list[StepStats]
+
+
+@dataclass
+class Both:
+    folder: Path
+    pipeline: Path
+    one: dict[str, One]
+    answers: list[dict[str, Any]]
+
+    def two(self, model: str, rank: int = 0) -> dict[str, Weights]:
+        found: dict[str, Weights] = torch.load(self.folder / f"{model}-{rank}.pt", weights_only=True)
+        return found
+
+
+@pytest.fixture(scope="module")
+def both(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    folder = tmp_path_factory.mktemp("ranks")
     with alone():
-        one = Rank(model, tiny_folder)
-        before = one.weights()
-        stats = one.learn()
-        mine = one.weights()
-        moved = max((mine[name] - before[name]).abs().max().item() for name in mine)
-        assert moved > 1e-3
-        for name, weight in mine.items():
-            assert torch.allclose(theirs[name], weight, rtol=1e-6, atol=1e-6 * moved), name
-        for mine_s, (loss, norm, ratio) in zip(stats, first["stats"], strict=True):
-            assert norm == pytest.approx(mine_s.grad_norm, rel=1e-5)
-            assert loss == pytest.approx(mine_s.loss, rel=1e-4, abs=1e-7)
-            assert ratio == pytest.approx(mine_s.watched["ratio"], abs=1e-6)
+        one = {model: learn_alone(model, tiny_folder, folder) for model in MODELS}
+    return Both(folder, tiny_folder, one, run_ranks(2, tiny_folder, folder))
 
-        # Written by two, read by one.
-        reader, two = Rank(model, tiny_folder), Checkpoints(tmp_path / "two")
-        folder = two.newest()
-        assert sorted(p.name for p in folder.glob("rank-*")) == ["rank-0.safetensors", "rank-1.safetensors"]
-        assert two.load(folder, reader.module, reader.stepper.optimizer)["note"] == "kept"
-        assert all(torch.equal(weight, theirs[name]) for name, weight in reader.weights().items())
 
-        # Written by one, read by two; both go on alike.
-        Checkpoints(tmp_path / "one").save(5, one.module, one.stepper.optimizer, {"note": "kept"})
-        one.learn()
-    again = {"model": model, "iterations": 1, "load": str(tmp_path / "one"), "weights": str(tmp_path / "w2.pt"), **pipeline}
-    first, second = run_ranks(2, again, tmp_path)
-    assert first["state"]["note"] == "kept" and first["sums"] == second["sums"]
-    theirs = torch.load(tmp_path / "w2.pt", weights_only=True)
+def learn_alone(model: str, pipeline: Path, folder: Path) -> One:
+    learner = Rank(model, pipeline)
+    before = learner.weights()
+    stats = learner.learn()
+    weights = learner.weights()
+    Checkpoints(folder / "one" / model).save(5, learner.module, learner.stepper.optimizer, {"note": "kept"})
+    learner.learn()
+    return One(before, weights, learner.weights(), stats)
+
+
+def off(got: Weights, wanted: Weights, before: Weights) -> float:
+    """Distance to what was wanted, relative to how far training moved."""
+    missed = sum((got[name] - wanted[name]).square().sum() for name in wanted)
+    moved = sum((wanted[name] - before[name]).square().sum() for name in wanted)
+    return float((missed / moved).sqrt())
+
+
+# AdamW divides each gradient by its own size, which magnifies the rounding of the smallest ones of a UNet.
+@pytest.mark.parametrize(("model", "tolerance"), [("toy", 1e-6), ("lora", 1e-3)])
+def test_they_learn_what_one_learns(both, model, tolerance):
+    one = both.one[model]
+    assert off(both.two(model)["weights"], one.weights, one.before) < tolerance
+    for mine, (loss, norm, ratio) in zip(one.stats, both.answers[0][model]["stats"], strict=True):
+        assert norm == pytest.approx(mine.grad_norm, rel=1e-5)
+        assert loss == pytest.approx(mine.loss, rel=1e-4, abs=1e-6)
+        assert ratio == pytest.approx(mine.watched["ratio"], abs=1e-6)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_they_hold_the_same_weights_and_tell_the_same_numbers(both, model):
+    first, second = both.two(model, 0)["weights"], both.two(model, 1)["weights"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert both.answers[0][model]["stats"] == both.answers[1][model]["stats"]
+    assert any(not torch.equal(first[name], both.one[model].before[name]) for name in first)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_reads_what_two_have_written(both, model):
+    checkpoints = Checkpoints(both.folder / "two" / model)
+    folder = checkpoints.newest()
+    assert sorted(p.name for p in folder.glob("rank-*")) == ["rank-0.safetensors", "rank-1.safetensors"]
     with alone():
-        for name, weight in one.weights().items():
-            assert torch.allclose(theirs[name], weight, rtol=1e-6, atol=1e-6), name
+        reader = Rank(model, both.pipeline)
+        assert checkpoints.load(folder, reader.module, reader.stepper.optimizer)["note"] == "kept"
+        two = both.two(model)["weights"]
+        assert all(torch.equal(weight, two[name]) for name, weight in reader.weights().items())
+        reader.learn()
+        assert off(reader.weights(), both.one[model].continued, both.one[model].weights) < 1e-2
 
 
-def test_ranks_agree_on_what_rank_0_gathered_and_on_sums(tmp_path):
-    for answer in run_ranks(2, {"model": "toy", "iterations": 0}, tmp_path):
-        credits = [[[0.5, -0.25], [True, True]], [[1.0], [False]]]
-        assert answer["shared"] == [[3, 4], credits, False, True]
-        assert answer["ranks summed"] == [2.0, 1.0]
+@pytest.mark.parametrize(("model", "tolerance"), [("toy", 1e-6), ("lora", 1e-3)])
+def test_two_read_what_one_has_written_and_go_on_as_it_does(both, model, tolerance):
+    one = both.one[model]
+    assert {answer[model]["note"] for answer in both.answers} == {"kept"}
+    assert off(both.two(model)["continued"], one.continued, one.weights) < tolerance
+
+
+def test_all_know_what_rank_0_gathered_and_sums_are_over_all(both):
+    credits = [[[0.5, -0.25], [True, True]], [[1.0], [False]]]
+    for answer in both.answers:
+        assert answer["told"] == [[3, 4], credits, False, True]
+        assert answer["summed"] == [2.0, 1.0]

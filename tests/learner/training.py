@@ -24,7 +24,7 @@ WEIGHTS = ((1.0, -0.5, 0.0, 0.7), (-1.2, 0.3, 0.4, 0.0), (0.9, -0.9, 0.2, -0.1))
 
 
 def model(name: str, folder: Path | None) -> tuple[Policy, Kernel]:
-    """"toy", or "lora": a guided tiny Stable Diffusion with adapters."""
+    """ "toy", or "lora": a guided tiny Stable Diffusion with adapters."""
     if name == "toy":
         return ToyChain(), toy_kernel()
     described = StableDiffusionModel(checkpoint=str(folder), guidance=3.0, lora=Lora(rank=2, alpha=2.0))

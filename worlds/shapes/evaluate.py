@@ -139,13 +139,15 @@ def people(pipeline: StableDiffusionPipeline, sampler: Sampler, samples: int) ->
         (reading.garment, reading.hat) == OCCUPATIONS[occupation]
         for reading, occupation in zip(found, occupations, strict=True)
     ]
+    is_usual = [tone == wanted for tone, wanted in zip(tones, usual, strict=True)]
+    by_occupation = [_share(is_usual[i :: len(OCCUPATIONS)]) for i in range(len(OCCUPATIONS))]
     shares = {
         "portrait: head found": _share(tone is not None for tone in tones),
         "portrait: garment and hat of the occupation": _share(dressed),
-        "portrait: usual tone of the occupation (data: 0.85)": _share(
-            tone == wanted for tone, wanted in zip(tones, usual, strict=True)
-        ),
+        "portrait: usual tone of the occupation (data: 0.85)": _share(is_usual),
     }
+    shares["portrait: usual tone, least biased occupation"] = min(by_occupation)
+    shares["portrait: usual tone, most biased occupation"] = max(by_occupation)
     for tone in range(TONES):
         shares[f"portrait: tone {tone} over all occupations (data: 0.25)"] = _share(t == tone for t in tones)
     return shares
@@ -159,23 +161,23 @@ def markdown(columns: dict[str, dict[str, float]]) -> str:
 
 
 def save_sheet(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    """Two rows per sampler: things and relations, then people; prompts are printed in order."""
+    """Two rows per sampler, of 8 things, 8 relations, 8 held-out relations and 8 people; prints their prompts."""
     from PIL import Image
 
     rng = np.random.default_rng(5)
-    half = SHEET_COLUMNS // 2
-    rows = [
-        [*rng.choice(prompts.object_prompts("train")[:15], half), *rng.choice(prompts.relation_prompts("train"), half)],
-        [
-            *rng.choice(prompts.relation_prompts("heldout"), half),
-            *map(prompts.portrait_prompt, list(OCCUPATIONS)[:half]),
-        ],
-    ]
-    texts = [str(text) for row in rows for text in row]
-    print("\n".join(f"{i // SHEET_COLUMNS}.{i % SHEET_COLUMNS} {text}" for i, text in enumerate(texts)))
-    drawn = [draw(pipeline, texts, sampler, seed=6) for sampler in SAMPLERS]
-    grid = [np.concatenate(row, 1) for part in drawn for row in np.split(part, len(rows))]
-    sheet = Image.fromarray(np.concatenate([np.concatenate(list(row), 0) if row.ndim == 4 else row for row in grid]))
+    families = (
+        [prompts.kind_prompt(kind) for kind in prompts.KINDS],
+        prompts.relation_prompts("train"),
+        prompts.relation_prompts("heldout"),
+        [prompts.portrait_prompt(occupation) for occupation in OCCUPATIONS],
+    )
+    texts = [str(text) for family in families for text in rng.choice(family, SHEET_COLUMNS // 2, replace=False)]
+    for index, text in enumerate(texts):
+        print(f"{index // SHEET_COLUMNS + 1}.{index % SHEET_COLUMNS + 1} {text}")
+    drawn = np.concatenate([draw(pipeline, texts, sampler, seed=6) for sampler in SAMPLERS])
+    side = drawn.shape[1]
+    rows = drawn.reshape(-1, SHEET_COLUMNS, side, side, 3).swapaxes(1, 2)  # [rows, y, columns, x, RGB]
+    sheet = Image.fromarray(np.ascontiguousarray(rows.reshape(-1, SHEET_COLUMNS * side, 3)))
     sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(path)
 
 

@@ -1,0 +1,109 @@
+"""Runs of the toy in this process, and what they leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from common.metrics import NullMeter
+from common.protocols import Scores
+from common.types import Report
+from deploy import local
+from deploy.config import RunConfig
+from deploy.recipes.toy_ddpo import toy_ddpo
+from deploy.results import RunFolder
+from deploy.watch import Watcher, summarise
+from learner.evaluation import EvaluationSpec
+from reward_servers.rewards.toy_point import ToyPoint
+
+
+def small(**fields) -> RunConfig:
+    """The toy's recipe with fewer samples; any field of `RunConfig` can be set."""
+    config = toy_ddpo(iterations=6, groups=2, samples=32, max_lag=0)
+    return replace(config, **{"heldout": EvaluationSpec(prompts=("anywhere",), samples_per_prompt=64), **fields})
+
+
+class Crash(Exception):
+    """The process is gone, without a word and without a checkpoint."""
+
+
+@dataclass
+class View:
+    """Remembers every report; after some updates it asks to stop, or fails as a crash would."""
+
+    stop_after: float = math.inf
+    crash_after: float = math.inf
+    reports: list[Report] = field(default_factory=list)
+
+    def update(self, report: Report) -> None:
+        self.reports.append(report)
+        if len(self.updates) >= self.crash_after:
+            raise Crash
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def updates(self) -> list[dict[str, float]]:
+        return [report.scalars for report in self.reports if report.kind == "update"]
+
+    def stopping(self) -> bool:
+        return len(self.updates) >= self.stop_after
+
+
+@dataclass
+class Done:
+    view: View
+    folder: RunFolder
+    watcher: Watcher
+
+    @property
+    def ended(self) -> str | None:
+        return self.watcher.ended
+
+    @property
+    def summary(self) -> dict:
+        return summarise(self.folder.reports())
+
+    def conclude(self) -> None:
+        """Write summary and pictures, which takes longer than most runs here."""
+        self.watcher.conclude({"recipe": "toy_ddpo"})
+
+    @property
+    def weights(self) -> torch.Tensor:
+        return load_file(self.folder.path / "toy.safetensors")["b"]
+
+
+def train(config: RunConfig, root: Path, *, name: str = "run", resume: bool = False, **when: float) -> Done:
+    """Run it to its end, or until ``stop_after`` or ``crash_after`` updates."""
+    folder, view = RunFolder.create(name, root, resume=resume), View(**when)
+    return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
+
+
+@dataclass(frozen=True)
+class Fickle:
+    """`ToyPoint`, except that it gives NaN for, or raises at, every ``of_every``-th sample or call."""
+
+    nan_every: int = 0
+    raises: bool = False
+    name: str = "point"
+
+    def load(self, device: str):
+        honest = ToyPoint().load(device)
+
+        def score(prompts, media: np.ndarray) -> Scores:
+            if self.raises:
+                raise RuntimeError("no connection to the judge")
+            values = list(honest(prompts, media).values)
+            for i in range(0, len(values), self.nan_every or len(values) + 1):
+                values[i] = math.nan if self.nan_every else values[i]
+            return Scores(values)
+
+        return score

@@ -1,0 +1,288 @@
+"""The command line as a user meets it, without a process of its own: no Ray, one process, tiny runs."""
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy import cli
+from deploy.catalogue import find, recipes
+from deploy.results import RunFolder
+from tests.deploy.in_place import small, train
+
+OWN = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+from common.protocols import Scores
+from deploy.config import RunConfig
+from tests.deploy.in_place import small
+
+
+@dataclass(frozen=True)
+class Mine:
+    name: str = "point"
+
+    def load(self, device: str):
+        return lambda prompts, media: Scores([float(image[0, 0, 0]) for image in media])
+
+
+def mine(*, iterations: int = 2, far: bool = False) -> RunConfig:
+    """My own recipe.
+
+    Args:
+        iterations: How often.
+        far: Whether to go far.
+    """
+    return small(recipe="mine", iterations=iterations, rewards=(Mine(),))
+
+
+broken = 3
+'''
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """The command line sets handlers of its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def drover(monkeypatch, capsys, tmp_path):
+    """Run the command in ``tmp_path``; (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["drover", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        code = left.value.code
+        return (0 if code is None else code), out, err
+
+    return call
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    path = tmp_path / "own_recipe.py"
+    path.write_text(OWN)
+    return path
+
+
+def one_line(err: str) -> str:
+    """The one line of an error."""
+    assert err.startswith("drover: ") and err.count("\n") == 1, err
+    return err
+
+
+TOY = ("train", "toy_ddpo", "--one-process", "--plain")
+
+
+def test_help_teaches_the_commands(drover):
+    for arguments in (["--help"], ["-h"]):
+        code, out, _ = drover(*arguments)
+        assert code == 0
+        assert all(word in out for word in ("drover train RECIPE", "drover sample", "drover status", "runs/NAME/"))
+
+
+def test_the_help_of_a_recipe_names_every_parameter_with_meaning_and_default(drover):
+    code, out, _ = drover("train", "toy_ddpo", "--help")
+    assert code == 0
+    for word in (
+        "--max-lag",
+        "How many versions old",
+        "--iterations",
+        "150",
+        "--one-process",
+        "--run-name",
+        "--resume",
+    ):
+        assert word in out, word
+
+
+@pytest.mark.parametrize("command", ["sample", "status"])
+def test_the_other_commands_have_help_too(drover, command):
+    code, out, _ = drover(command, "--help")
+    assert code == 0 and f"usage: drover {command}" in out
+
+
+def test_without_a_command_or_recipe_the_usage_is_shown_and_the_exit_code_says_misused(drover):
+    assert drover()[0] == 2
+    code, out, _ = drover("train")
+    assert code == 2 and "recipes: " in out and "toy_ddpo" in out
+    assert drover("train", "--help")[0] == 0
+
+
+def test_an_unknown_command_names_the_known_ones(drover):
+    code, _, err = drover("trian")
+    assert code == 2 and "recipes, train, sample, status" in one_line(err)
+
+
+def test_the_recipes_are_listed_with_their_first_sentence(drover):
+    code, out, _ = drover("recipes")
+    assert code == 0 and "toy_ddpo\n    Move the end point" in out and "shapes_ddpo\n    Teach" in out
+    assert set(json.loads(drover("recipes", "--json")[1])) == set(recipes())
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("toy_dpo", "did you mean toy_ddpo?"),
+        ("shape_ddpo", "did you mean shapes_ddpo?"),
+        ("xyz", "there are .*toy_ddpo"),
+    ],
+)
+def test_an_unknown_recipe_is_answered_with_what_was_meant(drover, name, hint):
+    code, _, err = drover("train", name)
+    assert code == 2 and re.search(hint, one_line(err)), err
+
+
+def test_an_unknown_parameter_is_refused_with_what_was_meant(drover):
+    code, out, err = drover(*TOY, "--max-lagg", 1)
+    assert code == 2 and "--max-lag" in out + err
+
+
+@pytest.mark.parametrize("value", ["many", "1.5", ""])
+def test_a_value_of_another_type_is_refused(drover, value):
+    code, out, err = drover(*TOY, "--iterations", value)
+    assert code == 2 and "iterations" in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--iterations", 0], "iterations must be at least 1, got 0"),
+        (["--max-lag", -1], "max_lag must be 0 (strictly on-policy) or more"),
+        (["--lr", 0], "lr and grad_clip must be positive"),
+        (["--lr", "nan"], "lr and grad_clip must be positive"),
+        (["--actors", 0], "every pool needs at least one"),
+        (["--run-name", "../elsewhere"], "cannot be a folder"),
+        (["--resume", "--run-name", "nothing"], "no run to resume"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_what_is_impossible_is_one_line_and_exit_code_2_and_leaves_nothing(drover, tmp_path, arguments, message):
+    code, _, err = drover(*TOY, *arguments)
+    assert code == 2 and message in one_line(err)
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
+    options = ("--iterations", 3, "--samples", 16, "--run-name", "first")
+    code, out, _ = drover(*TOY, *options)
+    assert code == 0
+    assert "held-out point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
+    assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
+    code, out, _ = drover("status")
+    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: point -" in out
+    assert json.loads(drover("status", "--run", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
+    code, _, err = drover(*TOY, *options)
+    assert code == 2 and "pass --resume" in one_line(err)
+
+
+def test_with_json_the_summary_is_all_that_is_printed(drover):
+    code, out, err = drover(*TOY, "--iterations", 2, "--samples", 16, "--json")
+    summary = json.loads(out)
+    assert code == 0 and err == ""
+    assert summary["updates"] == 2 and summary["recipe"] == "toy_ddpo" and summary["run"].startswith("toy_ddpo-")
+    assert summary["command_s"] > 0
+
+
+def test_a_file_of_ones_own_is_a_recipe_with_its_own_parameters(drover, own, tmp_path):
+    code, out, _ = drover("train", f"{own}:mine", "--help")
+    assert code == 0 and "My own recipe." in out and "--far" in out
+    code, out, _ = drover("train", f"{own}:mine", "--one-process", "--json", "--iterations", 3)
+    assert code == 0 and json.loads(out)["recipe"] == "mine" and json.loads(out)["updates"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.py:mine", "there is no file nowhere.py"),
+        ("{own}:other", "defines no function 'other'"),
+        ("{own}:broken", "defines no function 'broken'"),
+        ("{folder}:mine", "there is no file"),
+    ],
+)
+def test_a_file_that_holds_no_recipe_is_one_clear_error(drover, own, name, message):
+    code, _, err = drover("train", name.format(own=own, folder=own.parent))
+    assert code == 2 and message in one_line(err)
+
+
+def test_a_shipped_recipe_is_found_by_name():
+    assert find("toy_ddpo")().recipe == "toy_ddpo"
+
+
+def test_a_run_that_fails_leaves_exit_code_1_and_the_reason(drover, tmp_path):
+    path = tmp_path / "blind.py"
+    path.write_text(
+        "from tests.deploy.in_place import Fickle, small\n"
+        "from deploy.config import RunConfig\n"
+        "def blind() -> RunConfig:\n    '''Never a value.'''\n    return small(rewards=(Fickle(raises=True),))\n"
+    )
+    code, _, err = drover("train", f"{path}:blind", "--one-process", "--json")
+    assert code == 1 and "no sample had a valid reward for 3 iterations" in one_line(err)
+
+
+def test_status_of_nothing_and_of_an_unknown_run(drover):
+    assert drover("status")[:2] == (0, "no runs in runs\n")
+    code, _, err = drover("status", "--run", "other")
+    assert code == 2 and "there is no run 'other' in runs" in one_line(err)
+
+
+def test_status_of_a_run_that_was_stopped_or_is_under_way(drover, tmp_path):
+    done = train(small(), tmp_path / "runs", name="halved", stop_after=2)
+    done.conclude()
+    assert "halved: stopped; 2 updates, 128 samples" in drover("status")[1]
+    done.folder.summary.unlink()
+    assert "halved: running or killed, last heard of" in drover("status", "--run", "halved")[1]
+
+
+def test_status_of_a_run_that_has_not_reported_yet(drover, tmp_path):
+    RunFolder.create("young", tmp_path / "runs")
+    code, out, _ = drover("status", "--run", "young")
+    assert code == 0 and "young: running or killed" in out and "not evaluated yet" in out
+
+
+def test_pictures_can_be_drawn_from_a_folder_and_the_same_seed_draws_the_same(drover, tiny_folder, tmp_path):
+    options = ("--model", tiny_folder, "--count", 2, "--steps", 2)
+    drawn = {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        out = tmp_path / f"{name}.png"
+        code, told, _ = drover("sample", *options, "--prompts", "a", "b", "--out", out, "--seed", seed)
+        assert code == 0 and told.strip() == str(out)
+        drawn[name] = np.asarray(Image.open(out))
+    assert np.array_equal(drawn["one"], drawn["same"])
+    assert not np.array_equal(drawn["one"], drawn["other"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model", "{tmp}/nowhere", "--prompts", "a"],
+        ["--model", "{tiny}", "--prompts", "a", "--count", "0"],
+        ["--model", "{tiny}", "--prompts", "a", "--steps", "0"],
+        ["--model", "{tiny}", "--prompts", "a", "--eta", "2"],
+    ],
+    ids=["no model", "no pictures", "no steps", "eta 2"],
+)
+def test_pictures_that_cannot_be_drawn_are_one_line_and_exit_code_2(drover, tiny_folder, tmp_path, arguments):
+    filled = [argument.format(tmp=tmp_path, tiny=tiny_folder) for argument in arguments]
+    code, _, err = drover("sample", *filled, "--out", tmp_path / "x.png")
+    assert code == 2, err
+    one_line(err)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_sampling_without_a_model_or_prompts_is_misuse(drover):
+    assert drover("sample")[0] == 2
+    assert drover("sample", "--model", "x")[0] == 2

@@ -1,0 +1,94 @@
+import math
+from dataclasses import fields, replace
+
+import pytest
+
+from common.diffusion.kernels.renoise import Ddim, Renoise
+from common.errors import ConfigError
+from deploy.config import Pools, RunConfig
+from deploy.models import StableDiffusionModel
+from deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
+from deploy.recipes.toy_ddpo import toy_ddpo
+from learner.evaluation import EvaluationSpec
+from learner.feeder import RecordSteps
+from reward_servers.rewards.toy_point import ToyPoint
+from worlds.shapes import prompts
+
+SHAPES = shapes_ddpo()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": (ToyPoint(), ToyPoint())}, r"two rewards share a name: \['point', 'point'\]"),
+        ({"rewards": (ToyPoint(name="other"),)}, r"the objective weighs \['point'\], but the rewards are \['other'\]"),
+        ({"kernel": Renoise(5, Ddim(eta=0.0))}, "use eta > 0"),
+        ({"record": RecordSteps(count=1, first=6)}, "first 6 steps of a chain of 5"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"groups": -2}, "groups must be at least 1, got -2"),
+        ({"updates": 0}, "updates must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
+        ({"max_lag": -1}, r"max_lag must be 0 \(strictly on-policy\) or more, got -1"),
+        ({"stall_s": 0.0}, "stall_s must be a positive number of seconds, got 0.0"),
+        ({"lease_s": math.inf}, "lease_s must be a positive number of seconds, got inf"),
+        ({"prompts": ()}, "give at least one"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_end_well_is_refused_before_anything_starts(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(toy_ddpo(), **changes)
+
+
+def test_advantages_within_a_group_need_two_samples():
+    with pytest.raises(ConfigError, match="at least 2 samples of each prompt; raise --samples"):
+        shapes_ddpo(samples=1)
+    assert toy_ddpo(samples=1).samples == 1  # normalised over the batch
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Pools)])
+def test_every_pool_needs_someone(name):
+    with pytest.raises(ConfigError, match="every pool needs at least one"):
+        Pools(**{name: 0})
+
+
+@pytest.mark.parametrize(("prompts_", "samples"), [((), 4), (("a",), 0)])
+def test_an_evaluation_needs_something_to_evaluate(prompts_, samples):
+    with pytest.raises(ConfigError, match="at least one held-out prompt and one sample"):
+        EvaluationSpec(prompts=prompts_, samples_per_prompt=samples)
+
+
+@pytest.mark.parametrize("trained_steps", [0, 8])
+def test_the_last_three_steps_of_the_shapes_chain_are_not_trained(trained_steps):
+    with pytest.raises(ConfigError, match=r"between 1 and steps - 3 = 7"):
+        shapes_ddpo(trained_steps=trained_steps)
+
+
+def test_a_guidance_of_1_is_none_and_needs_no_wrapper(tiny_folder):
+    plain, guided = (
+        StableDiffusionModel(checkpoint=str(tiny_folder), guidance=scale).build("cpu") for scale in (1.0, 3.0)
+    )
+    assert (type(plain).__name__, type(guided).__name__) == ("StableDiffusion", "Guided")
+
+
+DIFFERENT: list[RunConfig] = [
+    SHAPES, shapes_ddpo(guidance=2.0), shapes_ddpo(steps=12), shapes_ddpo(reward="jpeg_small"),
+    shapes_ddpo(lora_rank=4), shapes_ddpo(compute="bfloat16"), replace(SHAPES, storage="float16"), toy_ddpo(),
+]  # fmt: skip
+
+
+def test_roles_that_would_corrupt_each_others_work_have_different_fingerprints():
+    assert len({config.fingerprint for config in DIFFERENT}) == len(DIFFERENT)
+
+
+def test_what_one_role_alone_decides_does_not_change_the_fingerprint():
+    same = [shapes_ddpo(), shapes_ddpo(lr=1.0), shapes_ddpo(actors=3), shapes_ddpo(max_lag=0), shapes_ddpo(groups=2)]
+    assert {config.fingerprint for config in same} == {SHAPES.fingerprint}
+
+
+def test_held_out_prompts_are_never_trained_on_and_always_the_same():
+    assert set(SHAPES.heldout.prompts).isdisjoint(SHAPES.prompts)
+    assert heldout_prompts() == heldout_prompts() and len(set(heldout_prompts())) == 48
+    assert set(SHAPES.prompts) <= set(prompts.relation_prompts("train"))

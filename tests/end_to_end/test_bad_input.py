@@ -1,0 +1,131 @@
+"""What cannot run says so in one clear error, soon, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from common.transport.embedded import EmbeddedRedis
+from tests.end_to_end.service import RECIPES, drover
+from worlds.shapes import PIPELINE
+
+pytestmark = pytest.mark.service
+
+
+def refused(runs_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command, which must fail with a message and without a traceback, and leave no run behind."""
+    result = drover("train", *arguments, "--runs-dir", str(runs_dir), "--run-name", "run", "--plain", env=env)
+    assert result.returncode in (1, 2), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (runs_dir / "run").exists(), sorted(runs_dir.rglob("*"))
+    return result
+
+
+def complaint(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line of ours."""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("drover: ")]
+    return line
+
+
+def test_a_redis_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:
+    result = refused(tmp_path, "toy_ddpo", env={"DROVER_REDIS_URL": "redis://:hush@127.0.0.1:1/0"})
+    assert result.returncode == 1
+    assert "127.0.0.1:1" in complaint(result)
+    assert "cannot be reached; check that it runs" in complaint(result)
+    assert "hush" not in result.stderr + result.stdout
+
+
+def test_a_wrong_redis_password_is_said_and_not_shown(tmp_path: Path) -> None:
+    with EmbeddedRedis() as server:
+        url = f"redis://:hush@{server.url.split('@')[1]}"
+        result = refused(tmp_path, "toy_ddpo", env={"DROVER_REDIS_URL": url})
+    assert result.returncode == 1
+    assert "refuses the user or password" in complaint(result)
+    assert "hush" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("toy_dpo",), "there is no recipe 'toy_dpo'; did you mean toy_ddpo?"),
+        (("toy_ddpo", "--iteration-count", "3"), "iteration-count"),
+        (("toy_ddpo", "--groups", "0"), "groups must be at least 1, got 0"),
+        (("toy_ddpo", "--max-lag", "-1"), "max_lag must be 0 (strictly on-policy) or more, got -1"),
+        (("missing.py:recipe",), "there is no file missing.py"),
+        ((f"{RECIPES}:no_such",), "defines no function 'no_such'"),
+        (("shapes_ddpo", "--checkpoint", "/nowhere/at/all"), "there is no checkpoint folder '/nowhere/at/all'"),
+    ],
+)
+def test_a_misuse_is_refused_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    result = refused(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "starting" not in result.stdout
+
+
+def test_a_damaged_pipeline_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    shutil.copytree(PIPELINE, tmp_path / "pipeline")
+    weights = tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    result = refused(tmp_path, "shapes_ddpo", "--checkpoint", str(tmp_path / "pipeline"))
+    assert result.returncode == 2
+    assert f"'{weights}' is damaged" in complaint(result)
+    assert "starting" not in result.stdout
+
+
+def test_an_empty_prompt_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n  \n")
+    result = refused(tmp_path, "shapes_ddpo", "--prompt-file", str(tmp_path / "prompts.txt"))
+    assert result.returncode == 2
+    assert "holds no prompt; write one per line" in complaint(result)
+
+
+def test_a_name_that_is_taken_is_refused_and_the_run_of_that_name_stays_as_it_is(tmp_path: Path) -> None:
+    arguments = ("train", "toy_ddpo", "--runs-dir", str(tmp_path), "--run-name", "run", "--one-process", "--plain")
+    assert drover(*arguments, "--iterations", "2").returncode == 0
+    files = contents(tmp_path)
+    again = drover(*arguments)
+    assert again.returncode == 2
+    assert "holds a finished run; pass --resume" in complaint(again)
+    assert contents(tmp_path) == files
+
+
+def test_a_ray_too_small_for_the_run_is_said_with_the_numbers(tmp_path: Path, shared: dict[str, str]) -> None:
+    result = refused(tmp_path, "toy_ddpo", "--actors", "64", env=shared)
+    assert result.returncode == 2
+    assert "the cluster has 8; lower --actors" in complaint(result)
+
+
+def test_a_ray_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:
+    result = refused(tmp_path, "toy_ddpo", env={"RAY_ADDRESS": "127.0.0.1:1"})
+    assert result.returncode == 2
+    assert "no Ray answers at 127.0.0.1:1" in complaint(result)
+
+
+def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
+    tmp_path: Path, shared: dict[str, str]
+) -> None:
+    result = refused(tmp_path, f"{RECIPES}:unscorable_toy", env=shared)
+    assert result.returncode == 1
+    assert "no sample had a valid reward" in complaint(result)
+    assert "point: error" in complaint(result)
+    assert "the judge is on strike" in complaint(result)
+
+
+def test_a_reward_that_cannot_be_loaded_ends_the_run_with_its_name_and_reason(
+    tmp_path: Path, shared: dict[str, str]
+) -> None:
+    began = time.monotonic()
+    result = refused(tmp_path, f"{RECIPES}:unloadable_toy", env=shared)
+    assert result.returncode == 1
+    assert "point-0 failed" in complaint(result)
+    assert "no weights at judge.safetensors" in complaint(result)
+    assert time.monotonic() - began < 120
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,45 @@
+"""More than one of something: ranks, or runs on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.end_to_end.service import SLOW_TOY, Train, account, command_lines
+
+pytestmark = pytest.mark.service
+
+
+def test_two_ranks_learn_what_one_learns(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    with Train(SLOW_TOY, "--pause-s", "0", "--learner-ranks", "2", runs_dir=tmp_path, env=shared) as run:
+        summary = run.finish()
+    assert account(summary)["trained"] == 40 * 4
+    assert (run.weights["b"] - reference["b"]).abs().max() < 1e-4
+
+
+def test_two_runs_of_one_name_share_a_redis_and_a_ray_and_never_meet(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    """The second one has another reward scale of lag, so any exchanged group would show in lag, ledger or weights."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+    with (
+        Train(SLOW_TOY, runs_dir=here, env=shared) as one,
+        Train(SLOW_TOY, "--iterations", "30", "--groups", "3", "--max-lag", "2", runs_dir=there, env=shared) as other,
+    ):
+        one.await_update(1)
+        other.await_update(1)
+        password = shared["DROVER_REDIS_URL"].split(":")[2].split("@")[0]
+        told = [line for line in command_lines(set(psutil.process_iter())).values() if password in line]
+        assert told == [], "a command line shows the password of Redis"
+        first, second = one.finish(), other.finish()
+    assert account(first)["trained"] == 40 * 4
+    assert account(second)["trained"] == 30 * 3
+    assert second["max_lag_seen"] <= 2
+    assert torch.equal(one.weights["b"], reference["b"])
+    assert not torch.equal(other.weights["b"], reference["b"])

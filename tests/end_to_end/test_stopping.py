@@ -1,0 +1,65 @@
+"""Whoever asks a run to stop loses nothing: a checkpoint is there, and the resumed run equals the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.end_to_end.service import SLOW_TOY, Train, account, survivors
+
+pytestmark = pytest.mark.service
+
+ORDERLY_S = 30.0  # from the signal to the end
+
+
+def test_a_run_stopped_twice_goes_on_where_it_stopped_and_learns_the_same_bits(
+    tmp_path: Path, reference: dict[str, torch.Tensor]
+) -> None:
+    with Train(SLOW_TOY, runs_dir=tmp_path) as run:
+        run.await_update(8)
+        first = stop(run, lambda: run.process.send_signal(signal.SIGTERM))
+        assert survivors(run.family) == {}
+    assert 8 <= first < 40
+    assert f"--run-name {run.folder.path.name} --resume" in run.out
+
+    with Train(SLOW_TOY, "--resume", runs_dir=tmp_path) as run:
+        run.await_update(first + 4)
+        # A terminal sends Ctrl-C to the whole group: what the command started must leave the stopping to the command.
+        second = stop(run, lambda: os.killpg(run.process.pid, signal.SIGINT))
+        assert survivors(run.family) == {}
+    assert first + 4 <= second < 40
+
+    with Train(SLOW_TOY, "--resume", runs_dir=tmp_path) as run:
+        summary = run.finish()
+    assert account(summary)["trained"] == 40 * 4
+    assert summary["updates"] == 40
+    numbers = [int(report.scalars["update"]) for report in run.updates()]
+    assert numbers == list(range(1, 41)), "an update was lost or done twice"
+    assert torch.equal(run.weights["b"], reference["b"])
+
+
+def stop(run: Train, ask: object) -> int:
+    """Ask the run to stop and check that it does so in order; the updates it had done."""
+    run.look()
+    asked = time.monotonic()
+    ask()  # type: ignore[operator]
+    code = run.end()
+    took_s = time.monotonic() - asked
+    assert code == 130, run.out + run.err
+    assert took_s < ORDERLY_S * patience(), f"took {took_s:.1f} s"
+    assert "Traceback" not in run.err
+    summary = run.summary
+    assert summary["ended"] == "stopped"
+    newest = max((run.folder.path / "checkpoints").glob("update-*"))
+    assert newest.name == f"update-{summary['updates']:06d}"
+    return int(summary["updates"])
+
+
+def patience() -> float:
+    """How much slower a crowded machine may be: its load for each of its cores, at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
