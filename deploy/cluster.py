@@ -51,12 +51,13 @@ def train(config: RunConfig, folder: RunFolder, view: Progress, stopping: Callab
         tell("phase", "starting Ray")
         gpus = _gpus_each(config)
         wanted = places(config, gpus=gpus)
+        learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
+        stack.callback(learner.join)
         stack.enter_context(_ray(config, wanted, gpus))
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
         pools = Pools(config, connection, wanted, on_event=lambda text: tell("event", text))
         stack.callback(pools.stop)
-        learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         learner.start()
         pools.start()
         _drive(pools, learner, watcher, folder, stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
@@ -78,7 +79,7 @@ def _drive(
     while learner.running:
         watcher.poll(0.3)
         if watcher.failure is not None:
-            raise DroverError(watcher.failure)
+            raise DroverError("; ".join([watcher.failure, *pools.troubles()]))
         if stopping() and not asked:
             asked = True
             stop()

@@ -17,6 +17,7 @@ from deploy.connection import Connection, serve_metrics
 from deploy.pools import cause
 from deploy.roles import Streams, build_learner, use_threads
 
+LEAVE_S = 20.0  # what the thread gets to notice that Ray is gone
 RESTARTS = 3  # times a dead group is started again, from its newest checkpoint
 
 
@@ -35,6 +36,11 @@ class LearnerGroup:
     @property
     def running(self) -> bool:
         return self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait until the thread has left Ray, once that is shut down. One still inside would crash Python's own end."""
+        if self._thread.ident is not None:
+            self._thread.join(LEAVE_S)
 
     def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig

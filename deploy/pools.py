@@ -19,6 +19,7 @@ from deploy.connection import Connection, serve_metrics
 from deploy.roles import build_actor, build_reward_server, use_threads
 from reward_servers.server import RewardServer
 
+DESCRIBE_S = 5.0  # what workers get to answer a last question
 STOP_S = 15.0  # what workers get to finish what they hold
 REWARD_CPUS = 0.1  # Ray's share of a reward server on the CPU; it sleeps most of the time
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 2}
@@ -95,11 +96,13 @@ class Worker:
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """{"pid", "metrics": "HOST:PORT", "spent": seconds by part, summed over the loops}."""
+        """{"pid", "metrics": "HOST:PORT", "spent": seconds by part, summed over the loops, "trouble": "" or a reason}."""
         spent: Counter[str] = Counter()
         for loop in self._loops:
             spent.update(loop.spent)
-        return {"pid": os.getpid(), "metrics": self._metrics, "spent": dict(spent)}
+        troubles = [loop.trouble for loop in self._loops if isinstance(loop, RewardServer) and loop.trouble]
+        trouble = troubles[0] if troubles else ""
+        return {"pid": os.getpid(), "metrics": self._metrics, "spent": dict(spent), "trouble": trouble}
 
 
 class Pools:
@@ -152,6 +155,16 @@ class Pools:
     def targets(self) -> dict[str, str]:
         """Worker -> HOST:PORT of its metrics."""
         return {name: known["metrics"] for name, known in self._known.items()}
+
+    def troubles(self) -> list[str]:
+        """What rewards could not do, for whoever has to explain a failure: asks every worker once more."""
+        import ray
+
+        asked = {worker.describe.remote(): name for name, worker in self._workers.items()}
+        ray.wait(list(asked), num_returns=len(asked), timeout=DESCRIBE_S)
+        for future in _ready(asked):
+            self._note(asked[future], future)
+        return [f"{name}: {known['trouble']}" for name, known in self._known.items() if known["trouble"]]
 
     def stop(self) -> None:
         """Let every worker finish what it holds, then end it."""

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from common.errors import CheckpointError
 from learner import fsdp
@@ -79,7 +78,7 @@ class Checkpoints:
             )
         for name, parameter in parameters.items():
             _fill(parameter, _whole_tensor(files, f"weight/{name}"))
-            moments = {key: _like(parameter, _whole_tensor(files, f"{key}/{name}")) for key in MOMENTS}
+            moments = {key: fsdp.like(parameter, _whole_tensor(files, f"{key}/{name}")) for key in MOMENTS}
             optimizer.state[parameter] = {"step": files[0].get_tensor(f"step/{name}"), **moments}
         return state
 
@@ -138,21 +137,13 @@ def _whole_tensor(files: list[Any], key: str) -> Tensor:
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
-def _like(parameter: Tensor, whole: Tensor) -> Tensor:
-    """``whole`` laid out as the parameter is, on its device."""
-    whole = whole.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return whole
-
-
 @torch.no_grad()
 def _fill(parameter: Tensor, whole: Tensor) -> None:
     if tuple(whole.shape) != tuple(parameter.shape):
         raise CheckpointError(
             f"a tensor of shape {tuple(whole.shape)} was saved where the model has {tuple(parameter.shape)}"
         )
-    fsdp.local(parameter).copy_(fsdp.local(_like(parameter, whole)))
+    fsdp.local(parameter).copy_(fsdp.local(fsdp.like(parameter, whole)))
 
 
 class _explained:

@@ -1,32 +1,37 @@
 """FSDP2: parameters, gradients and optimiser state in shards, on NCCL or gloo, one rank or many.
 
 Gradients are summed over the ranks, never averaged: the loop divides by the global count, so one rank equals two.
+
+FSDP and DTensor are imported by what uses them: they take most of a second, which the other roles need not spend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 UNIT_PARAMETERS = 20_000_000  # a block this large is gathered on its own; smaller models are gathered whole
 
 
 def shard(module: nn.Module, device: str) -> None:
     """Shard the module in place over all ranks of the default process group."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.split(":")[0], (dist.get_world_size(),))
     for block in _units(module):
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)
+    for part in _parts(module):
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
@@ -39,15 +44,23 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
                 yield child
 
 
+def _parts(module: nn.Module) -> list[FSDPModule]:
+    """Whatever was sharded on its own, the whole included."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
 def reshard(module: nn.Module) -> None:
     """Free gathered parameters, so that the next forward gathers what the optimiser wrote."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    for part in _parts(module):
+        part.reshard()
 
 
 def sync_gradients(module: nn.Module, on: bool) -> None:
     """Whether the next backward reduces gradients over the ranks, or only adds to the local ones."""
+    from torch.distributed.fsdp import FSDPModule
+
     assert isinstance(module, FSDPModule)
     module.set_requires_gradient_sync(on)
 
@@ -59,10 +72,24 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor; every rank must call."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(parameter: Tensor, whole: Tensor) -> Tensor:
+    """``whole``, which every rank has, laid out as the parameter is, on its device."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    whole = whole.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return whole

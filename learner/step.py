@@ -49,7 +49,7 @@ class Stepper:
         self._policy, self._kernel, self._objective, self._spec = policy, kernel, objective, spec
         self._parameters = list(fsdp.trainable(policy.trainable).values())
         self.optimizer = torch.optim.AdamW(
-            self._parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay
+            self._parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True
         )
         self.steps = 0
 

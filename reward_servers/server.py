@@ -57,6 +57,7 @@ class RewardServer:
         self.batch_groups = batch_groups
         self.account = Account("reward", wiring.meter)
         self.spent: dict[str, float] = {}  # a copy for other threads; the account belongs to the loop
+        self.trouble = ""  # why a group could last not be scored
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Work until told to stop; what is held then is finished first, the rest handed back."""
@@ -105,6 +106,7 @@ class RewardServer:
                         self._score([job])
                     return
                 log.warning("%s could not score group %d: %s", self.reward, jobs[0].group.group, error)
+                self.trouble = str(error)
                 scores = Scores([math.nan] * len(jobs[0].media), ["error"] * len(jobs[0].media))
         scoring_s = (time.monotonic() - started) / len(jobs)
         with self.account.part("data"):

@@ -176,6 +176,7 @@ def test_what_is_impossible_is_one_line_and_exit_code_2_and_leaves_nothing(drove
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     options = ("--iterations", 3, "--samples", 16, "--run-name", "first")
     code, out, _ = drover(*TOY, *options)

@@ -13,7 +13,9 @@ from common.policies.toy import ToyChain
 from common.protocols import Policy, Scorer, Scores
 from deploy.config import RunConfig
 from deploy.models import ToyModel
+from deploy.recipes.shapes_ddpo import shapes_ddpo
 from deploy.recipes.toy_ddpo import toy_ddpo
+from learner.evaluation import EvaluationSpec
 from reward_servers.rewards.toy_point import ToyPoint
 
 
@@ -48,6 +50,23 @@ def slow_toy(
         lease_s=lease_s,
         stall_s=stall_s,
     )
+
+
+def small_shapes(*, iterations: int = 2) -> RunConfig:
+    """The bundled pipeline for a few seconds: real UNet, text encoder and VAE, on-policy, one thread in every role."""
+    config = shapes_ddpo(
+        iterations=iterations,
+        groups=2,
+        samples=2,
+        steps=5,
+        trained_steps=2,
+        batch_size=8,
+        max_lag=0,
+        actor_groups=1,
+        learner_threads=1,
+    )
+    prompts = config.heldout.prompts[:2]
+    return replace(config, recipe="small_shapes", heldout=EvaluationSpec(prompts=prompts, samples_per_prompt=1))
 
 
 def unscorable_toy(*, iterations: int = 30) -> RunConfig:

@@ -125,8 +125,9 @@ class Train:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, without what would join another Ray or Redis."""
-    return {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DROVER_REDIS_URL")}
+    """Ours, without what would join another Ray or Redis, and without Ray's habit of yielding to whatever else runs."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DROVER_REDIS_URL")}
+    return {**kept, "RAY_worker_niceness": "0"}
 
 
 def drover(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -168,6 +169,13 @@ def account(summary: dict[str, Any]) -> dict[str, int]:
     assert ledger["issued"] == ended, ledger
     assert ledger["in_flight"] == 0, ledger
     return ledger
+
+
+def assert_same(weights: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert weights.keys() == reference.keys()
+    for name, tensor in reference.items():
+        assert torch.equal(weights[name], tensor), (weights[name] - tensor).abs().max()
 
 
 @contextmanager

@@ -109,11 +109,13 @@ def test_a_ray_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> Non
 def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
-    result = refused(tmp_path, f"{RECIPES}:unscorable_toy", env=shared)
-    assert result.returncode == 1
+    result = drover(
+        *("train", f"{RECIPES}:unscorable_toy", "--runs-dir", str(tmp_path), "--run-name", "run", "--plain"), env=shared
+    )
+    assert result.returncode == 1, result.stderr
     assert "no sample had a valid reward" in complaint(result)
-    assert "point: error" in complaint(result)
-    assert "the judge is on strike" in complaint(result)
+    assert "point-0: RuntimeError: the judge is on strike" in complaint(result)
+    assert "Traceback" not in result.stderr
 
 
 def test_a_reward_that_cannot_be_loaded_ends_the_run_with_its_name_and_reason(

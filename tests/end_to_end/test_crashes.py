@@ -8,25 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.end_to_end.service import SLOW_TOY, Train, account
+from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same
 
 pytestmark = pytest.mark.service
-
-
-def assert_same(weights: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
-    assert weights.keys() == reference.keys()
-    for name, tensor in reference.items():
-        assert torch.equal(weights[name], tensor), (weights[name] - tensor).abs().max()
-
-
-def test_an_undisturbed_service_learns_the_same_bits_as_one_process(
-    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
-) -> None:
-    with Train(SLOW_TOY, "--pause-s", "0", runs_dir=tmp_path, env=shared) as run:
-        summary = run.finish()
-        assert account(summary)["trained"] == 40 * 4
-        assert summary["max_lag_seen"] == 0
-        assert_same(run.weights, reference)
 
 
 def test_a_killed_actor_and_a_killed_reward_server_are_replaced_and_change_nothing(

@@ -25,7 +25,7 @@ def test_two_ranks_learn_what_one_learns(
 def test_two_runs_of_one_name_share_a_redis_and_a_ray_and_never_meet(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    """The second one has another reward scale of lag, so any exchanged group would show in lag, ledger or weights."""
+    """They differ in size and lag, so a group that went astray would show in a ledger or in the weights."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()
     with (

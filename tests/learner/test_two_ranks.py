@@ -67,7 +67,7 @@ def off(got: Weights, wanted: Weights, before: Weights) -> float:
 
 
 # AdamW divides each gradient by its own size, which magnifies the rounding of the smallest ones of a UNet.
-@pytest.mark.parametrize(("model", "tolerance"), [("toy", 1e-6), ("lora", 1e-3)])
+@pytest.mark.parametrize(("model", "tolerance"), [("toy", 1e-6), ("lora", 1e-4)])
 def test_they_learn_what_one_learns(both, model, tolerance):
     one = both.one[model]
     assert off(both.two(model)["weights"], one.weights, one.before) < tolerance
@@ -96,10 +96,10 @@ def test_one_reads_what_two_have_written(both, model):
         two = both.two(model)["weights"]
         assert all(torch.equal(weight, two[name]) for name, weight in reader.weights().items())
         reader.learn()
-        assert off(reader.weights(), both.one[model].continued, both.one[model].weights) < 1e-2
+        assert off(reader.weights(), both.one[model].continued, both.one[model].weights) < 1e-3
 
 
-@pytest.mark.parametrize(("model", "tolerance"), [("toy", 1e-6), ("lora", 1e-3)])
+@pytest.mark.parametrize(("model", "tolerance"), [("toy", 1e-6), ("lora", 1e-4)])
 def test_two_read_what_one_has_written_and_go_on_as_it_does(both, model, tolerance):
     one = both.one[model]
     assert {answer[model]["note"] for answer in both.answers} == {"kept"}

@@ -63,21 +63,12 @@ class Desk:
         parts, refs = tensors.pack(f"{group}/media", {"media": media})
         if stored:
             self.broker.blobs().put(f"{group}/media", parts)
-        usual = {"epoch": 4, "attempt": 1, "purpose": Purpose.TRAIN, "media": refs["media"]}
-        self.rollouts.put(
-            RolloutGroup(
-                group=group,
-                version=0,
-                prompts=prompts,
-                samples_per_prompt=len(levels) // len(prompts),
-                fingerprint="f",
-                x0=None,
-                transitions=None,
-                worker="actor-0",
-                sampling_s=0.1,
-                **{**usual, **fields},
-            )  # fmt: skip
-        )
+        usual = {
+            "epoch": 4, "attempt": 1, "purpose": Purpose.TRAIN, "version": 0, "fingerprint": "f", "x0": None,
+            "media": refs["media"], "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
+        }  # fmt: skip
+        each = len(levels) // len(prompts)
+        self.rollouts.put(RolloutGroup(group=group, prompts=prompts, samples_per_prompt=each, **{**usual, **fields}))
 
     def answers(self) -> dict[int, Measurement]:
         while self.server.run_once(0.0):

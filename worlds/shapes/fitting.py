@@ -32,6 +32,7 @@ def fit(
     loss: Callable[[torch.Generator], torch.Tensor],
     budget: Budget,
     checkpoint: Path,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Trained:
     """The module with exponentially averaged weights, after `budget.minutes` of training.
 
@@ -46,7 +47,7 @@ def fit(
     step, used_s = _restore(checkpoint, parts, generator)
     budget_s, smooth = 60 * budget.minutes, None
     reported_s = saved_s = used_s
-    began = time.monotonic() - used_s
+    began = clock() - used_s
     while used_s < budget_s:
         rate = budget.learning_rate * _schedule(used_s / budget_s)
         for group in optimizer.param_groups:
@@ -59,7 +60,7 @@ def fit(
         step += 1
         _blend(average, module, min(AVERAGE_DECAY, step / (step + 10)))
         smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
-        used_s = time.monotonic() - began
+        used_s = clock() - began
         if used_s - reported_s >= REPORT_S or used_s >= budget_s:
             reported_s = used_s
             left_s = max(0.0, budget_s - used_s)

@@ -1,0 +1,39 @@
+"""On-policy, the service learns what one process learns, bit for bit: distribution is no approximation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.end_to_end.service import RECIPES, SLOW_TOY, Train, account, assert_same
+from worlds.shapes import PIPELINE
+
+pytestmark = pytest.mark.service
+UNET = Path("unet", "diffusion_pytorch_model.safetensors")
+
+
+def test_an_undisturbed_service_learns_the_same_bits_as_one_process(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    with Train(SLOW_TOY, "--pause-s", "0", runs_dir=tmp_path, env=shared) as run:
+        summary = run.finish()
+        assert account(summary)["trained"] == 40 * 4
+        assert summary["max_lag_seen"] == 0
+        assert_same(run.weights, reference)
+
+
+def test_the_service_trains_a_real_pipeline_to_the_same_bits_as_one_process(
+    tmp_path: Path, shared: dict[str, str]
+) -> None:
+    recipe = f"{RECIPES}:small_shapes"
+    with Train(recipe, "--one-process", runs_dir=tmp_path, name="alone") as alone:
+        account(alone.finish())
+    with Train(recipe, runs_dir=tmp_path, name="service", env=shared) as service:
+        account(service.finish())
+    wanted, found = (load_file(run.folder.path / "pipeline" / UNET) for run in (alone, service))
+    assert_same(found, wanted)
+    before = load_file(PIPELINE / UNET)
+    assert any(not torch.equal(found[name], before[name]) for name in before), "nothing was learned"
