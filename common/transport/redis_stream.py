@@ -40,6 +40,7 @@ class RedisStream:
     ) -> None:
         self.lease_s = lease_s
         self._link = link
+        self._scripts: dict[str, Any] = {}
         self._key = key
         self._dead = dead
         self._group = group
@@ -189,7 +190,9 @@ class RedisStream:
         return self._link.call(lambda client: self._script(client, script, *arguments), patience_s=patience_s)
 
     def _script(self, client: redis.Redis, script: str, *arguments: Any) -> Any:
-        return client.register_script(script)(keys=[self._key], args=arguments)
+        if script not in self._scripts:  # registering hashes the text, too slow for every message
+            self._scripts[script] = client.register_script(script)
+        return self._scripts[script](keys=[self._key], args=arguments, client=client)
 
 
 def _create_group(client: redis.Redis, key: str, group: str) -> None:

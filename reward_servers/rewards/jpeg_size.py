@@ -21,7 +21,7 @@ QUALITY = 95
 class JpegSize:
     """``prefer="small"`` rewards compressible images (value = -kB), ``"large"`` busy ones (value = +kB).
 
-    Unit: kilobytes. Range at 32x32: about 0.64 (one colour) to 1.8 kB (noise) in absolute value. Comparable only at one image size.
+    Unit: kilobytes. Absolute values at 32x32 go from about 0.64 (one colour) to 1.8 (noise). Comparable at one size only.
     """
 
     prefer: Literal["small", "large"] = "small"

@@ -63,6 +63,7 @@ def small_shapes(*, iterations: int = 2) -> RunConfig:
         batch_size=8,
         max_lag=0,
         actor_groups=1,
+        learner_ranks=1,
         learner_threads=1,
     )
     prompts = config.heldout.prompts[:2]

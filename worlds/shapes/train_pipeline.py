@@ -1,9 +1,9 @@
 """Train the shapes pipeline from nothing: `python -m worlds.shapes.train_pipeline --out DIR`.
 
-Three stages share the budget: the autoencoder; the text encoder, with a throw-away head that paints
+Four stages share the budget: the autoencoder; the text encoder, with a throw-away head that paints
 a coarse label map from the caption, so that its states carry word order and binding before
-any diffusion; then the UNet on cached latents and cached text states. Progress and checkpoints
-stand in `DIR.checkpoints`; the same command continues an interrupted run.
+any diffusion; then the UNet on cached latents and cached text states, first for detail and then for
+layout. Progress and checkpoints stand in `DIR.checkpoints`; the same command continues an interrupted run.
 
 Axes: B batch, N pictures, P cells of the label map, T tokens, W text width, C H W picture or latent.
 """
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 PICTURES = 50_000
 DATA_SEED = 20261121
-SHARES = {"vae": 0.21, "text": 0.12, "unet": 0.67}
-LEARNING_RATES = {"vae": 2e-3, "text": 1.5e-3, "unet": 1.2e-3}
+MINUTES = {"vae": 8.8, "text": 5.0, "unet": 28.0, "layout": 14.2}
+LEARNING_RATES = {"vae": 2e-3, "text": 1.5e-3, "unet": 1.2e-3, "layout": 6e-4}
 BATCHES = {"vae": 32, "text": 128, "unet": 64}
 KL_WEIGHT = 1e-4  # per latent number
 CAPTION_DROPOUT = 0.1
 SNR_CAP = 5.0
+LAYOUT_FLOOR = 0.5
 
 MAP_SIZE = 8
 _GARMENTS = tuple(renderer.PALETTE)
@@ -53,6 +54,15 @@ class Data:
     labels: torch.Tensor
     captions: torch.Tensor
     texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """latents [N, 4, 8, 8]; text states [texts, T, W]; captions as indices [N] into the states."""
+
+    latents: torch.Tensor
+    states: torch.Tensor
+    captions: torch.Tensor
 
 
 class PaintingHead(torch.nn.Module):
@@ -74,7 +84,7 @@ class PaintingHead(torch.nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--minutes", type=float, default=42.0, help="training time of all stages")
+    parser.add_argument("--minutes", type=float, default=sum(MINUTES.values()), help="of training, all stages together")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -86,13 +96,16 @@ def main() -> None:
 
 def train(out: Path, checkpoints: Path, minutes: float) -> None:
     data = make_data(PICTURES)
-    budgets = {name: Budget(minutes * share, LEARNING_RATES[name]) for name, share in SHARES.items()}
+    scale = minutes / sum(MINUTES.values())
+    budgets = {name: Budget(scale * MINUTES[name], LEARNING_RATES[name]) for name in MINUTES}
     tokenizer = architecture.build_tokenizer(out / "tokenizer")
     vae = train_vae(data, budgets["vae"], checkpoints / "vae.pt")
     latents = standardise(vae, data)
     text_encoder = train_text(data, tokenizer, budgets["text"], checkpoints / "text.pt")
     states = text_states(text_encoder, tokenizer, data.texts)
-    unet = train_unet(latents, states, data.captions, budgets["unet"], checkpoints / "unet.pt")
+    examples = Examples(latents, states, data.captions)
+    unet = train_unet(architecture.build_unet(), examples, 0.0, budgets["unet"], checkpoints / "unet.pt")
+    unet = train_unet(unet.requires_grad_(True), examples, LAYOUT_FLOOR, budgets["layout"], checkpoints / "layout.pt")
     architecture.assemble(vae, text_encoder, tokenizer, unet).save_pretrained(out)
     print(f"saved {out}", flush=True)
 
@@ -195,25 +208,30 @@ def text_states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: tuple[s
 
 
 def train_unet(
-    latents_NCHW: torch.Tensor,
-    states: torch.Tensor,
-    captions_N: torch.Tensor,
+    unet: UNet2DConditionModel,
+    examples: Examples,
+    floor: float,
     budget: Budget,
     checkpoint: Path,
 ) -> UNet2DConditionModel:
-    unet = architecture.build_unet()
+    """Errors of the predicted clean latent weigh min(SNR, 5) + floor.
+
+    Without a floor nearly all weight is on times when the layout is already visible, which makes
+    sharp pictures soon; with one, the times at which a sampler decides left or right count too.
+    """
     kept = architecture.build_scheduler().alphas_cumprod
     snr = kept / (1 - kept)
-    weights = snr.clamp(max=SNR_CAP) / snr
+    weights = (snr.clamp(max=SNR_CAP) + floor) / snr
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        chosen = torch.randint(len(latents_NCHW), (BATCHES["unet"],), generator=generator)
+        chosen = torch.randint(len(examples.latents), (BATCHES["unet"],), generator=generator)
+        latents = examples.latents[chosen]
         times = torch.randint(len(kept), (len(chosen),), generator=generator)
-        noise = torch.randn(latents_NCHW[chosen].shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
         signal = kept[times, None, None, None]
-        noisy = signal.sqrt() * latents_NCHW[chosen] + (1 - signal).sqrt() * noise
-        captions = drop_captions(captions_N[chosen], generator)
-        error = unet(noisy, times, states[captions]).sample - noise
+        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        captions = drop_captions(examples.captions[chosen], generator)
+        error = unet(noisy, times, examples.states[captions]).sample - noise
         return (weights[times] * error.square().mean((1, 2, 3))).mean()
 
     return fit(unet, loss, budget, checkpoint).eval()
