@@ -86,7 +86,7 @@ class RunConfig:
             )
         if self.samples < 1:
             raise ConfigError(f"samples must be at least 1, got {self.samples}")
-        if self.objective.normalise == "group" and self.samples < 2:
+        if self.objective.normalise != "batch" and self.samples < 2:
             raise ConfigError("advantages within a group need at least 2 samples of each prompt; raise --samples")
         for name in ("stall_s", "lease_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):

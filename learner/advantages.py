@@ -17,3 +17,18 @@ def standardise(values: np.ndarray, valid: np.ndarray, *, clip: float) -> np.nda
         known = values[valid].astype(np.float64)
         advantages[valid] = np.clip((known - known.mean()) / (known.std(ddof=1) + EPSILON), -clip, clip)
     return advantages
+
+
+def standardise_centred(groups: list[np.ndarray], valid: list[np.ndarray], *, clip: float) -> list[np.ndarray]:
+    """Per group [N]: values minus the group's mean, over the deviation that all groups have around theirs.
+
+    A group whose samples are all nearly equal then has small advantages, where its own deviation would blow up what
+    may be no more than noise. Cut at +-clip; 0 where invalid, or fewer than two of the group are valid.
+    """
+    centred = [np.zeros(values.shape) for values in groups]
+    for out, values, known in zip(centred, groups, valid, strict=True):
+        if known.sum() >= 2:
+            out[known] = values[known].astype(np.float64) - values[known].astype(np.float64).mean()
+    degrees = sum(int(known.sum()) - 1 for known in valid if known.sum() >= 2)
+    deviation = np.sqrt(sum(float((out**2).sum()) for out in centred) / max(1, degrees))
+    return [np.clip(out / (deviation + EPSILON), -clip, clip) for out in centred]

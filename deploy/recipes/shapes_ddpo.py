@@ -94,7 +94,7 @@ def shapes_ddpo(
         ),
         kernel=Renoise(steps, Ddim(eta=1.0)),
         rewards=(judge,),
-        objective=Ddpo(weights={judge.name: 1.0}, clip=TRUST / LATENT_DIMENSIONS),
+        objective=Ddpo(weights={judge.name: 1.0}, clip=TRUST / LATENT_DIMENSIONS, normalise="centred"),
         prompts=read_prompts(prompt_file) if prompt_file else prompts.relation_prompts("train"),
         heldout=EvaluationSpec(prompts=heldout_prompts(), samples_per_prompt=4),
         record=RecordSteps(count=trained_steps, first=steps - 3),

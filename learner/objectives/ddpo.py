@@ -1,7 +1,8 @@
 """DDPO: denoising as a decision process, each step a Gaussian action, trained with a clipped policy gradient.
 
 Source: "Training Diffusion Models with Reinforcement Learning", arXiv 2305.13301 (DDPO-IS). ``normalise="group"`` takes
-the advantage among the samples of one prompt, ``"batch"`` among all of the iteration (arXiv 2401.12244, eq. 10).
+the advantage among the samples of one prompt, ``"batch"`` among all of the iteration (arXiv 2401.12244, eq. 10),
+``"centred"`` subtracts the mean of the prompt and divides by the deviation that is common to all prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from common.errors import ConfigError
 from common.protocols import Kernel, Policy
-from learner.advantages import standardise
+from learner.advantages import standardise, standardise_centred
 from learner.examples import Credit, MeasuredGroup, StepBatch
 from learner.losses import clipped_ratio
 from learner.objective import LossOutput
@@ -30,7 +31,7 @@ class Ddpo:
 
     weights: Mapping[str, float]
     clip: float
-    normalise: Literal["group", "batch"] = "group"
+    normalise: Literal["group", "batch", "centred"] = "group"
     advantage_clip: float = 10.0
     rewards: tuple[str, ...] = field(init=False)
 
@@ -43,19 +44,24 @@ class Ddpo:
         object.__setattr__(self, "rewards", tuple(self.weights))
 
     def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
-        if self.normalise == "group":
-            return [credit for group in groups for credit in self._judge([group])]
-        return self._judge(groups)
-
-    def _judge(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
-        """Credits of groups whose samples are standardised together."""
-        counted = np.concatenate([np.logical_and.reduce([g.valid(name) for name in self.rewards]) for g in groups])
-        advantages = np.zeros(counted.shape)
+        counted = [np.logical_and.reduce([group.valid(name) for name in self.rewards]) for group in groups]
+        advantages = [np.zeros(known.shape) for known in counted]
         for name, weight in self.weights.items():
-            values = np.concatenate([group.values(name) for group in groups])
-            advantages += weight * standardise(values, counted, clip=self.advantage_clip)
-        ends = np.cumsum([group.rollout.num_samples for group in groups])[:-1]
-        return [Credit(a, c) for a, c in zip(np.split(advantages, ends), np.split(counted, ends), strict=True)]
+            for total, one in zip(advantages, self._standardised(groups, name, counted), strict=True):
+                total += weight * one
+        return [Credit(total, known) for total, known in zip(advantages, counted, strict=True)]
+
+    def _standardised(
+        self, groups: Sequence[MeasuredGroup], name: str, counted: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """[N] of each group, for one reward."""
+        values, clip = [group.values(name) for group in groups], self.advantage_clip
+        if self.normalise == "group":
+            return [standardise(v, known, clip=clip) for v, known in zip(values, counted, strict=True)]
+        if self.normalise == "centred":
+            return standardise_centred(values, list(counted), clip=clip)
+        ends = np.cumsum([len(v) for v in values])[:-1]
+        return np.split(standardise(np.concatenate(values), np.concatenate(counted), clip=clip), ends)
 
     def loss(self, policy: Policy, kernel: Kernel, batch: StepBatch) -> LossOutput:
         prediction = policy.predict(batch.x, batch.time, batch.cond)

@@ -29,6 +29,19 @@ def test_within_a_batch_it_does():
     assert np.concatenate([easy.weights, hard.weights]).mean() == pytest.approx(0, abs=1e-12)
 
 
+def test_centred_the_level_of_a_prompt_does_not_matter_but_its_spread_does():
+    """Deviations +-0.5 and +-0.01: two samples each, so the common deviation is sqrt((2 x 0.25 + 2 x 0.0001) / 2)."""
+    spread, even = ddpo("centred").credit([measured(0, point=[10, 11]), measured(1, point=[0.01, 0.03])])
+    assert spread.weights == pytest.approx([-0.99980, 0.99980], abs=1e-5)
+    assert even.weights == pytest.approx([-0.019996, 0.019996], abs=1e-6)
+
+
+def test_centred_a_group_with_one_valid_sample_teaches_nothing_and_shapes_no_statistic():
+    alone, others = ddpo("centred").credit([measured(0, point=[7, NAN]), measured(1, point=[0, 1])])
+    assert alone.empty and alone.counted.tolist() == [True, False]
+    assert others.weights == pytest.approx([-(0.5**0.5), 0.5**0.5])
+
+
 def test_an_invalid_sample_weighs_nothing_and_shapes_no_statistic():
     with_nan, without = ddpo().credit([measured(0, point=[1, NAN, 2, 4]), measured(1, point=[1, 2, 4])])
     assert with_nan.weights[1] == 0 and with_nan.counted.tolist() == [True, False, True, True]
