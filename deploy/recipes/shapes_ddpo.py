@@ -29,17 +29,17 @@ def shapes_ddpo(
     *,
     reward: Literal["composition", "jpeg_small", "jpeg_large"] = "composition",
     iterations: int = 60,
-    groups: int = 16,
+    groups: int = 64,
     samples: int = 8,
     steps: int = 10,
-    trained_steps: int = 5,
-    guidance: float = 3.0,
+    trained_steps: int = 3,
+    guidance: float = 1.0,
     lr: float = 1e-4,
     updates: int = 1,
-    batch_size: int = 64,
+    batch_size: int = 128,
     max_lag: int = 1,
     actors: int = 2,
-    actor_groups: int = 4,
+    actor_groups: int = 8,
     actor_threads: int = 1,
     reward_servers: int = 1,
     learner_ranks: int = 2,
@@ -58,7 +58,7 @@ def shapes_ddpo(
         groups: Prompts per iteration.
         samples: Samples of each prompt; advantages are taken among them.
         steps: DDIM steps of a sample, eta 1.
-        trained_steps: How many of them are trained, drawn from all but the last three.
+        trained_steps: How many of them are trained: the first ones, which decide where things go.
         guidance: Classifier-free guidance scale, the same in sampling and training; 1 for none.
         lr: AdamW's learning rate.
         updates: Optimiser steps an iteration is divided into.
@@ -76,11 +76,8 @@ def shapes_ddpo(
         prompt_file: UTF-8 text, one training prompt per line; default: the world's own.
         seed: Of prompts and noise.
     """
-    if not 1 <= trained_steps <= steps - 3:
-        raise ConfigError(
-            f"trained_steps must lie between 1 and steps - 3 = {steps - 3} (the last three decide only texture), "
-            f"got {trained_steps}"
-        )
+    if not 1 <= trained_steps <= steps:
+        raise ConfigError(f"trained_steps must lie between 1 and steps = {steps}, got {trained_steps}")
     judge: Reward = (
         ShapesTruth() if reward == "composition" else JpegSize("small" if reward == "jpeg_small" else "large")
     )
@@ -97,7 +94,7 @@ def shapes_ddpo(
         objective=Ddpo(weights={judge.name: 1.0}, clip=TRUST / LATENT_DIMENSIONS, normalise="centred"),
         prompts=read_prompts(prompt_file) if prompt_file else prompts.relation_prompts("train"),
         heldout=EvaluationSpec(prompts=heldout_prompts(), samples_per_prompt=4),
-        record=RecordSteps(count=trained_steps, first=steps - 3),
+        record=RecordSteps(count=trained_steps, first=trained_steps),
         optimizer=OptimizerSpec(lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warmup=15),
         iterations=iterations,
         groups=groups,

@@ -8,7 +8,7 @@ from worlds.shapes import prompts, train_pipeline
 from worlds.shapes.fitting import Budget, fit
 from worlds.shapes.scenes import Scene, Thing
 
-TWO_HUNDRED_STEPS = Budget(minutes=200 / 60, learning_rate=0.1)
+STEPS_180 = Budget(minutes=3, learning_rate=0.1)
 
 
 def slope() -> torch.nn.Linear:
@@ -31,26 +31,26 @@ def steps(checkpoint) -> int:
     return torch.load(checkpoint, weights_only=True)["step"]
 
 
-def test_200_steps_fit_a_line_and_return_averaged_weights(tmp_path):
+def test_180_steps_fit_a_line_and_return_averaged_weights(tmp_path):
     module = slope()
-    average = fitted(module, TWO_HUNDRED_STEPS, tmp_path / "line.pt")
-    assert steps(tmp_path / "line.pt") == 200
+    average = fitted(module, STEPS_180, tmp_path / "line.pt")
+    assert steps(tmp_path / "line.pt") == 180
     assert average is not module
     assert average.weight.item() == pytest.approx(3, abs=0.3)
     assert average.bias.item() == pytest.approx(1, abs=0.3)
 
 
 def test_a_used_up_budget_returns_the_saved_weights_without_another_step(tmp_path):
-    first = fitted(slope(), TWO_HUNDRED_STEPS, tmp_path / "line.pt")
-    again = fitted(slope(), TWO_HUNDRED_STEPS, tmp_path / "line.pt")
+    first = fitted(slope(), STEPS_180, tmp_path / "line.pt")
+    again = fitted(slope(), STEPS_180, tmp_path / "line.pt")
     assert torch.equal(first.weight, again.weight)
-    assert steps(tmp_path / "line.pt") == 200
+    assert steps(tmp_path / "line.pt") == 180
 
 
 def test_a_larger_budget_continues_from_the_checkpoint(tmp_path):
-    fitted(slope(), TWO_HUNDRED_STEPS, tmp_path / "line.pt")
-    fitted(slope(), Budget(250 / 60, 0.1), tmp_path / "line.pt")
-    assert steps(tmp_path / "line.pt") == 250
+    fitted(slope(), STEPS_180, tmp_path / "line.pt")
+    fitted(slope(), Budget(minutes=4, learning_rate=0.1), tmp_path / "line.pt")
+    assert steps(tmp_path / "line.pt") == 240
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PICTURES = 50_000
 DATA_SEED = 20261121
-MINUTES = {"vae": 8.8, "text": 5.0, "unet": 28.0, "layout": 14.2}
+MINUTES = {"vae": 9.0, "text": 5.0, "unet": 28.2, "layout": 14.2}
 LEARNING_RATES = {"vae": 2e-3, "text": 1.5e-3, "unet": 1.2e-3, "layout": 6e-4}
 BATCHES = {"vae": 32, "text": 128, "unet": 64}
 KL_WEIGHT = 1e-4  # per latent number
@@ -189,7 +189,7 @@ def train_text(data: Data, tokenizer: CLIPTokenizer, budget: Budget, checkpoint:
     modules = torch.nn.ModuleList([encoder, head])
     tokens = tokenize(tokenizer, data.texts)
     # A caption's pictures as one soft target: single pictures, 3 of 10 with the wrong relation,
-    # bury the word order in noise, and minutes of training leave left and right at chance.
+    # bury the word order in noise, and 3,000 steps leave left and right at chance.
     shares = label_shares(data)
 
     def loss(generator: torch.Generator) -> torch.Tensor:

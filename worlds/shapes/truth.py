@@ -78,7 +78,7 @@ def tone(image: np.ndarray | Image) -> int | None:
 
 
 def relation_holds(prompt: str, image: np.ndarray | Image) -> bool | None:
-    """Whether the second thing of the prompt's colour lies in the asked direction within 45 degrees.
+    """Whether the first asked colour lies in the asked direction from the second, within 45 degrees.
 
     None if the prompt asks for no direction or if either colour is not in the picture.
     """
