@@ -176,6 +176,10 @@ class Canary:
 
 
 class WeightPublisher(Protocol):
+    @property
+    def floor(self) -> int:
+        """The newest version a former life of the learner published, -1 without one. Numbers are never used twice."""
+
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor], canary: Canary | None) -> None:
         """Make ``version`` available. Everything is in place before the version pointer moves."""
 

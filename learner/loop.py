@@ -112,6 +112,8 @@ class Learner:
 
     def run(self) -> bool:
         """Learn to the end, or until told to stop; whether the end was reached."""
+        if self._wiring.publisher is not None:
+            self.progress.version = max(self.progress.version, self._wiring.publisher.floor + 1)
         self._publish()
         if self.progress.update == 0 and self._reporter is not None:
             self._reporter.evaluate("before")

@@ -17,20 +17,30 @@ from learner.objective import Objective
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """AdamW with a linear warm-up over the first ``warmup`` steps; ``grad_clip`` bounds the global gradient norm."""
+    """AdamW; its rate rises linearly over the first ``warmup`` steps and falls linearly to 0 at step ``decay`` (0: never).
+
+    Policy gradients are mostly noise, which a constant rate keeps walking the weights away from what they could draw;
+    falling to 0 keeps what was learned. ``grad_clip`` bounds the global gradient norm.
+    """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     warmup: int = 0
+    decay: int = 0
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or not self.grad_clip > 0 or self.warmup < 0 or self.weight_decay < 0:
+        if not self.lr > 0 or not self.grad_clip > 0 or min(self.warmup, self.decay, self.weight_decay) < 0:
             raise ConfigError(
-                f"lr and grad_clip must be positive, warmup and weight_decay not negative; got lr={self.lr}, "
-                f"grad_clip={self.grad_clip}, warmup={self.warmup}, weight_decay={self.weight_decay}"
+                f"lr and grad_clip must be positive, warmup, decay and weight_decay not negative; got lr={self.lr}, "
+                f"grad_clip={self.grad_clip}, warmup={self.warmup}, decay={self.decay}, weight_decay={self.weight_decay}"
             )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step-th step, counted from 0."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup))
+        return self.lr * rising * (max(0.0, 1 - step / self.decay) if self.decay else 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class Stepper:
                 "Resume from the last checkpoint with a lower learning rate"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self._spec.lr * min(1.0, (self.steps + 1) / max(1, self._spec.warmup))
+            group["lr"] = self._spec.rate(self.steps)
         self.optimizer.step()
         fsdp.reshard(self._policy.trainable)
         self.steps += 1

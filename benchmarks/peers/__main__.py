@@ -125,19 +125,15 @@ def main() -> None:
     if not PEER_PYTHON.exists():
         sys.exit(f"the peer's environment {PEER_PYTHON.parent.parent} is missing; build it with `make bench-env`")
     facts = machine()
-    repeats, epochs, iterations = (1, 3, 2 * WARM_UPDATES) if chosen.quick else (3, 21, 200)
+    repeats, epochs, iterations = (1, 3, 2 * WARM_UPDATES) if chosen.quick else (3, 21, 120)
     found: dict[str, Any] = {}
     rows = []
     for sleep_s in (0.0, SLEEP_S):
-        runs = alternate(
-            repeats,
-            {
-                f"TRL, {cores()} threads": partial(run_trl, sleep_s, threads=cores(), epochs=epochs),
-                "TRL, 1 thread": partial(run_trl, sleep_s, threads=1, epochs=epochs),
-                "drover": partial(run_drover, sleep_s, iterations=iterations, split=SPLIT),
-            },
-            warmups=0,
-        )
+        sides = {f"TRL, {cores()} threads": partial(run_trl, sleep_s, threads=cores(), epochs=epochs)}
+        if not sleep_s:
+            sides["TRL, 1 thread"] = partial(run_trl, sleep_s, threads=1, epochs=epochs)
+        sides["drover"] = partial(run_drover, sleep_s, iterations=iterations, split=SPLIT)
+        runs = alternate(repeats, sides, warmups=0)
         found[f"reward sleeps {sleep_s} s"] = {name: [asdict(run) for run in side] for name, side in runs.items()}
         rows += [_row(name, sleep_s, side, runs["drover"]) for name, side in runs.items()]
     columns = [

@@ -84,6 +84,10 @@ def peer_setting(
         batch_size=40,
         checkpoint_every=max(1, iterations),
         pools=Pools(
-            actors=actors, learner_ranks=learner_ranks, learner_threads=learner_threads, reward_loops=reward_loops
+            actors=actors,
+            actor_groups=4,
+            learner_ranks=learner_ranks,
+            learner_threads=learner_threads,
+            reward_loops=reward_loops,
         ),
     )

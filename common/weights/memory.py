@@ -18,6 +18,7 @@ class MemoryWeights:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self.floor = -1
         self._newest: tuple[flat.Manifest, np.ndarray] | None = None
 
     def publish(self, version: int, tensors: Mapping[str, Tensor], canary: Canary | None) -> None:

@@ -39,9 +39,11 @@ class WeightDirectory:
     def find(self, version: int) -> tuple[flat.Manifest, list[Any]] | None:
         return self._versions.get(version)
 
-    def forget(self) -> None:
-        """Start over: a restarted learner publishes from its checkpoint's version."""
+    def forget(self) -> int:
+        """Start over for a restarted learner; the newest version there was, -1 without one."""
+        newest = self.latest()
         self._versions.clear()
+        return newest
 
 
 def start_directory(name: str) -> Any:
@@ -66,7 +68,7 @@ class ObjectStorePublisher:
 
         self._directory, self._dtype = directory, dtype
         self._buffer: np.ndarray | None = None
-        ray.get(directory.forget.remote())
+        self.floor = int(ray.get(directory.forget.remote()))
 
     def publish(self, version: int, tensors: Mapping[str, Tensor], canary: Canary | None) -> None:
         import ray

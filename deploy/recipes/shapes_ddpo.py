@@ -28,7 +28,7 @@ HELDOUT = 48  # prompts
 def shapes_ddpo(
     *,
     reward: Literal["composition", "jpeg_small", "jpeg_large"] = "composition",
-    iterations: int = 60,
+    iterations: int = 42,
     groups: int = 64,
     samples: int = 8,
     steps: int = 10,
@@ -60,7 +60,7 @@ def shapes_ddpo(
         steps: DDIM steps of a sample, eta 1.
         trained_steps: How many of them are trained: the first ones, which decide where things go.
         guidance: Classifier-free guidance scale, the same in sampling and training; 1 for none.
-        lr: AdamW's learning rate.
+        lr: AdamW's learning rate, reached after 5 steps and falling to 0 at the last.
         updates: Optimiser steps an iteration is divided into.
         batch_size: Recorded steps per micro-batch of the learner.
         max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
@@ -95,7 +95,7 @@ def shapes_ddpo(
         prompts=read_prompts(prompt_file) if prompt_file else prompts.relation_prompts("train"),
         heldout=EvaluationSpec(prompts=heldout_prompts(), samples_per_prompt=4),
         record=RecordSteps(count=trained_steps, first=trained_steps),
-        optimizer=OptimizerSpec(lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warmup=15),
+        optimizer=OptimizerSpec(lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warmup=5, decay=iterations * updates),
         iterations=iterations,
         groups=groups,
         samples=samples,

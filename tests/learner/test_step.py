@@ -102,3 +102,9 @@ def test_the_norm_that_is_told_is_the_one_before_clipping():
 def test_an_optimiser_that_cannot_learn_is_refused(fields):
     with pytest.raises(ConfigError, match="must be positive"):
         OptimizerSpec(**{"lr": 1e-3, **fields})
+
+
+def test_the_rate_rises_over_the_warm_up_and_reaches_zero_at_the_decay_step():
+    spec = OptimizerSpec(lr=1.0, warmup=4, decay=10)
+    assert [round(spec.rate(step), 3) for step in (0, 1, 3, 5, 9, 10, 12)] == [0.25, 0.45, 0.7, 0.5, 0.1, 0.0, 0.0]
+    assert OptimizerSpec(lr=2.0).rate(10_000) == 2.0
