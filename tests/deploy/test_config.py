@@ -60,9 +60,9 @@ def test_an_evaluation_needs_something_to_evaluate(prompts_, samples):
         EvaluationSpec(prompts=prompts_, samples_per_prompt=samples)
 
 
-@pytest.mark.parametrize("trained_steps", [0, 8])
-def test_the_last_three_steps_of_the_shapes_chain_are_not_trained(trained_steps):
-    with pytest.raises(ConfigError, match=r"between 1 and steps - 3 = 7"):
+@pytest.mark.parametrize("trained_steps", [0, 11])
+def test_a_shapes_chain_of_ten_steps_trains_one_to_ten_of_them(trained_steps):
+    with pytest.raises(ConfigError, match=r"between 1 and steps = 10"):
         shapes_ddpo(trained_steps=trained_steps)
 
 
