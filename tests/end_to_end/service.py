@@ -22,7 +22,7 @@ from deploy.results import RunFolder
 DROVER = str(Path(sys.executable).with_name("drover"))
 RECIPES = Path(__file__).with_name("recipes.py")
 SLOW_TOY = f"{RECIPES}:slow_toy"
-PATIENCE_S = 200.0  # for anything a run does on a busy machine
+PATIENCE_S = 600.0  # for anything a run does on a busy machine
 
 
 class Train:
