@@ -52,12 +52,12 @@ def train(config: RunConfig, folder: RunFolder, view: Progress, stopping: Callab
         gpus = _gpus_each(config)
         wanted = places(config, gpus=gpus)
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
-        stack.callback(learner.join)
         stack.enter_context(_ray(config, wanted, gpus))
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
         pools = Pools(config, connection, wanted, on_event=lambda text: tell("event", text))
         stack.callback(pools.stop)
+        stack.callback(learner.stop)
         learner.start()
         pools.start()
         _drive(pools, learner, watcher, folder, stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
@@ -92,8 +92,6 @@ def _drive(
                 targets = found
                 folder.note_metrics(targets)
     watcher.poll(0.0)
-    if learner.failure is not None:
-        raise learner.failure
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +16,66 @@ from deploy.connection import Connection, serve_metrics
 from deploy.pools import cause
 from deploy.roles import Streams, build_learner, use_threads
 
-LEAVE_S = 20.0  # what the thread gets to notice that Ray is gone
 RESTARTS = 3  # times a dead group is started again, from its newest checkpoint
 
 
 class LearnerGroup:
-    """Runs in a thread of the driver, because Ray Train's ``fit`` blocks and the driver shows progress."""
+    """Ray Train's ``fit`` blocks until the group is done, so a Ray task on the driver's node waits for it."""
 
     def __init__(self, config: RunConfig, connection: Connection, folder: Path, *, gpus: float) -> None:
-        self._config, self._connection, self._folder, self._gpus = config, connection, folder.resolve(), gpus
-        self._thread = threading.Thread(target=self._fit, name="learner", daemon=True)
-        self.failure: DroverError | None = None
+        self._given = {"config": config, "connection": connection, "folder": str(folder.resolve()), "gpus": gpus}
+        self._end: Any = None
 
     def start(self) -> None:
         """Returns at once."""
-        self._thread.start()
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._end = ray.remote(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)(fit).remote(self._given)
 
     @property
     def running(self) -> bool:
-        return self._thread.is_alive()
+        """Raises `DroverError` when the group failed for good."""
+        import ray
 
-    def join(self) -> None:
-        """Wait until the thread has left Ray, once that is shut down. One still inside would crash Python's own end."""
-        if self._thread.ident is not None:
-            self._thread.join(LEAVE_S)
-
-    def _fit(self) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        pools, gpu = self._config.pools, self._gpus > 0
-        given = {"config": self._config, "connection": self._connection, "folder": str(self._folder), "gpu": gpu}
-        trainer = TorchTrainer(
-            learn,
-            train_loop_config=given,
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=pools.learner_ranks,
-                use_gpu=gpu,
-                resources_per_worker={"CPU": pools.learner_threads, **({"GPU": self._gpus} if gpu else {})},
-            ),
-            run_config=RunConfig(
-                name="ray_train",
-                storage_path=str(self._folder),
-                failure_config=FailureConfig(max_failures=RESTARTS),
-            ),
-        )
+        if not ray.wait([self._end], timeout=0)[0]:
+            return True
         try:
-            trainer.fit()
-        except Exception as error:  # handed to the driver's thread, which raises it
-            self.failure = DroverError(f"the learner failed: {cause(error)}")
-            self.failure.__cause__ = error
+            ray.get(self._end)
+        except ray.exceptions.RayError as error:
+            raise DroverError(f"the learner failed: {cause(error)}") from error
+        return False
+
+    def stop(self) -> None:
+        """End the ranks where they stand, unless they are done."""
+        import ray
+
+        if self._end is not None:
+            ray.cancel(self._end, force=True)
+
+
+def fit(given: dict[str, Any]) -> None:
+    """Run the group to its end, starting it again when a rank dies."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    pools, gpus = given["config"].pools, given["gpus"]
+    TorchTrainer(
+        learn,
+        train_loop_config=given,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=pools.learner_ranks,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": pools.learner_threads, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=given["folder"],
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    ).fit()
 
 
 def learn(given: dict[str, Any]) -> None:
@@ -84,7 +92,7 @@ def learn(given: dict[str, Any]) -> None:
     publisher = None
     if rank == 0:
         publisher = ObjectStorePublisher(find_directory(connection.directory), DTYPES[config.weights])
-    device = f"cuda:{torch.cuda.current_device()}" if given["gpu"] else "cpu"
+    device = f"cuda:{torch.cuda.current_device()}" if given["gpus"] else "cpu"
     broker = connection.open()
     _say(config, broker, "joined", f"learner-{rank} {address}")
     try:

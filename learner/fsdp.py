@@ -8,6 +8,7 @@ FSDP and DTensor are imported by what uses them: they take most of a second, whi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,6 +56,19 @@ def reshard(module: nn.Module) -> None:
     """Free gathered parameters, so that the next forward gathers what the optimiser wrote."""
     for part in _parts(module):
         part.reshard()
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What learns, whole, by name: one collective per part of the module, in which every rank takes part.
+
+    Gathered anew, whatever an earlier forward left; good until the context ends.
+    """
+    reshard(module)
+    for part in _parts(module):
+        part.unshard()
+    yield {name: parameter.detach() for name, parameter in trainable(module).items()}
+    reshard(module)
 
 
 def sync_gradients(module: nn.Module, on: bool) -> None:

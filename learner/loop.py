@@ -125,9 +125,9 @@ class Learner:
         finished = self.progress.update >= self._spec.iterations
         if not finished or self.progress.update % self._spec.checkpoint_every:
             self._checkpoint()
-        weights = self._weights()
-        if self._reporter is not None:
-            self._conclude(self._reporter, finished, weights)
+        with fsdp.gathered(self._policy.trainable) as weights:
+            if self._reporter is not None:
+                self._conclude(self._reporter, finished, weights)
         return finished
 
     # ------------------------------------------------------------------------------------ one iteration
@@ -199,19 +199,14 @@ class Learner:
 
     # ---------------------------------------------------------------------------------- weights, state
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The whole parameters, on every rank."""
-        return {name: fsdp.full(parameter) for name, parameter in fsdp.trainable(self._policy.trainable).items()}
-
     def _publish(self) -> None:
         started = time.monotonic()
         with self._wiring.account.part("weights"):
             value = canary_log_prob(self._policy, self._kernel, self._device)
-            fsdp.reshard(self._policy.trainable)
-            weights = self._weights()
-            if self._wiring.publisher is not None:
-                canary = Canary(value=value, tolerance=self._spec.canary_tolerance)
-                self._wiring.publisher.publish(self.progress.version, weights, canary)
+            with fsdp.gathered(self._policy.trainable) as weights:
+                if self._wiring.publisher is not None:
+                    canary = Canary(value=value, tolerance=self._spec.canary_tolerance)
+                    self._wiring.publisher.publish(self.progress.version, weights, canary)
         self._wiring.meter.set(metrics.WEIGHT_VERSION, self.progress.version, role="learner")
         self._wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role="learner")
 

@@ -67,4 +67,5 @@ class Rank:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole parameters that learn."""
-        return {name: fsdp.full(p).detach().clone() for name, p in fsdp.trainable(self.module).items()}
+        with fsdp.gathered(self.module) as weights:
+            return {name: weight.clone() for name, weight in weights.items()}

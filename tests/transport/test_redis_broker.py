@@ -86,8 +86,11 @@ def test_a_full_redis_refuses_blobs_with_the_remedy_but_lets_work_be_finished(br
     with pytest.raises(TransportError, match="no memory left; raise its maxmemory"):
         for number in range(20):
             blobs.put(f"b{number}", [bytes(1 << 20)])
+    with pytest.raises(TransportError, match="no memory left"):  # what a whole blob left free, in small pieces
+        for number in range(100_000):
+            blobs.put(f"s{number}", [bytes(1 << 10)])
     with pytest.raises(TransportError, match="no memory left"):
-        for _ in range(20_000):
+        for _ in range(10_000):
             stream.put(note(2))
     waiting = stream.backlog()[0]
     stream.ack(delivery)
