@@ -51,9 +51,12 @@ class Assembler:
         self._open[key] = {}
 
     def poll(self, wait_s: float) -> bool:
-        """Read what has arrived, waiting at most ``wait_s`` for the first measurement; whether anything came."""
+        """Read what has arrived, waiting at most ``wait_s`` for the first measurement; whether anything came.
+
+        A rollout is always there before its measurement, so that what was measured is complete once this returns.
+        """
         came = False
-        for stream, wait in ((self._rollouts, 0.0), (self._measurements, wait_s)):
+        for stream, wait in ((self._measurements, wait_s), (self._rollouts, 0.0)):
             for delivery in stream.take(256, wait):
                 self._receive(delivery.message)
                 stream.ack(delivery)
