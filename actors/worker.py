@@ -195,6 +195,8 @@ class Actor:
                 group=item.group,
                 attempt=attempt,
                 purpose=item.purpose,
+                task=item.task,
+                rewards=item.rewards,
                 version=self.version,
                 prompts=item.prompts,
                 samples_per_prompt=item.samples_per_prompt,

@@ -243,7 +243,7 @@ def compare(config: RunConfig, unit: Unit, start: Moment, end: Moment) -> dict[s
 def _new_prompts(config: RunConfig, first: int, iterations: int) -> int:
     """Prompts that these iterations are the first to need; actor and learner each encode them once."""
     order = config.learner_spec().order
-    at = [order.prompts.at(order.seed, group) for group in range((first + iterations) * config.groups)]
+    at = [order.prompt(place) for place in range((first + iterations) * config.groups)]
     return len(set(at)) - len(set(at[: first * config.groups]))
 
 

@@ -32,7 +32,7 @@ from common.transport.codec import encode
 from common.transport.embedded import EmbeddedRedis
 from common.transport.redis_broker import RedisBroker
 from common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, WorkItem
-from learner.feeder import RecordSteps
+from learner.tasks import RecordSteps
 
 BYTES_GOAL, SPEED_GOAL = 1.05, 0.7
 FLOAT_BYTES = 4
@@ -81,6 +81,12 @@ class Sized:
 
     def decode(self, x0: Tensor) -> np.ndarray:
         return np.zeros((len(x0), self._side, self._side, 3), np.uint8)
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        return torch.zeros(len(media), *self.latent_shape)
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: object) -> Tensor:
+        return noise.flatten(1).square().mean(1)
 
 
 class Published:
@@ -152,6 +158,8 @@ def _order(group: int, samples: int, record: tuple[int, ...]) -> WorkItem:
         epoch=0,
         group=group,
         purpose=Purpose.TRAIN,
+        task="wire",
+        rewards=("wire",),
         prompts=(PROMPT,),
         samples_per_prompt=samples,
         seed=0,

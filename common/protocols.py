@@ -32,6 +32,10 @@ class Prediction:
 class Schedule(Protocol):
     """The noising path x_t = a(t) x0 + s(t) noise. Times are integers or floats in the model's own unit."""
 
+    @property
+    def num_times(self) -> int:
+        """The model was trained on times 0 .. num_times - 1."""
+
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(a [B], s [B]) in float64 at ``time`` [B]. A negative time is the end of the path, as the model defines it.
 
@@ -64,6 +68,18 @@ class Policy(Protocol):
 
     def decode(self, x0: Tensor) -> np.ndarray:
         """Media [B, H, W, 3] uint8 of clean latents [B, ...]. Without gradient."""
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        """Clean latents [B, ...] float32 on the policy's device, of media [B, H, W, 3] uint8. Without gradient.
+
+        The inverse of `decode`, up to what the autoencoder loses; for learning from real pictures.
+        """
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """[B] mean squared error of the network's own output at the noised latents, in the form it was pretrained on.
+
+        Without guidance, with gradient.
+        """
 
 
 class Kernel(Protocol):
@@ -101,13 +117,30 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class SetScorer(Protocol):
+    """A scorer whose value is a property of all samples of a prompt together."""
+
+    def score_sets(self, prompts: Sequence[str], media: np.ndarray, sets: Sequence[slice]) -> Scores:
+        """As `Scorer`, for N samples in whole sets: each slice of rows holds all samples of one prompt in one group."""
+
+
+@runtime_checkable
 class Reward(Protocol):
     """A cheap, frozen description; the weights arrive with ``load``."""
 
     @property
     def name(self) -> str: ...
 
-    def load(self, device: str) -> Scorer: ...
+    def load(self, device: str) -> Scorer | SetScorer: ...
+
+
+@runtime_checkable
+class NeedsPackages(Protocol):
+    """A reward that runs in an environment of its own, because drover is not installed with what it needs."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """pip requirements, beside what drover itself is installed with."""
 
 
 # ------------------------------------------------------------------------------------------- transport

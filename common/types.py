@@ -78,18 +78,21 @@ class TensorRef:
 class WorkItem:
     """An order for one group, from the learner to whichever actor claims it.
 
-    Example: ``WorkItem(epoch=0, group=17, purpose=Purpose.TRAIN, prompts=("a red circle",), samples_per_prompt=8,
-    seed=4, draw=17, record=(0, 2, 3, 5, 6), fingerprint="9f3c...")``.
+    Example: ``WorkItem(epoch=0, group=17, purpose=Purpose.TRAIN, task="composition", rewards=("composition",),
+    prompts=("a red circle",), samples_per_prompt=8, seed=4, draw=17, record=(0, 2, 3, 5, 6), fingerprint="9f3c...")``.
 
     ``epoch`` rises when the learner restarts, so that answers to orders of a former life are recognised.
     ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed:
     samples are derived from (seed, purpose, group, sample index), never from who samples them. ``record`` lists the
     indices of the denoising steps whose transitions are wanted; empty means only the final image matters.
+    ``task`` says what it is for, of what the run learns; only ``rewards`` measure it.
     """
 
     epoch: int
     group: int
     purpose: Purpose
+    task: str
+    rewards: tuple[str, ...]
     prompts: tuple[str, ...]
     samples_per_prompt: int
     seed: int
@@ -146,6 +149,8 @@ class RolloutGroup:
     group: int
     attempt: int
     purpose: Purpose
+    task: str
+    rewards: tuple[str, ...]  # that measure it
     version: int  # of the weights that sampled it
     prompts: tuple[str, ...]
     samples_per_prompt: int
@@ -236,7 +241,7 @@ class Report:
     version: int
     scalars: dict[str, float]
     text: str = ""
-    prompts: tuple[str, ...] = ()  # of the pictures, one per row
+    prompts: tuple[str, ...] = ()  # of the pictures, one per reference
     media: tuple[TensorRef, ...] = ()  # held-out pictures; whoever shows them drops their blobs
 
 

@@ -10,12 +10,14 @@ from typing import Literal
 from common.errors import ConfigError
 from common.protocols import Kernel, Reward
 from deploy.models import Model
+from learner.batcher import By
 from learner.evaluation import EvaluationSpec
-from learner.feeder import Order, RecordSteps
 from learner.loop import LearnerSpec
-from learner.objectives.ddpo import Ddpo
-from learner.sources import ShuffledPrompts
+from learner.objective import Objective
+from learner.overoptimisation import Watch
+from learner.pretraining import Pretraining
 from learner.step import OptimizerSpec
+from learner.tasks import Order, RecordSteps, Task
 
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # nats; rounding to bfloat16 moves the prediction itself
 
@@ -41,19 +43,21 @@ class Pools:
 class RunConfig:
     """Everything that decides what is learned, and how large the service is.
 
-    An iteration samples ``groups`` groups of ``samples`` samples, one prompt each, and learns from them in ``updates``
-    optimiser steps. ``max_lag`` is how many versions old the weights that sampled a group may be when it is trained;
-    0 is strictly on-policy. ``storage`` is the dtype of recorded states, ``weights`` of published parameters. What a dead
-    worker held goes to another after ``lease_s``; nothing arriving for ``stall_s`` ends the run with an error.
+    An iteration samples ``groups`` groups of ``samples`` samples, one prompt each, all of one task, and learns from them
+    in ``updates`` optimiser steps; the next is the next task's. Held-out prompts are evaluated before and after, and
+    every ``evaluate_every`` iterations. ``max_lag`` is how many versions old the weights that sampled a group may be when
+    it is trained; 0 is strictly on-policy. ``storage`` is the dtype of recorded states, ``weights`` of published
+    parameters. What a dead worker held goes to another after ``lease_s``; nothing arriving for ``stall_s`` ends the run
+    with an error.
     """
 
     recipe: str
     model: Model
     kernel: Kernel
     rewards: tuple[Reward, ...]
-    objective: Ddpo
-    prompts: tuple[str, ...]
-    heldout: EvaluationSpec
+    objective: Objective
+    tasks: tuple[Task, ...]
+    heldout: tuple[EvaluationSpec, ...]
     record: RecordSteps
     optimizer: OptimizerSpec
     iterations: int
@@ -61,6 +65,11 @@ class RunConfig:
     samples: int
     batch_size: int
     updates: int = 1
+    updates_by: By = "samples"
+    reduction: Literal["mean", "sum"] = "mean"
+    pretraining: Pretraining | None = None
+    evaluate_every: int = 0
+    watch: Watch | None = None
     max_lag: int = 1
     storage: Literal["float32", "float16"] = "float32"
     weights: Literal["float32", "bfloat16"] = "float32"
@@ -74,9 +83,12 @@ class RunConfig:
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards share a name: {names}; give one of them another")
-        unknown = set(self.objective.rewards) - set(names)
+        asked = [self.objective.rewards, *(task.rewards for task in self.tasks), *(held.rewards for held in self.heldout)]
+        unknown = {name for some in asked for name in some} - set(names)
         if unknown:
-            raise ConfigError(f"the objective weighs {sorted(unknown)}, but the rewards are {names}; add or rename one")
+            raise ConfigError(f"{sorted(unknown)} is to be measured, but the rewards are {names}; add or rename one")
+        if not self.tasks or not self.heldout:
+            raise ConfigError("a run needs at least one task and one held-out set")
         if not self.kernel.stochastic:
             raise ConfigError("this kernel is deterministic and gives no density to learn from; use eta > 0")
         if self.record.first > self.kernel.num_steps:
@@ -86,7 +98,7 @@ class RunConfig:
             )
         if self.samples < 1:
             raise ConfigError(f"samples must be at least 1, got {self.samples}")
-        if self.objective.normalise != "batch" and self.samples < 2:
+        if self.objective.needs_groups and self.samples < 2:
             raise ConfigError("advantages within a group need at least 2 samples of each prompt; raise --samples")
         for name in ("stall_s", "lease_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
@@ -105,16 +117,22 @@ class RunConfig:
             iterations=self.iterations,
             groups=self.groups,
             updates=self.updates,
+            updates_by=self.updates_by,
+            reduction=self.reduction,
             batch_size=self.batch_size,
             max_lag=self.max_lag,
             order=Order(
-                prompts=ShuffledPrompts(self.prompts),
+                tasks=self.tasks,
+                groups=self.groups,
                 samples_per_prompt=self.samples,
                 record=self.record,
                 seed=self.seed,
                 fingerprint=self.fingerprint,
             ),
             evaluation=self.heldout,
+            evaluate_every=self.evaluate_every,
+            watch=self.watch,
+            pretraining=self.pretraining,
             optimizer=self.optimizer,
             checkpoint_every=self.checkpoint_every,
             canary_tolerance=CANARY_TOLERANCE[self.weights],

@@ -27,7 +27,6 @@ from common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
 from common.tensors import DTYPES
 from common.transport import keys
 from common.transport.broker import Broker
-from common.types import Purpose
 from deploy.config import RunConfig
 from learner.assembler import Assembler
 from learner.checkpoint import Checkpoints
@@ -160,16 +159,9 @@ def _learner_streams(config: RunConfig, broker: Broker) -> LearnerStreams:
 def _intake(config: RunConfig, streams: LearnerStreams, account: Account, wait: Callable[[], None] | None) -> Intake:
     spec, epoch = config.learner_spec(), time.time_ns()
     slots, ledger = Slots(spec.max_lag, spec.groups), Ledger()
-    names = frozenset(reward.name for reward in config.rewards)
-    assembler = Assembler(
-        streams.rollouts,
-        streams.measurements,
-        streams.blobs,
-        epoch=epoch,
-        rewards={Purpose.TRAIN: names, Purpose.EVAL: names},
-    )
+    assembler = Assembler(streams.rollouts, streams.measurements, streams.blobs, epoch=epoch)
     return Intake(
-        Feeder(spec.order, streams.work, slots, ledger, epoch=epoch, next_group=0),
+        Feeder(spec.order, streams.work, slots, ledger, epoch=epoch),
         assembler,
         Evaluation(
             spec.evaluation, streams.work, assembler, epoch=epoch, seed=config.seed, fingerprint=config.fingerprint

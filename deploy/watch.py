@@ -17,7 +17,6 @@ from deploy.progress import Progress
 from deploy.results import RunFolder
 
 MOMENTS = ("before", "after")
-SHOWN = 12  # prompts on the page of pictures; the .npz files beside it hold all
 
 
 class Watcher:
@@ -76,22 +75,20 @@ class Watcher:
             before, after = (np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS)
             self._folder.draw_samples(
                 SamplePair(
-                    before=before["media"][:SHOWN],
-                    after=after["media"][:SHOWN],
-                    prompts=before["prompts"][:SHOWN].tolist(),
+                    before=before["media"],
+                    after=after["media"],
+                    prompts=before["prompts"].tolist(),
                 )
             )
         return summary
 
     def _keep_pictures(self, report: Report) -> None:
         try:
-            media = np.concatenate([tensors.read(self._blobs, ref).numpy() for ref in report.media])
+            media = np.stack([tensors.read(self._blobs, ref).numpy() for ref in report.media])
         except BlobMissing:
             return  # only pictures; the values are in the report
-        self._blobs.drop([ref.blob for ref in report.media])
-        prompts = np.array(report.prompts)
-        grid = media.reshape(len(prompts), -1, *media.shape[1:])
-        np.savez_compressed(self._folder.path / f"{report.text}.npz", media=grid, prompts=prompts)
+        self._blobs.drop(list({ref.blob for ref in report.media}))
+        np.savez_compressed(self._folder.path / f"{report.text}.npz", media=media, prompts=np.array(report.prompts))
 
 
 def summarise(reports: list[Report]) -> dict[str, object]:

@@ -5,7 +5,6 @@ Everything read is acknowledged at once: it is in memory, and a learner that res
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from common.protocols import BlobStore, Stream
@@ -24,7 +23,7 @@ class _Attempt:
 
 
 class Assembler:
-    """Holds open groups until every reward of their purpose has answered.
+    """Holds open groups until every reward that they name has answered.
 
     Only keys passed to `expect` are kept; answers to anything else (a former life of the learner, a group that has
     ended) are forgotten and their blobs dropped.
@@ -37,10 +36,8 @@ class Assembler:
         blobs: BlobStore,
         *,
         epoch: int,
-        rewards: Mapping[Purpose, frozenset[str]],
     ) -> None:
-        self._rollouts, self._measurements, self._blobs = rollouts, measurements, blobs
-        self._epoch, self._rewards = epoch, rewards
+        self._rollouts, self._measurements, self._blobs, self._epoch = rollouts, measurements, blobs, epoch
         self._open: dict[Key, dict[int, _Attempt]] = {}
         self.complete: dict[Key, MeasuredGroup] = {}
         self.failed: dict[Key, GroupFailed] = {}
@@ -95,7 +92,7 @@ class Assembler:
 
     def _settle(self, key: Key, attempt: _Attempt) -> None:
         """Complete the group if this attempt has everything; the other attempts' blobs are freed."""
-        if attempt.rollout is None or not self._rewards[key[0]] <= attempt.measurements.keys():
+        if attempt.rollout is None or not set(attempt.rollout.rewards) <= attempt.measurements.keys():
             return
         others = self._open.pop(key)
         self.complete[key] = MeasuredGroup(attempt.rollout, attempt.measurements)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from learner.examples import Credit, StepBatch
 from learner.ranks import Iteration
 
 Row = tuple[int, int]  # (index of the group in the iteration, sample)
+By = Literal["samples", "steps"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,28 @@ class Share:
 
     rows: tuple[Row, ...]
     num_batches: int  # micro-batches that every rank runs
+    steps: tuple[int, ...]  # which of the recorded steps, as indices
 
 
-def divide(iteration: Iteration, *, updates: int, ranks: int, rank: int, batch_size: int) -> list[Share]:
-    """[updates] shares of one rank. Sizes differ by at most one row between ranks and between steps."""
+def divide(
+    iteration: Iteration, *, updates: int, ranks: int, rank: int, batch_size: int, by: By = "samples"
+) -> list[Share]:
+    """[updates] shares of one rank. Sizes differ by at most one row between ranks and between updates.
+
+    ``by`` says what an update has a part of and what it has all of: samples with all their steps, or the other way
+    round, as arXiv 2401.12244 does with one step an update.
+    """
     rows = [(g, int(row)) for g, credit in enumerate(iteration.credits) for row in credit.weights.nonzero()[0]]
-    steps = max((len(_transitions(group).steps) for group in iteration.groups), default=0)
+    steps = range(max((len(_transitions(group).steps) for group in iteration.groups), default=0))
+    if by == "samples":
+        parts = [(part, tuple(steps)) for part in _split(rows, updates)]
+    else:
+        parts = [(rows, tuple(part)) for part in _split(steps, updates)]
     shares = []
-    for update in _split(rows, updates):
-        parts = _split(update, ranks)
-        longest = max(len(part) for part in parts) * steps
-        shares.append(Share(tuple(parts[rank]), -(-longest // batch_size)))
+    for some, of_steps in parts:
+        of_ranks = _split(some, ranks)
+        longest = max(len(part) for part in of_ranks) * len(of_steps)
+        shares.append(Share(tuple(of_ranks[rank]), -(-longest // batch_size), of_steps))
     return [share for share in shares if share.num_batches]
 
 
@@ -62,7 +76,7 @@ class Fetcher:
         """(micro-batch, whether it counts), ``share.num_batches`` of them."""
         loaded = {g: self._load(iteration, g, rows) for g, rows in _by_group(share.rows or ((0, 0),)).items()}
         cond = self._policy.encode([group.prompts[0] for group in iteration.groups])
-        terms = [(g, row, k) for g, row in share.rows for k in range(len(_transitions(iteration.groups[g]).steps))]
+        terms = [(g, row, k) for g, row in share.rows for k in share.steps]
         for start in range(0, share.num_batches * self._batch_size, self._batch_size):
             chosen = terms[start : start + self._batch_size]
             if chosen:
@@ -126,7 +140,7 @@ def _by_group(rows: Sequence[Row]) -> dict[int, list[int]]:
     return found
 
 
-def _split(items: Sequence[Row], parts: int) -> list[Sequence[Row]]:
+def _split(items: Sequence[T], parts: int) -> list[Sequence[T]]:
     """Contiguous parts whose lengths differ by at most one."""
     ends = [len(items) * i // parts for i in range(parts + 1)]
     return [items[a:b] for a, b in pairwise(ends)]

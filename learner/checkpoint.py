@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from common.errors import CheckpointError
 from learner import fsdp
+from learner.step import AVERAGE
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, besides its step count
 
@@ -78,7 +79,8 @@ class Checkpoints:
             )
         for name, parameter in parameters.items():
             _fill(parameter, _whole_tensor(files, f"weight/{name}"))
-            moments = {key: fsdp.like(parameter, _whole_tensor(files, f"{key}/{name}")) for key in MOMENTS}
+            keys = [key for key in (*MOMENTS, AVERAGE) if f"{key}/{name}" in files[0].keys()]  # noqa: SIM118
+            moments = {key: fsdp.like(parameter, _whole_tensor(files, f"{key}/{name}")) for key in keys}
             optimizer.state[parameter] = {"step": files[0].get_tensor(f"step/{name}"), **moments}
         return state
 
@@ -95,6 +97,8 @@ def _shard_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         tensors[f"weight/{name}"] = fsdp.local(parameter)
         for key in MOMENTS:
             tensors[f"{key}/{name}"] = fsdp.local(state[key]) if state else torch.zeros_like(fsdp.local(parameter))
+        if AVERAGE in state:
+            tensors[f"{AVERAGE}/{name}"] = fsdp.local(state[AVERAGE])
         tensors[f"step/{name}"] = state["step"] if state else torch.zeros(())
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 

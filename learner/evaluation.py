@@ -1,4 +1,4 @@
-"""Held-out prompts through the same actors and rewards as training, always with the same seeds.
+"""Held-out prompts through the same actors as training, always with the same seeds, measured by any of the run's rewards.
 
 Orders of purpose ``eval`` need no slot: their number is fixed, and they are never trained on.
 """
@@ -6,7 +6,7 @@ Orders of purpose ``eval`` need no slot: their number is fixed, and they are nev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,32 +16,44 @@ from common.types import Purpose, TensorRef, WorkItem
 from learner.assembler import Assembler
 from learner.examples import MeasuredGroup
 
-PROMPTS_PER_ORDER = 4
+ORDER_SAMPLES = 16  # of an order, unless one prompt has more
+SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # pictures that are kept for people, over all sets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSpec:
-    """Which prompts, and how many samples of each. Parity between two moments needs the same spec and the same seed."""
+    """A held-out set: which prompts, how many samples of each, and which rewards judge them.
 
+    Comparing two moments needs the same spec and the same seed. A reward over sets, such as parity, needs at least 100
+    samples of each prompt to say more than its sampling floor.
+    """
+
+    name: str
     prompts: tuple[str, ...]
     samples_per_prompt: int
+    rewards: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.prompts or self.samples_per_prompt < 1:
+        if not self.prompts or not self.rewards or self.samples_per_prompt < 1:
             raise ConfigError(
-                f"evaluation needs at least one held-out prompt and one sample of each, got {len(self.prompts)} prompts "
-                f"x {self.samples_per_prompt}"
+                f"held-out set {self.name!r} needs at least one prompt, one sample of each and one reward; got "
+                f"{len(self.prompts)} prompts x {self.samples_per_prompt}, rewards {self.rewards}"
             )
+
+    def orders(self) -> list[tuple[str, ...]]:
+        """The prompts of each of its orders. All samples of a prompt are in one."""
+        size = max(1, ORDER_SAMPLES // self.samples_per_prompt)
+        return [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What an evaluation found: valid values by reward, and the pictures by prompt."""
+    """What an evaluation found: valid values by reward, and some pictures."""
 
     version: int
     values: dict[str, np.ndarray]  # reward -> valid values of all samples
-    prompts: tuple[str, ...]
-    media: tuple[TensorRef, ...]
+    prompts: tuple[str, ...]  # that are shown
+    media: tuple[TensorRef, ...]  # of each shown prompt, in blobs of their own
 
     def scalars(self) -> dict[str, float]:
         found = {}
@@ -54,12 +66,19 @@ class Evaluated:
 
 
 class Evaluation:
-    """Issues one evaluation at a time and collects it, while training goes on or does not."""
+    """Issues one evaluation of all sets at a time and collects it, while training goes on or does not."""
 
     def __init__(
-        self, spec: EvaluationSpec, work: Stream, assembler: Assembler, *, epoch: int, seed: int, fingerprint: str
+        self,
+        specs: Sequence[EvaluationSpec],
+        work: Stream,
+        assembler: Assembler,
+        *,
+        epoch: int,
+        seed: int,
+        fingerprint: str,
     ) -> None:
-        self._spec, self._work, self._assembler = spec, work, assembler
+        self._specs, self._work, self._assembler = specs, work, assembler
         self._epoch, self._seed, self._fingerprint = epoch, seed, fingerprint
         self._issued = 0  # orders ever issued; each evaluation repeats the same seeds under new numbers
         self._open: list[int] = []
@@ -71,7 +90,8 @@ class Evaluation:
     def issue(self) -> None:
         """Order every held-out prompt from the newest weights."""
         assert not self._open
-        for start in range(0, len(self._spec.prompts), PROMPTS_PER_ORDER):
+        orders = [(spec, prompts) for spec in self._specs for prompts in spec.orders()]
+        for draw, (spec, prompts) in enumerate(orders):
             group = self._issued
             self._issued += 1
             self._open.append(group)
@@ -81,10 +101,12 @@ class Evaluation:
                     epoch=self._epoch,
                     group=group,
                     purpose=Purpose.EVAL,
-                    prompts=self._spec.prompts[start : start + PROMPTS_PER_ORDER],
-                    samples_per_prompt=self._spec.samples_per_prompt,
+                    task=spec.name,
+                    rewards=spec.rewards,
+                    prompts=prompts,
+                    samples_per_prompt=spec.samples_per_prompt,
                     seed=self._seed,
-                    draw=start // PROMPTS_PER_ORDER,
+                    draw=draw,
                     record=(),
                     fingerprint=self._fingerprint,
                 )
@@ -97,21 +119,48 @@ class Evaluation:
         return all((Purpose.EVAL, group) in known for group in self._open)
 
     def collect(self) -> Evaluated:
-        """What the evaluation found; the pictures stay in the blob store for whoever shows them. Only when `done`."""
+        """What the evaluation found; the shown pictures stay in the blob store for whoever shows them. Only when `done`."""
         keys = [(Purpose.EVAL, group) for group in self._open]
         groups = [self._assembler.complete[key] for key in keys if key in self._assembler.complete]
+        shown = self._shown(groups)
+        kept = {ref.blob for _, ref in shown}
         for key in keys:
-            self._assembler.finish(key, keep_media=True)
+            group = self._assembler.complete.get(key)
+            media = group.rollout.media if group is not None else None
+            self._assembler.finish(key, keep_media=media is not None and media.blob in kept)
         self._open = []
-        return _summarise(groups)
+        return Evaluated(
+            version=min((group.rollout.version for group in groups), default=-1),
+            values=_values(groups),
+            prompts=tuple(prompt for prompt, _ in shown),
+            media=tuple(ref for _, ref in shown),
+        )
+
+    def _shown(self, groups: Sequence[MeasuredGroup]) -> list[tuple[str, TensorRef]]:
+        """The first prompts of every set with their first pictures, as many of each as the smallest set has."""
+        samples = min(SHOWN_SAMPLES, *(spec.samples_per_prompt for spec in self._specs))
+        shown: list[tuple[str, TensorRef]] = []
+        for spec in self._specs:
+            mine = [pair for group in groups if group.rollout.task == spec.name for pair in _pictures(group, samples)]
+            shown += mine[: SHOWN_PROMPTS // len(self._specs)]
+        return shown
 
 
-def _summarise(groups: Sequence[MeasuredGroup]) -> Evaluated:
-    names = groups[0].measurements if groups else ()
-    values = {name: np.concatenate([g.values(name)[g.valid(name)] for g in groups]) for name in names}
-    return Evaluated(
-        version=min((g.rollout.version for g in groups), default=-1),
-        values=values,
-        prompts=tuple(prompt for g in groups for prompt in g.rollout.prompts),
-        media=tuple(g.rollout.media for g in groups if g.rollout.media is not None),
-    )
+def _pictures(group: MeasuredGroup, samples: int) -> list[tuple[str, TensorRef]]:
+    """Each prompt of the group with its first ``samples`` pictures."""
+    media, each = group.rollout.media, group.rollout.samples_per_prompt
+    if media is None:
+        return []
+    row = media.nbytes // media.shape[0]
+    return [
+        (prompt, replace(media, shape=(samples, *media.shape[1:]), offset=media.offset + i * each * row))
+        for i, prompt in enumerate(group.rollout.prompts)
+    ]
+
+
+def _values(groups: Sequence[MeasuredGroup]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for group in groups for name in group.rollout.rewards)
+    return {
+        name: np.concatenate([g.values(name)[g.valid(name)] for g in groups if name in g.measurements])
+        for name in names
+    }

@@ -2,76 +2,84 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
+from bisect import insort
+from collections.abc import Mapping
+from typing import Any
 
-from common import seeds
-from common.errors import ConfigError
 from common.protocols import Stream
 from common.types import Purpose, WorkItem
 from learner.slots import Ledger, Slots
-from learner.sources import ShuffledPrompts
-
-
-@dataclass(frozen=True, slots=True)
-class RecordSteps:
-    """Which denoising steps are trained: ``count`` of the first ``first``, drawn anew for each group.
-
-    The last steps of a short chain carry gradients 5 to 10 times larger than the early ones and decide only texture;
-    leaving them out keeps the gradient norm steady.
-    """
-
-    count: int
-    first: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.count <= self.first:
-            raise ConfigError(f"cannot record {self.count} of the first {self.first} steps; choose 1 <= count <= first")
-
-    def at(self, seed: int, group: int) -> tuple[int, ...]:
-        """[K] indices, rising."""
-        chooser = random.Random(seeds.derive(seed, "record", group))
-        return tuple(sorted(chooser.sample(range(self.first), self.count)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What every training order of a run has in common."""
-
-    prompts: ShuffledPrompts
-    samples_per_prompt: int
-    record: RecordSteps
-    seed: int
-    fingerprint: str
+from learner.tasks import Order
 
 
 class Feeder:
-    """Numbers the groups. ``next_group`` is all the state there is."""
+    """Gives every place a group. Groups are numbered as they are issued; without failures, a group's number is its place.
 
-    def __init__(
-        self, order: Order, work: Stream, slots: Slots, ledger: Ledger, *, epoch: int, next_group: int
-    ) -> None:
-        self._order, self._work, self._slots, self._ledger = order, work, slots, ledger
-        self._epoch, self.next_group = epoch, next_group
+    ``open`` holds (place, group) of what was issued and has not ended, by place: the order of training.
+    """
 
-    def fill(self, budget: int) -> None:
-        """Issue while slots are free, up to group number ``budget`` (the run's last one, exclusive)."""
-        while self._slots.free and self.next_group < budget:
+    def __init__(self, order: Order, work: Stream, slots: Slots, ledger: Ledger, *, epoch: int) -> None:
+        self._order, self._work, self._slots, self._ledger, self._epoch = order, work, slots, ledger, epoch
+        self.open: list[tuple[int, int]] = []
+        self._again: list[tuple[int, int]] = []  # was open when a former life of the learner ended
+        self._vacant: list[int] = []  # places whose group was lost
+        self._next_place = self._next_group = 0
+
+    def fill(self, places: int) -> list[int]:
+        """Issue while slots are free, for the first ``places`` places of the run. The new groups."""
+        issued = []
+        while self._slots.free and (chosen := self._choose(places)) is not None:
             self._slots.take()
-            self._ledger.issue(self.next_group)
-            self._work.put(self._item(self.next_group))
-            self.next_group += 1
+            self._ledger.issue(chosen[1])
+            self._work.put(self._item(*chosen))
+            insort(self.open, chosen)
+            issued.append(chosen[1])
+        return issued
 
-    def _item(self, group: int) -> WorkItem:
+    def end(self, group: int, *, lost: bool) -> None:
+        """The group is done with; its place needs another one if it was ``lost``."""
+        ((place, _),) = (pair for pair in self.open if pair[1] == group)
+        self.open.remove((place, group))
+        if lost:
+            insort(self._vacant, place)
+
+    def saved(self) -> dict[str, Any]:
+        """For JSON."""
+        counters = {"next_place": self._next_place, "next_group": self._next_group}
+        return counters | {"open": [*self.open, *self._again], "vacant": self._vacant}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take up a checkpoint: what was open then is issued again under the same numbers."""
+        self._next_place, self._next_group = saved["next_place"], saved["next_group"]
+        self._again = sorted((place, group) for place, group in saved["open"])
+        self._vacant = list(saved["vacant"])
+
+    def _choose(self, places: int) -> tuple[int, int] | None:
+        """The next (place, group) to issue."""
+        if self._again:
+            return self._again.pop(0)
+        if self._vacant:
+            place = self._vacant.pop(0)
+        elif self._next_place < places:
+            place, self._next_place = self._next_place, self._next_place + 1
+        else:
+            return None
+        group, self._next_group = self._next_group, self._next_group + 1
+        return place, group
+
+    def _item(self, place: int, group: int) -> WorkItem:
         order = self._order
+        task = order.task(place)
         return WorkItem(
             epoch=self._epoch,
             group=group,
             purpose=Purpose.TRAIN,
-            prompts=(order.prompts.at(order.seed, group),),
+            task=task.name,
+            rewards=task.rewards,
+            prompts=(order.prompt(place),),
             samples_per_prompt=order.samples_per_prompt,
             seed=order.seed,
             draw=group,
-            record=order.record.at(order.seed, group),
+            record=order.steps(place, group),
             fingerprint=order.fingerprint,
         )

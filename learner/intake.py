@@ -30,7 +30,7 @@ class LearnerStreams:
 
 
 class Intake:
-    """Groups in, in issue order. Owns the waiting, and nothing else waits."""
+    """Groups in, in the order of their places. Owns the waiting, and nothing else waits."""
 
     def __init__(
         self,
@@ -57,19 +57,19 @@ class Intake:
             ledger,
         )
         self._max_lag, self._account, self._wait, self._stall_s = max_lag, account, wait, stall_s
-        self._queue: list[int] = []  # issued training groups in issue order
 
     def collect(
         self, count: int, *, total: int, version: int, stopping: Callable[[], bool]
     ) -> list[MeasuredGroup] | None:
-        """The next ``count`` groups in issue order; None when told to stop. ``total``: successful groups the run needs."""
+        """The groups of the next ``count`` places; None when told to stop. ``total``: places of the whole run."""
         quiet_since = time.monotonic()
         while True:
             if stopping():
                 return None
-            self._issue(total)
             self._weed(version)
-            ready = [self.assembler.complete.get((Purpose.TRAIN, group)) for group in self._queue[:count]]
+            for group in self.feeder.fill(total):  # also what was just lost, before a later place is taken for its own
+                self.assembler.expect((Purpose.TRAIN, group))
+            ready = [self.assembler.complete.get((Purpose.TRAIN, group)) for group in self._waiting[:count]]
             found = [group for group in ready if group is not None]
             if len(found) == count:
                 return found
@@ -87,30 +87,22 @@ class Intake:
 
     def end(self, group: int, ending: Ending, reason: str = "") -> None:
         """The group's one ending. Its slot is given back separately, by `release`."""
-        self._queue.remove(group)
+        self.feeder.end(group, lost=ending in (Ending.FAILED, Ending.STALE))
         self.ledger.end(group, ending, reason)
         self.assembler.finish((Purpose.TRAIN, group))
-
-    @property
-    def first_open(self) -> int:
-        """Where a restarted learner has to issue from: the oldest group that has not ended."""
-        return min(self._queue, default=self.feeder.next_group)
 
     def release(self, count: int) -> None:
         """Give slots back: only once what the groups led to is visible to the actors."""
         self.slots.release(count)
 
-    def _issue(self, total: int) -> None:
-        first = self.feeder.next_group
-        lost = self.ledger.endings[Ending.FAILED] + self.ledger.endings[Ending.STALE]
-        self.feeder.fill(total + lost)
-        for group in range(first, self.feeder.next_group):
-            self._queue.append(group)
-            self.assembler.expect((Purpose.TRAIN, group))
+    @property
+    def _waiting(self) -> list[int]:
+        """Issued training groups, in the order of training."""
+        return [group for _, group in self.feeder.open]
 
     def _weed(self, version: int) -> None:
         """End groups that failed, or that are older than the bound (a pool that answers a former order late)."""
-        for group in list(self._queue):
+        for group in self._waiting:
             key = (Purpose.TRAIN, group)
             failed = self.assembler.failed.get(key)
             complete = self.assembler.complete.get(key)
@@ -124,8 +116,7 @@ class Intake:
 
     def _advance(self) -> bool:
         """Wait a little for arrivals, charged to whoever is being waited for; whether anything came."""
-        waiting = [(Purpose.TRAIN, group) for group in self._queue]
-        sampled = bool(waiting) and all(self.assembler.sampled(key) for key in waiting[:1])
+        sampled = any(self.assembler.sampled((Purpose.TRAIN, group)) for group in self._waiting[:1])
         with self._account.part("wait_reward" if sampled else "wait_data"):
             if self._wait is not None:
                 self._wait()
@@ -133,8 +124,8 @@ class Intake:
 
     def _check_stall(self, quiet_since: float) -> None:
         if time.monotonic() - quiet_since > self._stall_s:
-            head = (Purpose.TRAIN, self._queue[0]) if self._queue else None
-            missing = "a reward" if head is not None and self.assembler.sampled(head) else "samples"
+            sampled = any(self.assembler.sampled((Purpose.TRAIN, group)) for group in self._waiting[:1])
+            missing = "a reward" if sampled else "samples"
             raise DroverError(
                 f"nothing arrived for {self._stall_s:.0f} s while the learner waits for {missing}; "
                 "look at the logs of the rollout and reward pools: one of them is dead or far too slow (--stall-s)"

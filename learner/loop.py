@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from torch import Tensor
@@ -26,16 +26,18 @@ from common.metrics import Account
 from common.protocols import BlobStore, Canary, Kernel, Meter, Policy, WeightPublisher
 from common.types import Ending
 from learner import fsdp, ranks
-from learner.batcher import Fetcher, count_terms, divide
+from learner.batcher import By, Fetcher, count_terms, divide
 from learner.checkpoint import Checkpoints
 from learner.evaluation import EvaluationSpec
 from learner.examples import MeasuredGroup
-from learner.feeder import Order
 from learner.intake import Intake, LearnerStreams
 from learner.objective import Objective
+from learner.overoptimisation import Watch
+from learner.pretraining import Pretraining, PretrainingLoss
 from learner.progress import Progress, Reporter
 from learner.ranks import Iteration
 from learner.step import OptimizerSpec, Stepper, StepStats
+from learner.tasks import Order
 
 BLIND_ITERATIONS = 3  # this many in a row without one valid reward end the run with an error
 
@@ -47,11 +49,16 @@ class LearnerSpec:
     iterations: int
     groups: int
     updates: int  # optimiser steps an iteration is divided into
+    updates_by: By  # what each of them has a part of
+    reduction: Literal["mean", "sum"]  # over an optimiser step's terms
     batch_size: int  # recorded steps per micro-batch
     max_lag: int
     order: Order
-    evaluation: EvaluationSpec
+    evaluation: tuple[EvaluationSpec, ...]
+    evaluate_every: int  # 0: only before and after
+    watch: Watch | None
     optimizer: OptimizerSpec
+    pretraining: Pretraining | None
     checkpoint_every: int
     canary_tolerance: float
     stall_s: float
@@ -60,6 +67,10 @@ class LearnerSpec:
         for name in ("iterations", "groups", "updates", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.evaluate_every < 0 or (self.watch is not None and not self.evaluate_every):
+            raise ConfigError(f"evaluate_every must be 0 or more, and at least 1 to watch; got {self.evaluate_every}")
+        if self.updates_by == "steps" and self.order.record.count % self.updates:
+            raise ConfigError(f"{self.order.record.count} recorded steps do not divide into {self.updates} updates")
         if self.max_lag < 0:
             raise ConfigError(f"max_lag must be 0 (strictly on-policy) or more, got {self.max_lag}")
 
@@ -97,6 +108,7 @@ class Learner:
         fsdp.shard(policy.trainable, device)
         self._stepper = Stepper(policy, kernel, objective, spec.optimizer)
         self._fetcher = Fetcher(policy, kernel, wiring.blobs, device=device, batch_size=spec.batch_size)
+        self._pretraining = _pretraining(spec, policy)
         self.progress = Progress()
         self._reporter = _reporter(spec, wiring)
         self._gathered: list[MeasuredGroup] = []
@@ -107,7 +119,7 @@ class Learner:
         self._stepper.steps = state["optimizer_steps"]
         self.progress = Progress.restored(state["progress"])
         if self._wiring.intake is not None:
-            self._wiring.intake.feeder.next_group = state["next_group"]
+            self._wiring.intake.feeder.restore(state["feeder"])
             self._wiring.intake.ledger.restore(state["ledger"])
 
     def run(self) -> bool:
@@ -117,14 +129,18 @@ class Learner:
         self._publish()
         if self.progress.update == 0 and self._reporter is not None:
             self._reporter.evaluate("before")
+        finished = True
         while self.progress.update < self._spec.iterations:
             iteration = ranks.share(self._gather() if self._wiring.intake is not None else None)
             if iteration.stop:
+                finished = iteration.stop == "overoptimised"
                 break
             self._iterate(iteration)
-        finished = self.progress.update >= self._spec.iterations
         if not finished or self.progress.update % self._spec.checkpoint_every:
             self._checkpoint()
+        if finished and self._stepper.average():
+            self.progress.version += 1
+            self._publish()
         with fsdp.gathered(self._policy.trainable) as weights:
             if self._reporter is not None:
                 self._conclude(self._reporter, finished, weights)
@@ -136,12 +152,14 @@ class Learner:
         """Rank 0: the next groups with their credit."""
         intake, progress = self._wiring.intake, self.progress
         assert intake is not None
+        if self._reporter is not None and self._reporter.overoptimised:
+            return Iteration(stop="overoptimised")
         total = self._spec.iterations * self._spec.groups
         groups = intake.collect(
             self._spec.groups, total=total, version=progress.version, stopping=self._wiring.stopping
         )
         if groups is None:
-            return Iteration(stop=True)
+            return Iteration(stop="asked")
         self._gathered = groups
         credits = self._objective.credit(groups)
         progress.blind = 0 if any(credit.counted.any() for credit in credits) else progress.blind + 1
@@ -156,12 +174,13 @@ class Learner:
         started = time.monotonic()
         with self._wiring.account.part("compute"):
             stats = self._learn(iteration)
+            beside = self._pretrain()
         learned = time.monotonic()
         lags = [self.progress.version - group.version for group in iteration.groups]
         self.progress.update += 1
         self.progress.samples += sum(group.num_samples for group in iteration.groups)
         self.progress.max_lag_seen = max(self.progress.max_lag_seen, *lags)
-        if stats:
+        if stats or beside:
             self.progress.version += 1
             self._publish()
         published = time.monotonic()
@@ -169,8 +188,8 @@ class Learner:
             with self._wiring.account.part("data"):
                 self._settle(iteration)
                 times = {"learn_s": learned - started, "weights_sync_s": published - learned}
-                self._reporter.update(self.progress, self._gathered, stats, lags, times)
-                self._reporter.evaluation(self.progress)
+                self._reporter.update(self.progress, self._gathered, stats, beside, lags, times)
+                self._evaluate(self._reporter)
         if self.progress.update % self._spec.checkpoint_every == 0:
             self._checkpoint()
 
@@ -182,12 +201,44 @@ class Learner:
             ranks=dist.get_world_size(),
             rank=dist.get_rank(),
             batch_size=self._spec.batch_size,
+            by=self._spec.updates_by,
         )
-        count = count_terms(iteration.credits, iteration.groups) / max(1, len(shares))
+        terms = count_terms(iteration.credits, iteration.groups) / max(1, len(shares))
         return [
-            self._stepper.step(self._fetcher.batches(iteration, share), num_batches=share.num_batches, count=count)
+            self._stepper.step(
+                self._fetcher.batches(iteration, share),
+                num_batches=share.num_batches,
+                count=terms if self._spec.reduction == "mean" else 1.0,
+                beside=self._beside(),
+            )
             for share in shares
         ]
+
+    def _beside(self) -> Callable[[], Tensor] | None:
+        """The pretraining loss of the next optimiser step, where it is a part of every one."""
+        spec, number = self._spec.pretraining, self._stepper.steps
+        if spec is None or not spec.combined:
+            return None
+        loss = self._pretraining
+        assert loss is not None
+        return lambda: loss(number)
+
+    def _pretrain(self) -> StepStats | None:
+        """The step on real pictures that ends a round of tasks, where it is a step of its own."""
+        spec, tasks = self._spec.pretraining, len(self._spec.order.tasks)
+        round_, task = divmod(self.progress.update, tasks)
+        if spec is None or spec.combined or task < tasks - 1:
+            return None
+        loss = self._pretraining
+        assert loss is not None
+        return self._stepper.step_beside(lambda: loss(round_))
+
+    def _evaluate(self, reporter: Reporter) -> None:
+        """Collect an evaluation that is there; start the next where one is due."""
+        reporter.evaluation(self.progress)
+        every = self._spec.evaluate_every
+        if every and self.progress.update % every == 0 and self.progress.update < self._spec.iterations:
+            reporter.evaluate("during")
 
     def _settle(self, iteration: Iteration) -> None:
         """Every group ends; its slot is free only now that the new weights are visible."""
@@ -214,7 +265,7 @@ class Learner:
         intake, progress = self._wiring.intake, self.progress
         state: dict[str, Any] = {"optimizer_steps": self._stepper.steps, "progress": progress.saved()}
         if intake is not None:
-            state |= {"next_group": intake.first_open, "ledger": intake.ledger.as_dict()}
+            state |= {"feeder": intake.feeder.saved(), "ledger": intake.ledger.as_dict()}
         with self._wiring.account.part("checkpoint"):
             self._wiring.checkpoints.save(progress.update, self._policy.trainable, self._stepper.optimizer, state)
 
@@ -237,5 +288,19 @@ def _reporter(spec: LearnerSpec, wiring: LearnerWiring) -> Reporter | None:
     if wiring.intake is None or wiring.streams is None:
         return None
     return Reporter(
-        wiring.intake, wiring.streams, wiring.meter, wiring.account, updates_total=spec.iterations, max_lag=spec.max_lag
+        wiring.intake,
+        wiring.streams,
+        wiring.meter,
+        wiring.account,
+        updates_total=spec.iterations,
+        max_lag=spec.max_lag,
+        watch=spec.watch,
+    )
+
+
+def _pretraining(spec: LearnerSpec, policy: Policy) -> PretrainingLoss | None:
+    if spec.pretraining is None:
+        return None
+    return PretrainingLoss(
+        spec.pretraining, policy, seed=spec.order.seed, rank=dist.get_rank(), ranks=dist.get_world_size()
     )

@@ -23,6 +23,14 @@ class LossOutput:
 class Objective(Protocol):
     """One method. Frozen and cheap; the models come as arguments."""
 
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of the rewards it looks at."""
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether it compares samples of one prompt, of which there must be at least two then."""
+
     def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
         """One `Credit` per group of an iteration, in order. Pure, on the CPU."""
 

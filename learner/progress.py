@@ -17,6 +17,7 @@ from common.types import Ending, Report
 from learner.evaluation import Evaluated
 from learner.examples import MeasuredGroup
 from learner.intake import Intake, LearnerStreams
+from learner.overoptimisation import Verdict, Watch
 from learner.step import StepStats
 
 PACE_UPDATES = 10
@@ -62,15 +63,24 @@ class Reporter:
         *,
         updates_total: int,
         max_lag: int,
+        watch: Watch | None,
     ) -> None:
         self._intake, self._streams, self._meter, self._account = intake, streams, meter, account
-        self._updates_total, self._max_lag = updates_total, max_lag
+        self._updates_total, self._max_lag, self._watch = updates_total, max_lag, watch
+        self._verdict = Verdict()
         self._moment = ""
         self._told: dict[str, int] = {}  # the ledger as the counters have it
         self._paces: deque[tuple[float, int]] = deque(maxlen=PACE_UPDATES)  # (at_s, samples) of the last updates
 
+    @property
+    def overoptimised(self) -> bool:
+        """Whether the watch ends the run."""
+        return self._watch is not None and self._watch.stop and self._verdict.strikes >= self._watch.patience
+
     def evaluate(self, moment: str) -> None:
-        """Start the held-out evaluation; `evaluation` reports it once it is there."""
+        """Start the held-out evaluation, unless one is running; `evaluation` reports it once it is there."""
+        if self._intake.evaluation.running:
+            return
         self._moment = moment
         self._intake.evaluation.issue()
 
@@ -79,6 +89,8 @@ class Reporter:
         if self._intake.evaluation.running and self._intake.evaluation.done:
             found = self._intake.evaluation.collect()
             scalars = {**found.scalars(), "update": float(progress.update), "weights_version": float(found.version)}
+            if self._watch is not None:
+                scalars |= self._verdict.hear(self._watch, scalars)
             self._send("eval", progress, scalars, self._moment, found)
 
     def update(
@@ -86,6 +98,7 @@ class Reporter:
         progress: Progress,
         groups: Sequence[MeasuredGroup],
         stats: Sequence[StepStats],
+        beside: StepStats | None,
         lags: Sequence[int],
         times: Mapping[str, float],
     ) -> None:
@@ -105,6 +118,10 @@ class Reporter:
             first, last = stats[0], stats[-1]
             scalars |= {f"{name}_first": first.watched[name] for name in ("ratio", "clip_fraction")}
             scalars |= last.watched | {"loss": last.loss, "grad_norm": first.grad_norm}
+        if beside is not None:
+            scalars |= {"pretraining/loss": beside.loss, "pretraining/grad_norm": beside.grad_norm}
+            if stats:
+                scalars["pretraining/grad_ratio"] = beside.grad_norm / max(stats[-1].grad_norm, 1e-12)
         self._meter.add(metrics.UPDATES)
         self._set_gauges(scalars)
         self._send("update", progress, scalars)
@@ -171,9 +188,10 @@ class Reporter:
 def rewards_by_name(groups: Sequence[MeasuredGroup]) -> dict[str, float]:
     """``reward/NAME/mean|std|valid_share`` over an iteration's samples."""
     scalars = {}
-    for name in groups[0].measurements if groups else ():
-        values = np.concatenate([group.values(name) for group in groups])
-        valid = np.concatenate([group.valid(name) for group in groups])
+    for name in dict.fromkeys(name for group in groups for name in group.rollout.rewards):
+        mine = [group for group in groups if name in group.measurements]
+        values = np.concatenate([group.values(name) for group in mine])
+        valid = np.concatenate([group.valid(name) for group in mine])
         scalars[f"reward/{name}/valid_share"] = float(valid.mean())
         if valid.any():
             scalars[f"reward/{name}/mean"] = float(values[valid].mean())

@@ -17,11 +17,11 @@ from learner.examples import Credit
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """What all ranks learn from next; ``stop`` ends the run instead."""
+    """What all ranks learn from next; or why the run ends instead: "asked", or "overoptimised"."""
 
     groups: tuple[RolloutGroup, ...] = ()
     credits: tuple[Credit, ...] = ()
-    stop: bool = False
+    stop: str = ""
 
 
 def share(iteration: Iteration | None) -> Iteration:

@@ -1,7 +1,7 @@
 """The counter that bounds staleness, and the ledger that accounts for every group.
 
 With ``(max_lag + 1) x groups_per_step`` slots, a slot taken at issue and given back only when the weights that the
-group led to are visible, and groups trained in issue order, a group is at most ``max_lag`` versions old when it is
+group led to are visible, and groups trained in the order of their places, a group is at most ``max_lag`` versions old when it is
 trained: between its issue and its turn at most ``max_lag x groups_per_step`` others can be trained. Nothing needs
 to be thrown away for its age.
 """

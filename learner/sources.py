@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +17,10 @@ from common.errors import ConfigError
 class ShuffledPrompts:
     """Every prompt once per pass, each pass in its own order."""
 
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
 
     def __post_init__(self) -> None:
-        if not self.prompts:
+        if not len(self.prompts):
             raise ConfigError("there is no prompt to train on; give at least one")
 
     def at(self, seed: int, group: int) -> str:

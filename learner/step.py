@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from common.errors import ConfigError, TrainingDiverged
 from common.protocols import Kernel, Policy
@@ -14,13 +16,16 @@ from learner import fsdp, ranks
 from learner.examples import StepBatch
 from learner.objective import Objective
 
+AVERAGE = "average"  # its name in the optimiser's state
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
     """AdamW; its rate rises linearly over the first ``warmup`` steps and falls linearly to 0 at step ``decay`` (0: never).
 
     Policy gradients are mostly noise, which a constant rate keeps walking the weights away from what they could draw;
-    falling to 0 keeps what was learned. ``grad_clip`` bounds the global gradient norm.
+    falling to 0 keeps what was learned. ``grad_clip`` bounds the global gradient norm. ``ema`` above 0 keeps a moving
+    average of the weights that forgets with that decay; the average is what is evaluated and saved at the end.
     """
 
     lr: float
@@ -29,6 +34,7 @@ class OptimizerSpec:
     warmup: int = 0
     decay: int = 0
     grad_clip: float = 1.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or not self.grad_clip > 0 or min(self.warmup, self.decay, self.weight_decay) < 0:
@@ -36,6 +42,9 @@ class OptimizerSpec:
                 f"lr and grad_clip must be positive, warmup, decay and weight_decay not negative; got lr={self.lr}, "
                 f"grad_clip={self.grad_clip}, warmup={self.warmup}, decay={self.decay}, weight_decay={self.weight_decay}"
             )
+
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is the share of the old average that a step keeps, in [0, 1); got {self.ema}")
 
     def rate(self, step: int) -> float:
         """The learning rate of the step-th step, counted from 0."""
@@ -63,10 +72,23 @@ class Stepper:
         )
         self.steps = 0
 
-    def step(self, batches: Iterable[tuple[StepBatch, bool]], *, num_batches: int, count: float) -> StepStats:
-        """Descend on the mean over ``count`` terms, all ranks together. Raises `TrainingDiverged`, changing nothing."""
+    def step(
+        self,
+        batches: Iterable[tuple[StepBatch, bool]],
+        *,
+        num_batches: int,
+        count: float,
+        beside: Callable[[], Tensor] | None = None,
+    ) -> StepStats:
+        """Descend on the mean over ``count`` terms, all ranks together, and on a loss ``beside`` it, if there is one.
+
+        Raises `TrainingDiverged`, changing nothing.
+        """
         sums: defaultdict[str, float] = defaultdict(float)
         self.optimizer.zero_grad(set_to_none=True)
+        if beside is not None:
+            fsdp.sync_gradients(self._policy.trainable, on=False)
+            beside().backward()
         for number, (batch, counts) in enumerate(batches, start=1):
             fsdp.sync_gradients(self._policy.trainable, on=number == num_batches)
             output = self._objective.loss(self._policy, self._kernel, batch)
@@ -76,7 +98,27 @@ class Stepper:
                 sums["terms"] += len(batch.x)
                 for name, value in output.watched.items():
                     sums[name] += value.item()
-        return self._apply(sums)
+        stats = self._apply(sums)
+        self.steps += 1
+        return stats
+
+    def step_beside(self, loss: Callable[[], Tensor]) -> StepStats:
+        """Descend on another loss alone, the sum over the ranks; the schedule of the rate does not move."""
+        self.optimizer.zero_grad(set_to_none=True)
+        fsdp.sync_gradients(self._policy.trainable, on=True)
+        value = loss()
+        value.backward()
+        return self._apply(defaultdict(float, {"loss": value.item(), "terms": 1.0 / dist.get_world_size()}))
+
+    def average(self) -> bool:
+        """Put the moving average in the place of the weights, for good; whether there is one."""
+        if not self._spec.ema or not self.optimizer.state:
+            return False
+        with torch.no_grad():
+            for parameter in self._parameters:
+                fsdp.local(parameter).copy_(fsdp.local(self.optimizer.state[parameter][AVERAGE]))
+        fsdp.reshard(self._policy.trainable)
+        return True
 
     def _apply(self, sums: defaultdict[str, float]) -> StepStats:
         names = sorted(sums.keys() | {"loss", "terms", "ratio", "clip_fraction", "approx_kl"})
@@ -91,6 +133,17 @@ class Stepper:
             group["lr"] = self._spec.rate(self.steps)
         self.optimizer.step()
         fsdp.reshard(self._policy.trainable)
-        self.steps += 1
+        self._follow()
         loss, terms = total.pop("loss"), total.pop("terms")
         return StepStats(loss, norm, {name: value / max(terms, 1) for name, value in total.items()})
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average a little towards the weights. It lives with the optimiser's moments, and is saved with them."""
+        if not self._spec.ema:
+            return
+        for parameter in self._parameters:
+            state, weight = self.optimizer.state[parameter], fsdp.local(parameter)
+            if AVERAGE not in state:
+                state[AVERAGE] = weight.clone()
+            fsdp.local(state[AVERAGE]).lerp_(weight, 1 - self._spec.ema)

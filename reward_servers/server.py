@@ -1,25 +1,37 @@
 """Take rollout groups, score their media, put measurements. Knows one reward and no training.
 
 Failure is never a zero: a sample that cannot be scored is masked with a reason, and counted.
+
+`RewardServer.run` works in three threads, so that the scorer waits for nobody: one fetches the media of the next call,
+the caller's own scores, one answers. A group is acknowledged once its measurement is put; a crash before that makes
+another server measure it again.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from time import monotonic
 
 import numpy as np
 
 from common import metrics, tensors
-from common.errors import BlobMissing, ScoringFailed
+from common.errors import BlobMissing, ConfigError, ScoringFailed
 from common.metrics import Account
-from common.protocols import BlobStore, Delivery, Meter, Scorer, Scores, Stream
+from common.protocols import BlobStore, Delivery, Meter, Scorer, Scores, SetScorer, Stream
 from common.types import Measurement, RolloutGroup
+from reward_servers.batching import Job, Waiting
+from reward_servers.scoring import ERROR, TIMEOUT, Caller, ScoringTimedOut, masked, rows
 
 MAX_ATTEMPTS = 3  # deliveries of one group before all its samples are masked unscored
+MAX_UNWRITTEN = 2  # scored batches whose answers may wait to be written
+STOP_CHECK_S = 0.5
+PAUSES_PER_CALL = 8  # how often a busy server looks for more
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.1
+
 log = logging.getLogger(__name__)
 
 
@@ -34,137 +46,203 @@ class RewardWiring:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """A group in hand, with its media."""
+class _Answer:
+    """What is to be said of a group, and how long it took."""
 
-    delivery: Delivery
-    group: RolloutGroup
-    media: np.ndarray  # [N, H, W, 3] uint8
-    arrived: float
-
-    @property
-    def prompts(self) -> list[str]:
-        """[N], one per sample."""
-        each = self.group.samples_per_prompt
-        return [prompt for prompt in self.group.prompts for _ in range(each)]
+    job: Job
+    scores: Scores
+    scoring_s: float  # its share of the call
+    waited_s: float
 
 
 class RewardServer:
-    """One worker of one reward's pool. Groups that arrive together are scored in one call, up to ``batch_groups``."""
+    """One worker of one reward's pool. Groups wherever they come from share a call.
 
-    def __init__(self, name: str, reward: str, scorer: Scorer, wiring: RewardWiring, *, batch_groups: int = 8) -> None:
-        self.name, self.reward, self.scorer, self.wiring = name, reward, scorer, wiring
-        self.batch_groups = batch_groups
+    Example: ``RewardServer("clip-0", "clip", scorer, wiring, max_batch=64).run(stop.is_set)``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reward: str,
+        scorer: Scorer | SetScorer,
+        wiring: RewardWiring,
+        *,
+        max_batch: int = 64,
+        max_wait_s: float = 0.002,
+        deadline_s: float | None = None,
+    ) -> None:
+        """``max_batch``: samples of a call; a group is never split, a larger one is scored alone. ``max_wait_s``: how
+        long a scorer with nothing else to do waits for a call to fill. ``deadline_s``: of a call that may hang.
+        """
+        if max_batch < 1 or max_wait_s < 0 or (deadline_s is not None and deadline_s <= 0):
+            raise ConfigError(
+                f"{reward}: a call takes max_batch >= 1 samples, max_wait_s >= 0 and deadline_s > 0 or None, "
+                f"got {max_batch}, {max_wait_s} and {deadline_s}."
+            )
+        self.name, self.reward, self.wiring, self.max_wait_s = name, reward, wiring, max_wait_s
         self.account = Account("reward", wiring.meter)
         self.spent: dict[str, float] = {}  # a copy for other threads; the account belongs to the loop
         self.trouble = ""  # why a group could last not be scored
+        self._call = Caller(scorer, deadline_s)
+        self._waiting = Waiting(max_batch)
+        self._group_size = max_batch  # samples, of the newest group: the best guess for the next
+        self._call_s = 0.0  # of the last call
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Work until told to stop; what is held then is finished first, the rest handed back."""
+        """Work until told to stop; what is being scored then is finished first, the rest handed back."""
+        writing: deque[Future[None]] = deque()
         try:
-            while not stopping():
-                self.run_once(wait_s=0.5)
-                self.spent = self.account.seconds()
+            with ThreadPoolExecutor(2, thread_name_prefix=self.name) as threads:
+                fetching = threads.submit(self._fetch_ahead)
+                try:
+                    while not stopping() and not fetching.done():
+                        with self.account.part("wait_data"):
+                            jobs = self._waiting.next(STOP_CHECK_S, self.max_wait_s)
+                        with self.account.part("back_pressure"):
+                            # Before a call that may be the last, all that is known is said.
+                            _settle(writing, 0 if any(job.suspect for job in jobs) else MAX_UNWRITTEN)
+                        if jobs:
+                            writing.append(threads.submit(self._write, self._score(jobs)))
+                        self.spent = self.account.seconds()
+                finally:
+                    self._waiting.close()
+            for ended in (fetching, *writing):
+                ended.result()
         finally:
             self.wiring.rollouts.close()
 
     def run_once(self, wait_s: float) -> bool:
-        """Score at most one batch of groups; whether there was one."""
-        with self.account.part("wait_data"):
-            deliveries = self.wiring.rollouts.take(self.batch_groups, wait_s)
-        arrived = time.monotonic()
-        with self.account.part("data"):
-            jobs = [job for delivery in deliveries if (job := self._open(delivery, arrived)) is not None]
+        """Score at most one call's worth of groups, in this thread alone; whether there was anything to do."""
+        found = False
+        while (room := self._waiting.room()) > 0:
+            with self.account.part("wait_data"):
+                deliveries = self.wiring.rollouts.take(self._limit(room), 0.0 if found else wait_s)
+            with self.account.part("data"):
+                self._open(deliveries)
+            if not deliveries:
+                break
+            found = True
+        jobs = self._waiting.at_hand()
         if jobs:
-            self._score(jobs)
-        return bool(deliveries)
+            answers = self._score(jobs)
+            with self.account.part("data"):
+                self._write(answers)
+        return bool(found or jobs)
 
-    def _open(self, delivery: Delivery, arrived: float) -> _Job | None:
-        """The job with its media; None when there is nothing left to score, acknowledged then."""
+    # ---------------------------------------------------------------------------------------- fetching
+
+    def _fetch_ahead(self) -> None:
+        """Keep the next call's groups at hand while the scorer works on the last; no more than that."""
+        pause_s = 0.0
+        try:
+            while True:
+                room, wait_s = self._waiting.demand(pause_s)
+                if self._waiting.closed:
+                    return
+                began_s = monotonic()
+                deliveries = self.wiring.rollouts.take(self._limit(room), wait_s)
+                self._open(deliveries)
+                self._waiting.looked(began_s)
+                pause_s = 0.0 if deliveries else self._pause_s()
+        finally:
+            self._waiting.close()
+
+    def _limit(self, room: int) -> int:
+        """Groups to take for that many samples."""
+        return max(1, room // self._group_size)
+
+    def _pause_s(self) -> float:
+        return min(max(self._call_s / PAUSES_PER_CALL, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+
+    def _open(self, deliveries: Sequence[Delivery]) -> None:
+        """Fetch what there is to score; what there is not is acknowledged."""
+        arrived_s = monotonic()
+        for delivery in deliveries:
+            job = self._job(delivery, arrived_s)
+            if job is None:
+                self.wiring.rollouts.ack(delivery)
+            else:
+                self._group_size = job.size
+                self._waiting.add(job)
+
+    def _job(self, delivery: Delivery, arrived_s: float) -> Job | None:
+        """None where nobody waits for this reward's measurement: it is not asked for, or the group has ended."""
         group = delivery.message
         assert isinstance(group, RolloutGroup), group
-        if group.media is None:
-            self.wiring.rollouts.ack(delivery)
+        if self.reward not in group.rewards or group.media is None:
             return None
+        if delivery.attempt > MAX_ATTEMPTS:
+            nothing = np.empty((group.num_samples, 0, 0, 3), np.uint8)
+            return Job(delivery, group, nothing, arrived_s, f"{MAX_ATTEMPTS} attempts ended without a result")
         try:
             media = tensors.read(self.wiring.blobs, group.media).numpy()
-        except BlobMissing:  # its group has ended elsewhere, so nobody waits for this measurement
-            self.wiring.rollouts.ack(delivery)
+        except BlobMissing:
             return None
         self.wiring.meter.add(metrics.BLOB_READ_BYTES, group.media.nbytes, role="reward")
-        return _Job(delivery, group, media, arrived)
+        return Job(delivery, group, media, arrived_s)
 
-    def _score(self, jobs: Sequence[_Job]) -> None:
+    # ----------------------------------------------------------------------------------------- scoring
+
+    def _score(self, jobs: Sequence[Job]) -> list[_Answer]:
         """One call for all; if that fails, one per group, so that a poisoned group spoils no other."""
-        started = time.monotonic()
+        started_s = monotonic()
         with self.account.part("compute"):
             try:
                 scores = self._call(jobs)
             except ScoringFailed as error:
                 if len(jobs) > 1:
-                    for job in jobs:
-                        self._score([job])
-                    return
+                    return [answer for job in jobs for answer in self._score([job])]
                 log.warning("%s could not score group %d: %s", self.reward, jobs[0].group.group, error)
                 self.trouble = str(error)
-                scores = Scores([math.nan] * len(jobs[0].media), ["error"] * len(jobs[0].media))
-        scoring_s = (time.monotonic() - started) / len(jobs)
-        with self.account.part("data"):
-            first = 0
-            for job in jobs:
-                self._answer(job, scores, slice(first, first + len(job.media)), scoring_s, started)
-                first += len(job.media)
+                scores = masked(jobs[0].size, TIMEOUT if isinstance(error, ScoringTimedOut) else ERROR)
+        self._call_s = monotonic() - started_s
+        self.wiring.meter.add(metrics.SCORING_S, self._call_s, reward=self.reward)
+        answers, first = [], 0
+        for job in jobs:
+            part = slice(first, first + job.size)
+            answers.append(_Answer(job, rows(scores, part), self._call_s / len(jobs), started_s - job.arrived_s))
+            first = part.stop
+        return answers
 
-    def _call(self, jobs: Sequence[_Job]) -> Scores:
-        """The scorer's answer for all samples of the jobs. Any failure of its is a `ScoringFailed`."""
-        prompts = [prompt for job in jobs for prompt in job.prompts]
-        media = jobs[0].media if len(jobs) == 1 else _concatenated([job.media for job in jobs])
-        if any(job.delivery.attempt > MAX_ATTEMPTS for job in jobs):
-            raise ScoringFailed(f"{MAX_ATTEMPTS} attempts ended without a result")
-        try:
-            scores = self.scorer(prompts, media)
-        except Exception as error:  # a reward is foreign code: whatever it raises becomes a counted mask
-            raise ScoringFailed(f"{type(error).__name__}: {error}") from error
-        if len(scores.values) != len(prompts):
-            raise ScoringFailed(f"returned {len(scores.values)} values for {len(prompts)} samples")
-        return scores
+    # --------------------------------------------------------------------------------------- answering
 
-    def _answer(self, job: _Job, scores: Scores, rows: slice, scoring_s: float, started: float) -> None:
-        values = [float(value) for value in scores.values[rows]]
-        given = scores.reasons[rows] if scores.reasons is not None else [""] * len(values)
-        reasons = [reason or ("" if math.isfinite(v) else "nan") for v, reason in zip(values, given, strict=True)]
-        group = job.group
-        self.wiring.measurements.put(
-            Measurement(
-                epoch=group.epoch,
-                group=group.group,
-                attempt=group.attempt,
-                purpose=group.purpose,
-                reward=self.reward,
-                values=tuple(values),
-                valid=tuple(reason == "" for reason in reasons),
-                reasons=tuple(reasons),
-                uncertainty=None if scores.uncertainty is None else tuple(map(float, scores.uncertainty[rows])),
-                features=None,
-                worker=self.name,
-                scoring_s=scoring_s,
-                waited_s=started - job.arrived,
-            )
+    def _write(self, answers: Sequence[_Answer]) -> None:
+        """All measurements first: somebody waits for them."""
+        for answer in answers:
+            self.wiring.measurements.put(self._measurement(answer))
+        for answer in answers:
+            self.wiring.rollouts.ack(answer.job.delivery)
+            self._count(answer)
+
+    def _measurement(self, answer: _Answer) -> Measurement:
+        group, scores = answer.job.group, answer.scores
+        reasons = tuple(scores.reasons or ())
+        return Measurement(
+            epoch=group.epoch,
+            group=group.group,
+            attempt=group.attempt,
+            purpose=group.purpose,
+            reward=self.reward,
+            values=tuple(scores.values),
+            valid=tuple(reason == "" for reason in reasons),
+            reasons=reasons,
+            uncertainty=None if scores.uncertainty is None else tuple(scores.uncertainty),
+            features=None,
+            worker=self.name,
+            scoring_s=answer.scoring_s,
+            waited_s=answer.waited_s,
         )
-        self.wiring.rollouts.ack(job.delivery)
-        self._count(reasons, scoring_s, started - job.arrived)
 
-    def _count(self, reasons: Sequence[str], scoring_s: float, waited_s: float) -> None:
+    def _count(self, answer: _Answer) -> None:
         meter, reward = self.wiring.meter, self.reward
-        meter.add(metrics.SCORING_S, scoring_s, reward=reward)
-        meter.add(metrics.REWARD_DELAY_S, scoring_s + waited_s, reward=reward)
-        for reason in reasons:
+        meter.add(metrics.REWARD_DELAY_S, monotonic() - answer.job.arrived_s, reward=reward)
+        for reason in answer.scores.reasons or ():
             if reason:
                 meter.add(metrics.MASKED_SAMPLES, 1, reward=reward, reason=reason)
 
 
-def _concatenated(media: Sequence[np.ndarray]) -> np.ndarray:
-    """[sum N, H, W, 3]. Groups of different sizes cannot share a call."""
-    if len({m.shape[1:] for m in media}) > 1:
-        raise ScoringFailed(f"images of different sizes in one batch: {sorted({m.shape[1:3] for m in media})}")
-    return np.concatenate(media)
+def _settle(writing: deque[Future[None]], most: int) -> None:
+    """Wait until at most that many are unfinished, and raise what any of them raised."""
+    while writing and (writing[0].done() or len(writing) > most):
+        writing.popleft().result()

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.protocols import Reward, Scorer, Scores
+from common.protocols import Reward, Scorer, Scores, SetScorer
 from deploy.config import Pools, RunConfig
 from deploy.recipes.shapes_ddpo import shapes_ddpo
 from learner.evaluation import EvaluationSpec
-from learner.feeder import RecordSteps
 from learner.step import OptimizerSpec
+from learner.tasks import RecordSteps, Task
 from reward_servers.rewards.jpeg_size import JpegSize
 from worlds.shapes.prompts import HELDOUT_KINDS, KINDS, kind_prompt
 
@@ -34,6 +34,7 @@ class Sleeping:
 
     def load(self, device: str) -> Scorer:
         scorer = self.reward.load(device)
+        assert not isinstance(scorer, SetScorer)
 
         def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
             time.sleep(self.seconds * len(media))
@@ -77,8 +78,10 @@ def peer_setting(
         config,
         recipe="peer_setting",
         rewards=(reward,),
-        prompts=PROMPTS,
-        heldout=EvaluationSpec(prompts=PROMPTS[:2], samples_per_prompt=4),
+        tasks=(Task(name="kinds", prompts=PROMPTS, rewards=(reward.name,)),),
+        heldout=(
+            EvaluationSpec(name="kinds", prompts=PROMPTS[:2], samples_per_prompt=4, rewards=(reward.name,)),
+        ),
         record=RecordSteps(count=5, first=10),
         optimizer=OptimizerSpec(lr=lr, weight_decay=1e-4),
         batch_size=40,

@@ -12,10 +12,10 @@ from common.protocols import Reward
 from deploy.config import Pools, RunConfig
 from deploy.models import Lora, StableDiffusionModel
 from learner.evaluation import EvaluationSpec
-from learner.feeder import RecordSteps
 from learner.objectives.ddpo import Ddpo
 from learner.sources import read_prompts
 from learner.step import OptimizerSpec
+from learner.tasks import RecordSteps, Task
 from reward_servers.rewards.jpeg_size import JpegSize
 from reward_servers.rewards.shapes_truth import ShapesTruth
 from worlds.shapes import PIPELINE, prompts
@@ -92,8 +92,16 @@ def shapes_ddpo(
         kernel=Renoise(steps, Ddim(eta=1.0)),
         rewards=(judge,),
         objective=Ddpo(weights={judge.name: 1.0}, clip=TRUST / LATENT_DIMENSIONS, normalise="centred"),
-        prompts=read_prompts(prompt_file) if prompt_file else prompts.relation_prompts("train"),
-        heldout=EvaluationSpec(prompts=heldout_prompts(), samples_per_prompt=4),
+        tasks=(
+            Task(
+                name=judge.name,
+                prompts=read_prompts(prompt_file) if prompt_file else prompts.relation_prompts("train"),
+                rewards=(judge.name,),
+            ),
+        ),
+        heldout=(
+            EvaluationSpec(name="relations", prompts=heldout_prompts(), samples_per_prompt=4, rewards=(judge.name,)),
+        ),
         record=RecordSteps(count=trained_steps, first=trained_steps),
         optimizer=OptimizerSpec(lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warmup=5, decay=iterations * updates),
         iterations=iterations,

@@ -6,9 +6,9 @@ from common.policies.toy import NUM_STEPS, toy_kernel
 from deploy.config import Pools, RunConfig
 from deploy.models import ToyModel
 from learner.evaluation import EvaluationSpec
-from learner.feeder import RecordSteps
 from learner.objectives.ddpo import Ddpo
 from learner.step import OptimizerSpec
+from learner.tasks import RecordSteps, Task
 from reward_servers.rewards.toy_point import ToyPoint
 
 
@@ -41,8 +41,8 @@ def toy_ddpo(
         kernel=toy_kernel(),
         rewards=(ToyPoint(),),
         objective=Ddpo(weights={"point": 1.0}, clip=0.2, normalise="batch"),
-        prompts=("anywhere",),
-        heldout=EvaluationSpec(prompts=("anywhere",), samples_per_prompt=512),
+        tasks=(Task(name="point", prompts=("anywhere",), rewards=("point",)),),
+        heldout=(EvaluationSpec(name="anywhere", prompts=("anywhere",), samples_per_prompt=512, rewards=("point",)),),
         record=RecordSteps(count=NUM_STEPS, first=NUM_STEPS),
         optimizer=OptimizerSpec(lr=lr, weight_decay=0.0, grad_clip=100.0),
         iterations=iterations,

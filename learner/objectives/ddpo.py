@@ -43,6 +43,11 @@ class Ddpo:
             )
         object.__setattr__(self, "rewards", tuple(self.weights))
 
+    @property
+    def needs_groups(self) -> bool:
+        """Whether advantages are taken among the samples of a prompt, of which there must be at least two then."""
+        return self.normalise != "batch"
+
     def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
         counted = [np.logical_and.reduce([group.valid(name) for name in self.rewards]) for group in groups]
         advantages = [np.zeros(known.shape) for known in counted]

@@ -21,6 +21,7 @@ def order(group: int = 0, **fields) -> WorkItem:
     usual = {
         "purpose": Purpose.TRAIN, "prompts": ("a",), "samples_per_prompt": 4, "seed": 1, "draw": group,
         "record": (0, 1, 3), "fingerprint": "f",
+        "task": "t", "rewards": ("r",),
     }  # fmt: skip
     return WorkItem(epoch=5, group=group, **{**usual, **fields})
 

@@ -18,14 +18,13 @@ from deploy.config import RunConfig
 from deploy.recipes.toy_ddpo import toy_ddpo
 from deploy.results import RunFolder
 from deploy.watch import Watcher, summarise
-from learner.evaluation import EvaluationSpec
 from reward_servers.rewards.toy_point import ToyPoint
 
 
 def small(**fields) -> RunConfig:
     """The toy's recipe with fewer samples; any field of `RunConfig` can be set."""
     config = toy_ddpo(iterations=6, groups=2, samples=32, max_lag=0)
-    return replace(config, **{"heldout": EvaluationSpec(prompts=("anywhere",), samples_per_prompt=64), **fields})
+    return replace(config, **{"heldout": (replace(config.heldout[0], samples_per_prompt=64),), **fields})
 
 
 class Crash(Exception):

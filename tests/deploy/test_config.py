@@ -10,7 +10,8 @@ from deploy.models import StableDiffusionModel
 from deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
 from deploy.recipes.toy_ddpo import toy_ddpo
 from learner.evaluation import EvaluationSpec
-from learner.feeder import RecordSteps
+from learner.overoptimisation import Watch
+from learner.tasks import RecordSteps, Task
 from reward_servers.rewards.toy_point import ToyPoint
 from worlds.shapes import prompts
 
@@ -21,7 +22,7 @@ SHAPES = shapes_ddpo()
     ("changes", "message"),
     [
         ({"rewards": (ToyPoint(), ToyPoint())}, r"two rewards share a name: \['point', 'point'\]"),
-        ({"rewards": (ToyPoint(name="other"),)}, r"the objective weighs \['point'\], but the rewards are \['other'\]"),
+        ({"rewards": (ToyPoint(name="other"),)}, r"\['point'\] is to be measured, but the rewards are \['other'\]"),
         ({"kernel": Renoise(5, Ddim(eta=0.0))}, "use eta > 0"),
         ({"record": RecordSteps(count=1, first=6)}, "first 6 steps of a chain of 5"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
@@ -33,13 +34,23 @@ SHAPES = shapes_ddpo()
         ({"max_lag": -1}, r"max_lag must be 0 \(strictly on-policy\) or more, got -1"),
         ({"stall_s": 0.0}, "stall_s must be a positive number of seconds, got 0.0"),
         ({"lease_s": math.inf}, "lease_s must be a positive number of seconds, got inf"),
-        ({"prompts": ()}, "give at least one"),
+        ({"tasks": ()}, "at least one task and one held-out set"),
+        ({"heldout": ()}, "at least one task and one held-out set"),
+        ({"evaluate_every": -1}, "evaluate_every must be 0 or more"),
+        ({"watch": Watch(truth="a", proxy="b")}, "at least 1 to watch; got 0"),
+        ({"updates": 2, "updates_by": "steps"}, "5 recorded steps do not divide into 2 updates"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_end_well_is_refused_before_anything_starts(changes, message):
     with pytest.raises(ConfigError, match=message):
         replace(toy_ddpo(), **changes)
+
+
+@pytest.mark.parametrize(("prompts_", "rewards"), [((), ("r",)), (("a",), ())])
+def test_a_task_needs_prompts_and_a_reward(prompts_, rewards):
+    with pytest.raises(ConfigError, match="task 'empty' needs at least one prompt and one reward"):
+        Task(name="empty", prompts=prompts_, rewards=rewards)
 
 
 def test_advantages_within_a_group_need_two_samples():
@@ -56,8 +67,8 @@ def test_every_pool_needs_someone(name):
 
 @pytest.mark.parametrize(("prompts_", "samples"), [((), 4), (("a",), 0)])
 def test_an_evaluation_needs_something_to_evaluate(prompts_, samples):
-    with pytest.raises(ConfigError, match="at least one held-out prompt and one sample"):
-        EvaluationSpec(prompts=prompts_, samples_per_prompt=samples)
+    with pytest.raises(ConfigError, match="held-out set 'h' needs at least one prompt, one sample of each"):
+        EvaluationSpec(name="h", prompts=prompts_, samples_per_prompt=samples, rewards=("r",))
 
 
 @pytest.mark.parametrize("trained_steps", [0, 11])
@@ -89,6 +100,7 @@ def test_what_one_role_alone_decides_does_not_change_the_fingerprint():
 
 
 def test_held_out_prompts_are_never_trained_on_and_always_the_same():
-    assert set(SHAPES.heldout.prompts).isdisjoint(SHAPES.prompts)
+    (heldout,), (task,) = SHAPES.heldout, SHAPES.tasks
+    assert set(heldout.prompts).isdisjoint(task.prompts)
     assert heldout_prompts() == heldout_prompts() and len(set(heldout_prompts())) == 48
-    assert set(SHAPES.prompts) <= set(prompts.relation_prompts("train"))
+    assert set(task.prompts) <= set(prompts.relation_prompts("train"))

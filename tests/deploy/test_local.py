@@ -175,7 +175,11 @@ def test_two_rewards_are_weighed_by_name(tmp_path):
     results = {}
     for near, far in ((1.0, 0.0), (0.0, 1.0)):
         objective = replace(small().objective, weights={"near": near, "far": far})
-        done = train(small(iterations=20, rewards=goals, objective=objective), tmp_path, name=f"near-{near:.0f}")
+        asked = {"tasks": (replace(small().tasks[0], rewards=("near", "far")),)}
+        asked["heldout"] = (replace(small().heldout[0], rewards=("near", "far")),)
+        done = train(
+            small(iterations=20, rewards=goals, objective=objective, **asked), tmp_path, name=f"near-{near:.0f}"
+        )
         results[near] = done.summary["reward_after"]
     assert results[1.0]["near"] > results[0.0]["near"] + 1
     assert results[0.0]["far"] > results[1.0]["far"] + 1

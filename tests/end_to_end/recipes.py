@@ -15,7 +15,6 @@ from deploy.config import RunConfig
 from deploy.models import ToyModel
 from deploy.recipes.shapes_ddpo import shapes_ddpo
 from deploy.recipes.toy_ddpo import toy_ddpo
-from learner.evaluation import EvaluationSpec
 from reward_servers.rewards.toy_point import ToyPoint
 
 
@@ -66,8 +65,9 @@ def small_shapes(*, iterations: int = 2) -> RunConfig:
         learner_ranks=1,
         learner_threads=1,
     )
-    prompts = config.heldout.prompts[:2]
-    return replace(config, recipe="small_shapes", heldout=EvaluationSpec(prompts=prompts, samples_per_prompt=1))
+    (heldout,) = config.heldout
+    few = replace(heldout, prompts=heldout.prompts[:2], samples_per_prompt=1)
+    return replace(config, recipe="small_shapes", heldout=(few,))
 
 
 def unscorable_toy(*, iterations: int = 30) -> RunConfig:

@@ -20,6 +20,7 @@ def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, *
     """A group without recorded steps; its media lies in blob ``GROUP.ATTEMPT``."""
     usual = {
         "purpose": Purpose.TRAIN, "version": 0, "prompts": ("a",), "samples_per_prompt": samples, "fingerprint": "f",
+        "task": "t", "rewards": ("point",),
         "media": TensorRef(blob=f"{group}.{attempt}", dtype="uint8", shape=(samples, 1, 2, 3)), "x0": None,
         "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
     }  # fmt: skip
@@ -53,7 +54,7 @@ def measured(group: int, **values: Sequence[float]) -> MeasuredGroup:
     """A complete group: ``measured(3, point=[1, 2], size=[5, 6])``."""
     (samples,) = {len(column) for column in values.values()}
     return MeasuredGroup(
-        rollout(group, samples=samples),
+        rollout(group, samples=samples, rewards=tuple(values)),
         {name: measurement(group, column, reward=name) for name, column in values.items()},
     )
 

@@ -45,7 +45,12 @@ def told() -> list[Any]:
     )
     came = share(mine)
     credits = [[c.weights.tolist(), c.counted.tolist()] for c in came.credits]
-    return [[g.group for g in came.groups], credits, came.stop, share(Iteration(stop=True) if rank == 0 else None).stop]
+    return [
+        [g.group for g in came.groups],
+        credits,
+        came.stop,
+        share(Iteration(stop="asked") if rank == 0 else None).stop,
+    ]
 
 
 def main() -> None:

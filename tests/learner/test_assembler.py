@@ -20,13 +20,11 @@ class Desk:
         self.blobs = broker.blobs()
         self.rollouts = broker.stream(broker.keys.rollouts, "learner")
         self.measurements = broker.stream(broker.keys.measurements, "learner")
-        names = frozenset(rewards or ("point",))
-        self.assembler = Assembler(
-            self.rollouts, self.measurements, self.blobs, epoch=EPOCH, rewards={TRAIN: names, Purpose.EVAL: names}
-        )
+        self.rewards = rewards or ("point",)
+        self.assembler = Assembler(self.rollouts, self.measurements, self.blobs, epoch=EPOCH)
 
     def sampled(self, group: int, **fields) -> None:
-        message = rollout(group, **{"epoch": EPOCH, **fields})
+        message = rollout(group, **{"epoch": EPOCH, "rewards": self.rewards, **fields})
         for blob in message.blobs:
             self.blobs.put(blob, [b"x"])
         self.rollouts.put(message)

@@ -134,3 +134,17 @@ def test_steps_through_other_times_are_refused(fields):
     (share,) = divide(other, updates=1, ranks=1, rank=0, batch_size=4)
     with pytest.raises(WrongRecipe, match="an actor stepped through times"):
         list(fetcher(blobs).batches(other, share))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_updates_by_step_take_every_sample_at_one_recorded_step_each(ranks):
+    made, blobs = iteration([1.0, 0.0, -1.0], [0.5, -0.5])
+    seen = []
+    for rank in range(ranks):
+        shares = divide(made, updates=3, ranks=ranks, rank=rank, batch_size=8, by="steps")
+        assert [share.steps for share in shares] == [(0,), (1,), (2,)]
+        for share in shares:
+            for batch, counts in fetcher(blobs, 8).batches(made, share):
+                seen += [(share.steps[0], t) for t in batch.time.tolist()] if counts else []
+    times = toy_kernel().times(ToyChain().schedule)
+    assert Counter(seen) == {(k, times[step]): 4 for k, step in enumerate(STEPS)}

@@ -1,24 +1,29 @@
+import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from common.errors import ConfigError
 from common.transport.memory import MemoryBroker
 from common.types import Ending, Purpose
-from learner.feeder import Feeder, Order, RecordSteps
+from learner.feeder import Feeder
 from learner.slots import Ledger, Slots
-from learner.sources import ShuffledPrompts
+from learner.tasks import Order, RecordSteps, Task
 
-ORDER = Order(
-    prompts=ShuffledPrompts(("a", "b", "c")), samples_per_prompt=8, record=RecordSteps(3, 7), seed=5, fingerprint="f"
-)
+ABC = Task(name="t", prompts=("a", "b", "c"), rewards=("r",))
+ORDER = Order(tasks=(ABC,), groups=2, samples_per_prompt=8, record=RecordSteps(3, 7), seed=5, fingerprint="f")
 
 
-def feeder(capacity: int = 4, next_group: int = 0):
+def feeder(capacity: int = 4, order: Order = ORDER):
     broker = MemoryBroker("feeder")
     work = broker.stream(broker.keys.work, "actors")
     slots, ledger = Slots(0, capacity), Ledger()
-    return Feeder(ORDER, work, slots, ledger, epoch=9, next_group=next_group), work, slots, ledger
+    return Feeder(order, work, slots, ledger, epoch=9), work, slots, ledger
+
+
+def issued(work) -> list:
+    return [delivery.message for delivery in work.take(1000, 0.0)]
 
 
 def test_it_issues_as_many_orders_as_slots_are_free_and_no_more():
@@ -42,21 +47,67 @@ def test_it_never_issues_past_the_budget():
 
 
 def test_an_order_says_everything_an_actor_needs():
-    feed, work, _, _ = feeder(capacity=1, next_group=17)
+    feed, work, _, _ = feeder(capacity=18)
     feed.fill(100)
-    (order,) = (delivery.message for delivery in work.take(1, 0.0))
+    order = issued(work)[17]
     assert (order.epoch, order.group, order.draw, order.purpose) == (9, 17, 17, Purpose.TRAIN)
-    assert order.prompts == (ORDER.prompts.at(5, 17),)
+    assert (order.task, order.rewards, order.prompts) == ("t", ("r",), (ORDER.prompt(17),))
     assert order.record == ORDER.record.at(5, 17)
     assert (order.num_samples, order.seed, order.fingerprint) == (8, 5, "f")
 
 
-def test_orders_from_a_number_on_are_the_same_as_in_a_run_that_came_there():
-    whole, work, _, _ = feeder(capacity=10)
-    whole.fill(10)
-    resumed, rest, _, _ = feeder(capacity=4, next_group=6)
-    resumed.fill(10)
-    assert [d.message for d in rest.take(10, 0.0)] == [d.message for d in work.take(10, 0.0)][6:]
+def test_a_lost_group_is_ordered_again_in_its_place_under_a_new_number():
+    feed, work, slots, ledger = feeder(capacity=4)
+    feed.fill(6)
+    feed.end(2, lost=True)
+    ledger.end(2, Ending.FAILED)
+    slots.release()
+    assert feed.fill(6) == [4]
+    again = issued(work)[-1]
+    assert feed.open == [(0, 0), (1, 1), (2, 4), (3, 3)]
+    assert again.prompts == (ORDER.prompt(2),) and again.draw == 4
+
+
+def test_a_restored_feeder_orders_what_was_open_and_then_what_comes_next():
+    """As in a run that was not interrupted, also when groups were lost on the way."""
+    feed, work, slots, ledger = feeder(capacity=6)
+    feed.fill(20)
+    for group, lost in ((0, False), (1, True), (2, False), (4, True)):
+        feed.end(group, lost=lost)
+        ledger.end(group, Ending.FAILED if lost else Ending.TRAINED)
+        slots.release()
+    feed.fill(20)
+    saved = json.loads(json.dumps(feed.saved()))
+    before = {order.group: order for order in issued(work)}
+    resumed, rest, free, _ = feeder(capacity=6)
+    resumed.restore(saved)
+    assert json.loads(json.dumps(resumed.saved())) == saved
+    resumed.fill(20)
+    assert {order.group: order for order in issued(rest)} == {g: before[g] for _, g in feed.open}
+    for one, its in ((feed, slots), (resumed, free)):
+        one.end(3, lost=False)
+        its.release()
+        one.fill(20)
+    assert issued(work) == issued(rest) != []
+
+
+def test_tasks_take_turns_an_iteration_each_and_go_through_their_own_prompts():
+    one, other = (Task(name=n, prompts=[f"{n}{i}" for i in range(4)], rewards=(n,)) for n in "xy")
+    feed, work, _, _ = feeder(capacity=100, order=replace(ORDER, tasks=(one, other)))
+    feed.fill(16)
+    orders = issued(work)
+    assert [order.task for order in orders] == ["x", "x", "y", "y"] * 4
+    assert [order.rewards for order in orders[:4]] == [("x",), ("x",), ("y",), ("y",)]
+    for name in "xy":
+        drawn = [order.prompts[0] for order in orders if order.task == name]
+        assert sorted(drawn[:4]) == sorted(drawn[4:]) == [f"{name}{i}" for i in range(4)]
+
+
+def test_shared_steps_are_the_same_within_an_iteration_and_differ_between_iterations():
+    order = replace(ORDER, groups=8, record=RecordSteps(5, 50, shared=True))
+    steps = [order.steps(place, place) for place in range(80)]
+    assert all(len(set(steps[i : i + 8])) == 1 for i in range(0, 80, 8))
+    assert len(set(steps)) == 10
 
 
 def test_recorded_steps_are_distinct_rising_and_among_the_first():

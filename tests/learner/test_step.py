@@ -108,3 +108,41 @@ def test_the_rate_rises_over_the_warm_up_and_reaches_zero_at_the_decay_step():
     spec = OptimizerSpec(lr=1.0, warmup=4, decay=10)
     assert [round(spec.rate(step), 3) for step in (0, 1, 3, 5, 9, 10, 12)] == [0.25, 0.45, 0.7, 0.5, 0.1, 0.0, 0.0]
     assert OptimizerSpec(lr=2.0).rate(10_000) == 2.0
+
+
+def test_the_moving_average_follows_the_weights_and_takes_their_place_when_asked():
+    rank = Rank("toy", None, spec=OptimizerSpec(lr=1e-2, grad_clip=100.0, ema=0.5))
+    rank.learn(updates=1)
+    first = rank.weights()["b"]
+    rank.learn(updates=1)
+    second = rank.weights()["b"]
+    assert rank.stepper.average()
+    assert torch.allclose(rank.weights()["b"], (first + second) / 2, atol=1e-7)
+
+
+def test_without_a_moving_average_the_weights_stay():
+    rank = Rank("toy", None)
+    rank.learn(updates=1)
+    weights = rank.weights()["b"]
+    assert not rank.stepper.average()
+    assert torch.equal(rank.weights()["b"], weights)
+
+
+def test_a_loss_beside_the_rewards_pulls_in_the_same_step_and_alone_in_its_own():
+    def towards(target: float, rank: Rank):
+        return lambda: 100 * (rank.policy.trainable.b - target).square().sum()
+
+    apart, together, alone = (Rank("toy", None) for _ in range(3))
+    apart.learn(updates=1)
+    (share,) = divide(together.iteration, updates=1, ranks=1, rank=0, batch_size=4)
+    fetcher = Fetcher(together.policy, together.kernel, together.blobs, device="cpu", batch_size=4)
+    together.stepper.step(
+        fetcher.batches(together.iteration, share),
+        num_batches=share.num_batches,
+        count=30.0,
+        beside=towards(5.0, together),
+    )
+    assert (together.weights()["b"] > 0).all() and not (apart.weights()["b"] > 0).all()
+    stats = alone.stepper.step_beside(towards(-5.0, alone))
+    assert (alone.weights()["b"] < 0).all() and alone.stepper.steps == 0
+    assert stats.loss == pytest.approx(100 * 10 * 25) and stats.grad_norm == pytest.approx(200 * 5 * 10**0.5)
