@@ -44,6 +44,17 @@ class Chain:
     states: dict[int, Tensor]  # position along the chain -> [B, *latent] float32
     log_probs: dict[int, Tensor]  # step -> [B]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Chain]) -> Chain:
+        """Several batches as one, in order."""
+        first = parts[0]
+        return cls(
+            times=first.times,
+            x0=torch.cat([part.x0 for part in parts]),
+            states={i: torch.cat([part.states[i] for part in parts]) for i in first.states},
+            log_probs={i: torch.cat([part.log_probs[i] for part in parts]) for i in first.log_probs},
+        )
+
     def take(self, rows: slice, record: Sequence[int], storage: torch.dtype) -> Trajectory:
         """One group's part. Raises `SamplingFailed` when one of its latents is not finite."""
         x0 = self.x0[rows]

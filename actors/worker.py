@@ -56,11 +56,15 @@ class Actor:
         device: str,
         keep_x0: bool = False,
         batch_groups: int = 1,
+        batch_samples: int = 1024,
     ) -> None:
-        """``batch_groups`` orders that wait together are sampled in one batch; 1 gives the same bits whatever waits."""
+        """``batch_groups`` orders that wait together are sampled in one batch; 1 gives the same bits whatever waits.
+
+        ``batch_samples`` bounds the memory: what is more goes through the model in turns.
+        """
         self.name, self.policy, self.kernel, self.wiring = name, policy, kernel, wiring
         self.fingerprint, self.storage, self.device, self.keep_x0 = fingerprint, storage, device, keep_x0
-        self.batch_groups = batch_groups
+        self.batch_groups, self.batch_samples = batch_groups, batch_samples
         self.version = -1
         self._stopping: Callable[[], bool] = lambda: False
         self.account = Account("actor", wiring.meter)
@@ -162,23 +166,30 @@ class Actor:
             )
 
     def _denoise(self, items: Sequence[WorkItem]) -> Chain:
-        """All samples of the orders in one batch."""
+        """All samples of the orders, `batch_samples` at a time."""
         prompts = [prompt for item in items for prompt in item.prompts]
         repeats = [item.samples_per_prompt for item in items for _ in item.prompts]
         rows = [row for row, repeat in enumerate(repeats) for _ in range(repeat)]
-        return denoise(
-            self.policy,
-            self.kernel,
-            conditioning.rows(self.policy.encode(prompts), rows),
-            generators=[
-                generator
-                for item in items
-                for generator in seeds.generators(item.seed, item.purpose, item.draw, range(item.num_samples))
-            ],
-            record=sorted({step for item in items for step in item.record}),
-            storage=self.storage,
-            device=self.device,
-        )
+        cond = self.policy.encode(prompts)
+        generators = [
+            generator
+            for item in items
+            for generator in seeds.generators(item.seed, item.purpose, item.draw, range(item.num_samples))
+        ]
+        batches = [slice(start, start + self.batch_samples) for start in range(0, len(rows), self.batch_samples)]
+        chains = [
+            denoise(
+                self.policy,
+                self.kernel,
+                conditioning.rows(cond, rows[batch]),
+                generators=generators[batch],
+                record=sorted({step for item in items for step in item.record}),
+                storage=self.storage,
+                device=self.device,
+            )
+            for batch in batches
+        ]
+        return chains[0] if len(chains) == 1 else Chain.joined(chains)
 
     def _publish(
         self, item: WorkItem, attempt: int, trajectory: Trajectory, media: np.ndarray, sampling_s: float

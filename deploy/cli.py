@@ -135,7 +135,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
     try:
         with view:
             watcher = _train_in_place(config, folder, view, stopping, options, name)
-    except DroverError:
+    except Exception:
         folder.discard_unless_begun()
         raise
     summary = watcher.conclude(
@@ -191,7 +191,9 @@ def _say(summary: dict[str, Any], folder: Path) -> None:
     print()
     for name, after in summary["reward_after"].items():
         before = summary["reward_before"].get(name, float("nan"))
-        print(f"held-out {name}: {before:.3f} before, {after:.3f} after ({after - before:+.3f})")
+        limit = summary["reward_limit"].get(name)
+        most = f"; a perfect generator would measure {limit:.3f} with so few samples" if limit is not None else ""
+        print(f"held-out {name}: {before:.3f} before, {after:.3f} after ({after - before:+.3f}){most}")
     print(
         f"{summary['updates']} updates, {summary['samples']} samples in {summary['command_s']:.0f} s; "
         f"largest lag {summary['max_lag_seen']}"

@@ -28,6 +28,7 @@ class Pools:
 
     actors: int = 1
     actor_groups: int = 1  # orders an actor samples in one batch; 1 gives the same bits whatever waits together
+    actor_samples: int = 1024  # samples that go through an actor's model at once; bounds its memory
     reward_servers: int = 1  # processes of each reward
     reward_loops: int = 1  # scoring loops in each of them; more suit a reward that waits rather than computes
     learner_ranks: int = 1
@@ -83,7 +84,11 @@ class RunConfig:
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards share a name: {names}; give one of them another")
-        asked = [self.objective.rewards, *(task.rewards for task in self.tasks), *(held.rewards for held in self.heldout)]
+        asked = [
+            self.objective.rewards,
+            *(task.rewards for task in self.tasks),
+            *(held.rewards for held in self.heldout),
+        ]
         unknown = {name for some in asked for name in some} - set(names)
         if unknown:
             raise ConfigError(f"{sorted(unknown)} is to be measured, but the rewards are {names}; add or rename one")

@@ -28,8 +28,11 @@ class Model(Protocol):
     def build(self, device: str) -> Policy:
         """The policy with its initial weights, the same on every role and rank. Raises `ConfigError`."""
 
-    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
-        """Write the fine-tuned model in its ecosystem's own format; the folder or file written."""
+    def save(self, weights: Mapping[str, Tensor], folder: Path, *, suffix: str = "") -> Path:
+        """Write the fine-tuned model in its ecosystem's own format; the folder or file written.
+
+        ``suffix`` ends its name, so that results of one run lie side by side: "_ema" for averaged weights.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StableDiffusionModel:
-    """A diffusers Stable Diffusion folder or hub id, all of its UNet or adapters on it.
+    """A diffusers folder or hub id of Stable Diffusion 1.x, 2.x or XL, all of its UNet or adapters on it.
 
     ``guidance`` 1 leaves classifier-free guidance out. ``compute`` is the autocast regime of sampling and training alike.
     """
@@ -61,15 +64,17 @@ class StableDiffusionModel:
         policy = self._unguided(device)
         return policy if self.guidance == 1 else Guided(policy, self.guidance)
 
-    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
+    def save(self, weights: Mapping[str, Tensor], folder: Path, *, suffix: str = "") -> Path:
         """``pipeline/`` for plain diffusers, or ``lora/`` for its ``load_lora_weights``."""
         policy = self._unguided("cpu")
         _bind(weights, policy)
         if self.lora is not None:
-            save_lora(policy, folder / "lora")
-            return folder / "lora"
-        policy.save_pipeline(folder / "pipeline")
-        return folder / "pipeline"
+            written = folder / f"lora{suffix}"
+            save_lora(policy, written)
+        else:
+            written = folder / f"pipeline{suffix}"
+            policy.save_pipeline(written)
+        return written
 
     def _unguided(self, device: str) -> StableDiffusion:
         policy = StableDiffusion.load(self.checkpoint, device=device, compute=self.compute, image_size=self.image_size)
@@ -87,10 +92,10 @@ class ToyModel:
     def build(self, device: str) -> Policy:
         return ToyChain(device)
 
-    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
+    def save(self, weights: Mapping[str, Tensor], folder: Path, *, suffix: str = "") -> Path:
         from safetensors.torch import save_file
 
-        path = folder / "toy.safetensors"
+        path = folder / f"toy{suffix}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
         return path
 

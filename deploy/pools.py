@@ -16,6 +16,7 @@ from common.errors import DroverError
 from common.weights.object_store import ObjectStoreSubscriber, find_directory
 from deploy.config import RunConfig
 from deploy.connection import Connection, serve_metrics
+from deploy.environments import failure, packages_of, runtime_env
 from deploy.roles import build_actor, build_reward_server, use_threads
 from reward_servers.server import RewardServer
 
@@ -27,13 +28,14 @@ RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_con
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One process: its role, its reward if it has one, and what it may use."""
+    """One process: its role, its reward if it has one, what it may use, and the packages of its own environment."""
 
     name: str
     role: str  # "actor" or "reward"
     reward: str
     threads: int
     gpus: float
+    packages: tuple[str, ...] = ()  # none: it shares drover's
 
     @property
     def pool(self) -> str:
@@ -50,7 +52,7 @@ def places(config: RunConfig, *, gpus: float) -> list[Place]:
     """Every worker of the run, rewards first: they have the least to load."""
     pools = config.pools
     servers = [
-        Place(f"{reward.name}-{i}", "reward", reward.name, 1, 0.0)
+        Place(f"{reward.name}-{i}", "reward", reward.name, 1, 0.0, packages_of(reward))
         for reward in config.rewards
         for i in range(pools.reward_servers)
     ]
@@ -125,7 +127,8 @@ class Pools:
 
         for place in self._places.values():
             name = f"{self._connection.run}-{place.name}"
-            options = {**RESTARTS, "num_cpus": place.cpus, "num_gpus": place.gpus, "name": name}
+            resources = {"num_cpus": place.cpus, "num_gpus": place.gpus}
+            options = {**RESTARTS, **resources, **runtime_env(place.packages), "name": name}
             worker = ray.remote(**options)(Worker).remote(place, self._config, self._connection)
             self._workers[place.name] = worker
             self._running[worker.run.remote()] = place.name
@@ -140,6 +143,11 @@ class Pools:
         for name, worker in self._workers.items():
             if name not in waiting:
                 self._asked[worker.describe.remote()] = name
+
+    def preparing(self) -> list[str]:
+        """Rewards of which no worker has answered yet, among those in an environment of their own: it takes minutes."""
+        own = {place.reward for place in self._places.values() if place.packages}
+        return sorted(own - {self._places[name].reward for name in self._known})
 
     def scalars(self) -> dict[str, float]:
         """``pool/...`` sizes and ``account/ROLE/PART`` seconds, summed over each pool."""
@@ -172,8 +180,10 @@ class Pools:
 
         for worker in self._workers.values():
             worker.stop.remote()
-        if self._running:
-            ray.wait(list(self._running), num_returns=len(self._running), timeout=STOP_S)
+        # One whose environment is still being built holds nothing.
+        ends = [end for end, name in self._running.items() if name in self._known or not self._places[name].packages]
+        if ends:
+            ray.wait(ends, num_returns=len(ends), timeout=STOP_S)
         for worker in self._workers.values():
             ray.kill(worker)
 
@@ -193,6 +203,8 @@ class Pools:
 
         try:
             ray.get(future)
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            raise failure(self._places[name].reward, str(error)) from error
         except ray.exceptions.RayError as error:
             raise DroverError(f"{name} failed: {cause(error)}") from error
 

@@ -78,6 +78,7 @@ def build_actor(
         storage=DTYPES[config.storage],
         device=device,
         batch_groups=config.pools.actor_groups,
+        batch_samples=config.pools.actor_samples,
     )
 
 

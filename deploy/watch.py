@@ -99,6 +99,7 @@ def summarise(reports: list[Report]) -> dict[str, object]:
     return {
         "reward_before": _heldout(reports, "before"),
         "reward_after": _heldout(reports, "after"),
+        "reward_limit": _heldout(reports, "after", "limit"),
         "updates": int(dict(_scalars(last)).get("update", 0)),
         "samples": int(dict(_scalars(last)).get("samples", 0)),
         "wall_s": round(last.at_s, 2) if last else 0.0,
@@ -113,13 +114,13 @@ def _scalars(report: Report | None) -> list[tuple[str, float]]:
     return [] if report is None else list(report.scalars.items())
 
 
-def _heldout(reports: list[Report], moment: str) -> dict[str, float]:
-    """Mean by reward name at the newest evaluation of that moment."""
+def _heldout(reports: list[Report], moment: str, what: str = "mean") -> dict[str, float]:
+    """By reward name, at the newest evaluation of that moment."""
     found = [r for r in reports if r.kind == "eval" and r.text == moment]
     if not found:
         return {}
     return {
         name.split("/")[1]: value
         for name, value in found[-1].scalars.items()
-        if name.startswith("heldout/") and name.endswith("/mean")
+        if name.startswith("heldout/") and name.endswith(f"/{what}")
     }

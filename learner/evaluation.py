@@ -5,8 +5,8 @@ Orders of purpose ``eval`` need no slot: their number is fixed, and they are nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,13 +25,14 @@ class EvaluationSpec:
     """A held-out set: which prompts, how many samples of each, and which rewards judge them.
 
     Comparing two moments needs the same spec and the same seed. A reward over sets, such as parity, needs at least 100
-    samples of each prompt to say more than its sampling floor.
+    samples of each prompt; ``limits`` says what a perfect generator would measure with that few, by reward.
     """
 
     name: str
     prompts: tuple[str, ...]
     samples_per_prompt: int
     rewards: tuple[str, ...]
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts or not self.rewards or self.samples_per_prompt < 1:
@@ -52,6 +53,7 @@ class Evaluated:
 
     version: int
     values: dict[str, np.ndarray]  # reward -> valid values of all samples
+    limits: dict[str, float]  # reward -> what a perfect generator would measure, where that is not the reward's best
     prompts: tuple[str, ...]  # that are shown
     media: tuple[TensorRef, ...]  # of each shown prompt, in blobs of their own
 
@@ -62,7 +64,7 @@ class Evaluated:
             if len(values):
                 found[f"heldout/{name}/mean"] = float(values.mean())
                 found[f"heldout/{name}/std"] = float(values.std())
-        return found
+        return found | {f"heldout/{name}/limit": limit for name, limit in self.limits.items()}
 
 
 class Evaluation:
@@ -132,6 +134,7 @@ class Evaluation:
         return Evaluated(
             version=min((group.rollout.version for group in groups), default=-1),
             values=_values(groups),
+            limits={name: limit for spec in self._specs for name, limit in spec.limits.items()},
             prompts=tuple(prompt for prompt, _ in shown),
             media=tuple(ref for _, ref in shown),
         )

@@ -6,25 +6,15 @@ AdamW state serves both, its effective weight is set by the gradients' magnitude
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common import seeds
 from common.errors import ConfigError
-from common.policies import conditioning
 from common.protocols import Policy
-
-
-class Pairs(Protocol):
-    """Real pictures with their captions, by position. Frozen and cheap; files are opened where they are read."""
-
-    def batch(self, step: int, size: int) -> tuple[np.ndarray, Sequence[str]]:
-        """(pictures [size, H, W, 3] uint8 in the policy's size, captions), the same for the same step and size."""
+from learner.data.pairs import Pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +41,19 @@ class PretrainingLoss:
     """One rank's part of it."""
 
     def __init__(self, spec: Pretraining, policy: Policy, *, seed: int, rank: int, ranks: int) -> None:
-        if spec.batch_size < ranks:
-            raise ConfigError(f"a pretraining batch of {spec.batch_size} does not give each of {ranks} ranks a picture")
-        self._spec, self._policy, self._seed, self._rows = spec, policy, seed, slice(rank, None, ranks)
+        if spec.batch_size % ranks:
+            raise ConfigError(f"a pretraining batch of {spec.batch_size} does not divide over {ranks} ranks")
+        self._source = spec.pairs.open(seed)
+        self._spec, self._policy, self._seed, self._rank, self._ranks = spec, policy, seed, rank, ranks
 
     def __call__(self, step: int) -> Tensor:
         """Scalar: this rank's share of the weighted mean over the batch. Ranks add up to what one rank computes alone."""
-        media, captions = self._spec.pairs.batch(step, self._spec.batch_size)
-        drawn = seeds.generators(self._seed, "pretraining", step, range(len(media))[self._rows])
-        x0 = self._policy.to_latents(media[self._rows])
+        size = self._spec.batch_size // self._ranks
+        media, captions = self._source.batch(step * self._ranks + self._rank, size)
+        first = self._rank * size
+        drawn = seeds.generators(self._seed, "pretraining", step, range(first, first + size))
+        x0 = self._policy.to_latents(media)
         times = [torch.randint(self._policy.schedule.num_times, (), generator=generator) for generator in drawn]
         noise = seeds.normal(self._policy.latent_shape, drawn).to(x0.device)
-        texts = list(captions)[self._rows]
-        cond = conditioning.rows(self._policy.encode(texts), list(range(len(texts))))
-        losses = self._policy.denoising_loss(x0, noise, torch.stack(times).to(x0.device), cond)
-        return self._spec.weight * losses.sum() / len(media)
+        losses = self._policy.denoising_loss(x0, noise, torch.stack(times).to(x0.device), self._policy.encode(captions))
+        return self._spec.weight * losses.sum() / self._spec.batch_size

@@ -29,7 +29,7 @@ from reward_servers.scoring import ERROR, TIMEOUT, Caller, ScoringTimedOut, mask
 MAX_ATTEMPTS = 3  # deliveries of one group before all its samples are masked unscored
 MAX_UNWRITTEN = 2  # scored batches whose answers may wait to be written
 STOP_CHECK_S = 0.5
-PAUSES_PER_CALL = 8  # how often a busy server looks for more
+PAUSES_PER_CALL = 4  # how often a busy server looks for more
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.1
 
 log = logging.getLogger(__name__)

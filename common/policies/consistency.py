@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from common.diffusion.noising import over
 from common.diffusion.prediction import consistency_x0
+from common.errors import ConfigError
 from common.protocols import Conditioning, Policy, Prediction, Schedule
 
 
@@ -35,3 +36,13 @@ class ConsistencyHead:
 
     def decode(self, x0: Tensor) -> np.ndarray:
         return self.policy.decode(x0)
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        return self.policy.to_latents(media)
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """Refused: it pulls x0 to the mean of all pictures that fit x, where a consistency model names one of them."""
+        raise ConfigError(
+            "a consistency model was distilled, not trained to denoise, and the denoising loss would undo that; "
+            "leave the pretraining mix out, or train the model it was distilled from"
+        )

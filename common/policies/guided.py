@@ -47,7 +47,7 @@ class Guided:
         return {**self.policy.encode(prompts), **empty}
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        with_prompt = {name: tensor for name, tensor in cond.items() if not name.startswith(UNCONDITIONAL)}
+        with_prompt = _conditional(cond)
         without = {name: cond[f"{UNCONDITIONAL}{name}"] for name in with_prompt}
         both = self.policy.predict(torch.cat([x, x]), torch.cat([time, time]), concat([without, with_prompt]))
         return Prediction(x0=self._combine(both.x0), noise=self._combine(both.noise))
@@ -55,7 +55,18 @@ class Guided:
     def decode(self, x0: Tensor) -> np.ndarray:
         return self.policy.decode(x0)
 
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        return self.policy.to_latents(media)
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """The policy's own, given the prompts: guidance combines two denoisers and is none itself."""
+        return self.policy.denoising_loss(x0, noise, time, _conditional(cond))
+
     def _combine(self, both: Tensor) -> Tensor:
         """x0 and noise are linear in the network's output, so guiding them is guiding it."""
         uncond, cond = both.chunk(2)
         return uncond + self.scale * (cond - uncond)
+
+
+def _conditional(cond: Conditioning) -> Conditioning:
+    return {name: tensor for name, tensor in cond.items() if not name.startswith(UNCONDITIONAL)}

@@ -47,6 +47,7 @@ def save_lora(policy: Policy, folder: str | Path) -> None:
     with replacing(folder) as written, quiet_libraries():
         from diffusers import StableDiffusionPipeline
 
+        # The file of XL is the same: the UNet's layers by name.
         StableDiffusionPipeline.save_lora_weights(written, unet_lora_layers=_portable_weights(module))
 
 

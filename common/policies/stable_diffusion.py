@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and latent consistency models of them, from any diffusers pipeline folder or hub id."""
+"""Stable Diffusion 1.x, 2.x, XL and latent consistency models of them, from any diffusers pipeline folder or hub id."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.diffusion.noising import DiscreteSchedule
-from common.diffusion.prediction import Parameterisation, to_prediction
+from common.diffusion.noising import DiscreteSchedule, corrupt
+from common.diffusion.prediction import Parameterisation, to_output, to_prediction
 from common.errors import ConfigError
+from common.policies.autoencoder import Autoencoder
 from common.policies.checkpoints import open_pipeline
+from common.policies.clip_text import ClipText, Text
 from common.policies.folders import quiet_libraries, replacing
-from common.policies.prompt_cache import PromptCache
+from common.policies.stable_diffusion_xl import ClipTextPair, is_xl
 from common.protocols import Conditioning, Prediction
 
 Precision = Literal["float32", "bfloat16"]
 
-ENCODE_BATCH, DECODE_BATCH = 32, 8  # bound the memory of text encoder and VAE, whatever the group size
 PARAMETERISATIONS = {
     "epsilon": Parameterisation.EPSILON,
     "v_prediction": Parameterisation.V,
@@ -30,7 +31,7 @@ PARAMETERISATIONS = {
 
 
 class StableDiffusion:
-    """Policy over VAE latents [B, 4, H/8, W/8]; the UNet learns, text encoder and VAE are frozen.
+    """Policy over VAE latents [B, 4, H/8, W/8]; the UNet learns, text encoders and VAE are frozen.
 
     The UNet stays in eval mode while training: with dropout, the ratio between the policy and itself would not be 1.
     """
@@ -43,14 +44,14 @@ class StableDiffusion:
         image_size: tuple[int, int] | None = None,
         embedded_scale: float | None = None,
     ) -> None:
-        """``pipeline`` is a diffusers StableDiffusionPipeline, which this object owns from now on.
+        """``pipeline`` is a diffusers StableDiffusionPipeline, or that of XL, which this object owns from now on.
 
         ``compute`` is the autocast regime of `predict`, one for sampling and training. ``image_size`` is (height,
         width) in pixels; by default what the UNet was trained on. ``embedded_scale`` is the guidance scale of models
         that are told it instead of being guided: latent consistency models.
         """
         self.pipeline = pipeline
-        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        for module in _modules(pipeline):
             module.requires_grad_(module is pipeline.unet).eval()
         _check_channels(pipeline.unet.config)
         self.schedule = DiscreteSchedule.from_diffusers(pipeline.scheduler.config)
@@ -58,7 +59,8 @@ class StableDiffusion:
         self.latent_shape = _latent_shape(pipeline, image_size)
         self._compute = compute
         self._scale_embedding = _scale_embedding(pipeline, embedded_scale)
-        self._text = PromptCache(self._encode)
+        self._text: Text = ClipTextPair(pipeline, self.image_size) if is_xl(pipeline) else ClipText(pipeline)
+        self._autoencoder = Autoencoder(pipeline.vae)
 
     @classmethod
     def load(
@@ -71,10 +73,16 @@ class StableDiffusion:
         image_size: tuple[int, int] | None = None,
         embedded_scale: float | None = None,
     ) -> StableDiffusion:
-        """Open a folder or a hub id; ``dtype`` is what the weights are kept in. Raises `ConfigError` if that fails."""
+        """Open a folder or a hub id; ``dtype`` is what the weights are kept in. Raises `ConfigError` if that fails.
+
+        The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision.
+        """
         pipeline = open_pipeline(checkpoint)
+        wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
         with quiet_libraries():
-            pipeline.to(device, getattr(torch, dtype))
+            pipeline.to(device)
+            for module in _modules(pipeline):
+                module.to(torch.float32 if module in wide else getattr(torch, dtype))
         return cls(pipeline, compute=compute, image_size=image_size, embedded_scale=embedded_scale)
 
     @property
@@ -86,23 +94,36 @@ class StableDiffusion:
     def device(self) -> torch.device:
         return next(self.trainable.parameters()).device
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of what is decoded and of what `to_latents` takes."""
+        height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
+        return height, width
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """{"text": [B, L, D]}, the last hidden state. Prompts are cut at the tokenizer's length, as in diffusers."""
-        return {"text": self._text(prompts)}
+        """What the UNet is told: see `ClipText`, and `ClipTextPair` for XL."""
+        return self._text.encode(prompts)
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        unet = self.pipeline.unet
-        text = cond["text"].to(unet.dtype)
-        scale = None if self._scale_embedding is None else self._scale_embedding.to(x.device).expand(len(x), -1)
-        with self._autocast():
-            output = unet(x.to(unet.dtype), time, encoder_hidden_states=text, timestep_cond=scale).sample
-        return to_prediction(self.parameterisation, self.schedule, x, time, output)
+        return to_prediction(self.parameterisation, self.schedule, x, time, self._output(x, time, cond))
 
-    @torch.no_grad()
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        output = self._output(corrupt(self.schedule, x0, noise, time), time, cond).float()
+        target = to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
+        return (output - target).square().flatten(1).mean(dim=1)
+
     def decode(self, x0: Tensor) -> np.ndarray:
-        vae = self.pipeline.vae
-        latents = x0.to(self.device, vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        return np.concatenate([_to_uint8(vae.decode(chunk).sample) for chunk in latents.split(DECODE_BATCH)])
+        return self._autoencoder.decode(x0)
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        """See `Autoencoder.encode`. Raises `ConfigError` for media of another size, before anything is encoded."""
+        height, width = self.image_size
+        if media.dtype != np.uint8 or media.shape[1:] != (height, width, 3):
+            raise ConfigError(
+                f"the policy learns from pictures [B, {height}, {width}, 3] uint8, got {list(media.shape)} "
+                f"{media.dtype}; bring pictures to {height} x {width} pixels, or set image_size"
+            )
+        return self._autoencoder.encode(media)
 
     def save_pipeline(self, folder: str | Path) -> None:
         """The whole diffusers pipeline with the current weights. The folder is replaced at once, or left as it was."""
@@ -111,30 +132,24 @@ class StableDiffusion:
         with replacing(folder) as written, quiet_libraries():
             self.pipeline.save_pretrained(written, safe_serialization=True)
 
+    def _output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """[B, ...] what the network itself puts out, in its parameterisation."""
+        unet = self.pipeline.unet
+        scale = None if self._scale_embedding is None else self._scale_embedding.to(x.device).expand(len(x), -1)
+        with self._autocast():
+            output: Tensor = unet(
+                x.to(unet.dtype), time, timestep_cond=scale, **self._text.inputs(cond, unet.dtype)
+            ).sample
+        return output
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._compute == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> Tensor:
-        chunks = [prompts[start : start + ENCODE_BATCH] for start in range(0, len(prompts), ENCODE_BATCH)]
-        return torch.cat([self._encode_chunk(chunk) for chunk in chunks])
 
-    def _encode_chunk(self, prompts: list[str]) -> Tensor:
-        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        length = tokenizer.model_max_length
-        tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        masked = getattr(encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(self.device) if masked else None
-        hidden: Tensor = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
-        return hidden
-
-
-def _to_uint8(images: Tensor) -> np.ndarray:
-    """[B, H, W, 3] uint8 of images [B, 3, H, W] in [-1, 1]."""
-    levels = ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def _modules(pipeline: Any) -> list[nn.Module]:
+    return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
 
 
 def _check_channels(config: Any) -> None:

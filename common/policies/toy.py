@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from common.diffusion.kernels.renoise import Consistency, Renoise
-from common.diffusion.noising import DiscreteSchedule
+from common.diffusion.noising import DiscreteSchedule, corrupt
 from common.diffusion.spacing import Leading
+from common.errors import ConfigError
 from common.protocols import Conditioning, Prediction
 
 NUM_STEPS = 5
@@ -57,6 +58,16 @@ class ToyChain:
         media = np.zeros((len(whole), 1, 2, 3), np.uint8)
         media[:, 0, :, 0], media[:, 0, :, 1] = whole >> 8, whole & 255
         return media
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        if media.dtype != np.uint8 or media.shape[1:] != (1, 2, 3):
+            raise ConfigError(f"the chain learns from media [B, 1, 2, 3] uint8, got {list(media.shape)} {media.dtype}")
+        return torch.tensor(read_points(media), dtype=torch.float32, device=self._shifts.b.device)
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """Of x0, least where b_t = 0.16 x the mean of x0 - 0.35."""
+        predicted = self.predict(corrupt(self.schedule, x0, noise, time), time, cond).x0
+        return (predicted - x0).square().mean(dim=1)
 
 
 class Shifts(nn.Module):

@@ -11,9 +11,9 @@ from common.errors import ConfigError
 from common.protocols import Reward
 from deploy.config import Pools, RunConfig
 from deploy.models import Lora, StableDiffusionModel
+from learner.data.prompts import read_prompts
 from learner.evaluation import EvaluationSpec
 from learner.objectives.ddpo import Ddpo
-from learner.sources import read_prompts
 from learner.step import OptimizerSpec
 from learner.tasks import RecordSteps, Task
 from reward_servers.rewards.jpeg_size import JpegSize
@@ -95,7 +95,7 @@ def shapes_ddpo(
         tasks=(
             Task(
                 name=judge.name,
-                prompts=read_prompts(prompt_file) if prompt_file else prompts.relation_prompts("train"),
+                prompts=read_prompts(prompt_file).train if prompt_file else prompts.relation_prompts("train"),
                 rewards=(judge.name,),
             ),
         ),

@@ -103,6 +103,22 @@ def test_the_media_show_the_clean_latents_that_can_travel_too():
     assert abs(read_points(media) - x0).max() < 2e-4
 
 
+def test_a_group_larger_than_the_bound_goes_through_the_model_in_turns_and_is_the_same():
+    whole, split = Workshop(), Workshop(batch_samples=3)
+    sizes = []
+    predict = split.actor.policy.predict
+    split.actor.policy.predict = lambda x, time, cond: sizes.append(len(x)) or predict(x, time, cond)
+    made = []
+    for shop in (whole, split):
+        shop.work.put(order(3, samples_per_prompt=8))
+        shop.actor.run_once(0.0)
+        (group,) = shop.messages(shop.rollouts)
+        blobs, steps = shop.broker.blobs(), group.transitions
+        made.append([tensors.read(blobs, ref) for ref in (group.media, steps.states, steps.log_probs)])
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
+    assert sizes == [1] + [3] * 5 + [3] * 5 + [2] * 5  # the canary first
+
+
 class Watched:
     """A stream that notes what was called, and passes it on."""
 

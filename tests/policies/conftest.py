@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.policies.stable_diffusion import StableDiffusion
-from tests.policies.tiny_pipeline import write_tiny_pipeline
+from tests.policies.tiny_pipeline import write_tiny_pipeline, write_tiny_xl_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "v", prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_xl_pipeline(tmp_path_factory.mktemp("tiny") / "xl")
 
 
 @pytest.fixture(params=["epsilon", "v"])

@@ -197,7 +197,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path, tiny_folder):
     other = shutil.copytree(tiny_folder, tmp_path / "other")
     index = other / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
-    with pytest.raises(ConfigError, match="holds a FluxPipeline, wanted a StableDiffusionPipeline or"):
+    with pytest.raises(ConfigError, match="holds a FluxPipeline, wanted one of StableDiffusionPipeline, "):
         StableDiffusion.load(other)
 
 

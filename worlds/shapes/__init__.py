@@ -1,9 +1,11 @@
 """Shapes: 32x32 RGB pictures of coloured shapes and of people, read back without a neural network.
 
 `PIPELINE` is the folder of a diffusers `StableDiffusionPipeline` pretrained on this world; see
-README.md beside this file for what it draws well and what it draws badly.
+README.md beside this file for what it draws well and what it draws badly. `PREFERENCE` is the folder of a small model of
+what the raters of this world like, fitted to their choices.
 """
 
 from pathlib import Path
 
 PIPELINE = Path(__file__).parent / "pipeline"
+PREFERENCE = Path(__file__).parent / "preference"

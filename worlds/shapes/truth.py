@@ -68,7 +68,7 @@ class Reading:
 
 def read(image: np.ndarray | Image) -> Reading:
     """`image`: uint8 [32, 32, 3] array or an RGB PIL image of that size."""
-    pixels = _pixels(image)
+    pixels = pixels_of(image)
     return _read_person(pixels) or Reading(_read_things(pixels), None, None, None)
 
 
@@ -143,7 +143,7 @@ def _cosine(relation: str, matched: list[FoundThing | None]) -> float | None:
     return (dx * across + dy * down) / max(float(np.hypot(dx, dy)), 1e-6)
 
 
-def _pixels(image: np.ndarray | Image) -> np.ndarray:
+def pixels_of(image: np.ndarray | Image) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.shape != (CANVAS, CANVAS, 3) or pixels.dtype != np.uint8:
         raise ValueError(

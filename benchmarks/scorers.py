@@ -1,0 +1,63 @@
+"""Scorers whose price is known: one that only sleeps, and a small network of CLIP's form."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.protocols import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeping:
+    """An exact price and no CPU time: ``call_s`` a call and ``sample_s`` a sample, as if on a device."""
+
+    call_s: float
+    sample_s: float
+
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        time.sleep(self.call_s + self.sample_s * len(media))
+        return Scores([0.0] * len(media))
+
+
+class TwoTowers(nn.Module):
+    """A transformer over the patches of a 64-pixel picture, a bag of words, and their cosine."""
+
+    SIDE, PATCH, WIDTH, LAYERS, WORDS = 64, 8, 128, 4, 4096
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, self.WIDTH, self.PATCH, stride=self.PATCH)
+        self.places = nn.Parameter(torch.zeros((self.SIDE // self.PATCH) ** 2, self.WIDTH))
+        layer = nn.TransformerEncoderLayer(self.WIDTH, 4, 4 * self.WIDTH, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, self.LAYERS, enable_nested_tensor=False)
+        self.words = nn.EmbeddingBag(self.WORDS, self.WIDTH, mode="mean")
+
+    def forward(self, pixels: Tensor, words: Tensor, starts: Tensor) -> Tensor:
+        """[B] cosines of pixels [B, 3, H, W] in 0..255 and of words [B's words], each bag beginning at its start [B]."""
+        small = F.interpolate(pixels, (self.SIDE, self.SIDE), mode="bilinear", antialias=True, align_corners=False)
+        seen = self.layers(self.patches(small / 127.5 - 1).flatten(2).transpose(1, 2) + self.places).mean(1)
+        return F.cosine_similarity(seen, self.words(words, starts))
+
+
+class TwoTowersScorer:
+    """Each builds the same network."""
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self._model = TwoTowers().eval()
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        split = [[sum(word.encode()) % TwoTowers.WORDS for word in prompt.split()] for prompt in prompts]
+        starts = np.cumsum([0, *(len(words) for words in split)])[:-1]
+        words = torch.tensor([word for words in split for word in words])
+        pixels = torch.from_numpy(media).permute(0, 3, 1, 2).float()
+        return Scores(self._model(pixels, words, torch.from_numpy(starts)).tolist())

@@ -1,0 +1,52 @@
+"""Pictures to clean latents and back, through the frozen VAE of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 8  # bounds the memory of the VAE, whatever the group size
+
+
+class Autoencoder:
+    """Latents are normalised as the pipeline does it: x0 = (z - mean) / std x scaling_factor of the VAE's own z."""
+
+    def __init__(self, vae: Any) -> None:
+        config = vae.config
+        self._vae = vae
+        # Per channel where the config says so (some fine-tuned XL models), else one shift and no scale of its own.
+        self._mean = torch.tensor(config.latents_mean or [config.shift_factor or 0.0]).reshape(-1, 1, 1)
+        self._std = torch.tensor(config.latents_std or [1.0]).reshape(-1, 1, 1)
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> np.ndarray:
+        """[B, H, W, 3] uint8 of latents [B, C, h, w]."""
+        return np.concatenate([self._decode(chunk) for chunk in x0.split(CHUNK)])
+
+    @torch.no_grad()
+    def encode(self, media: np.ndarray) -> Tensor:
+        """[B, C, h, w] float32 of media [B, H, W, 3] uint8: the mode of the posterior.
+
+        Its mode, not a draw: latents then depend on the picture alone, so ranks and resumed runs agree without seeds.
+        Little is lost: posteriors are narrow (0.03 of the latents' own deviation in worlds/shapes).
+        """
+        chunks = [media[start : start + CHUNK] for start in range(0, max(len(media), 1), CHUNK)]
+        return torch.cat([self._encode(chunk) for chunk in chunks])
+
+    def _decode(self, x0: Tensor) -> np.ndarray:
+        vae = self._vae
+        mean, std = self._mean.to(vae.device), self._std.to(vae.device)
+        z = x0.to(vae.device, torch.float32) * std / vae.config.scaling_factor + mean
+        images = vae.decode(z.to(vae.dtype)).sample
+        levels = ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def _encode(self, media: np.ndarray) -> Tensor:
+        vae = self._vae
+        mean, std = self._mean.to(vae.device), self._std.to(vae.device)
+        images = torch.tensor(media, device=vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        z: Tensor = vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
+        return (z - mean) / std * vae.config.scaling_factor

@@ -1,0 +1,211 @@
+"""Joint multi-reward RL of Stable Diffusion 2 in the setting of arXiv 2401.12244: preference, composition, skin tones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from common.diffusion.kernels.renoise import Ddim, Renoise
+from common.errors import ConfigError
+from common.protocols import Reward
+from deploy.config import Pools, RunConfig
+from deploy.models import Lora, StableDiffusionModel
+from learner.data.folder import ImageFolder
+from learner.data.pairs import Pairs
+from learner.data.prompts import read_prompts
+from learner.data.templates import objects, occupation_prompts, pair_prompts
+from learner.data.webdataset import WebDataset
+from learner.evaluation import EvaluationSpec
+from learner.objectives.ddpo import Ddpo
+from learner.objectives.joint import Joint
+from learner.pretraining import Pretraining
+from learner.step import OptimizerSpec
+from learner.tasks import RecordSteps, Task
+from reward_servers.parity import uniform_floor
+from reward_servers.rewards.image_reward import ImageReward
+from reward_servers.rewards.object_composition import ObjectComposition
+from reward_servers.rewards.statistical_parity import StatisticalParity
+from reward_servers.vision import ImageClassifier, ObjectDetector
+
+CLIP = 1e-4  # the released configuration, of mean log-probs at 4 x 64 x 64
+HELDOUT_PROMPTS = 2000  # the paper's held-out DiffusionDB prompts, of which EVALUATED are drawn at a time
+EVALUATED = 100
+PARITY_SAMPLES = 100  # of an occupation: fewer would mostly measure their own sampling floor
+
+TaskName = Literal["preference", "composition", "fairness"]
+
+
+def sd2_joint(
+    *,
+    prompts: Path,
+    tones: str,
+    tone_classes: tuple[str, ...],
+    checkpoint: str = "stabilityai/stable-diffusion-2-base",
+    portraits: Path | None = None,
+    detector: str = "google/owlvit-base-patch32",
+    preference: str = "ImageReward-v1.0",
+    pretraining: Path | None = None,
+    tasks: tuple[TaskName, ...] = ("preference", "composition", "fairness"),
+    image_size: int = 512,
+    rounds: int = 1000,
+    groups: int = 128,
+    samples: int = 16,
+    steps: int = 50,
+    trained_steps: int = 5,
+    guidance: float = 7.0,
+    lr: float = 2e-6,
+    task_weights: tuple[float, ...] = (),
+    rooted: bool = True,
+    parity_credit: Literal["shared", "leave_one_out"] = "shared",
+    pretraining_batch: int = 2048,
+    pretraining_weight: float = 1.0,
+    pretraining_combined: bool = False,
+    lora_rank: int = 0,
+    ema: float = 0.0,
+    compute: Literal["float32", "bfloat16"] = "bfloat16",
+    batch_size: int = 16,
+    max_lag: int = 1,
+    evaluate_every: int = 0,
+    actors: int = 96,
+    actor_samples: int = 16,
+    reward_servers: int = 8,
+    learner_ranks: int = 32,
+    seed: int = 0,
+) -> RunConfig:
+    """The paper's run: three tasks in turn, five steps shared by an iteration, then a step on real pictures.
+
+    The same for Stable Diffusion 1.5 and SDXL: give their checkpoint and image size. Where no source is named, the default
+    is the paper's or its released configuration's.
+
+    Args:
+        prompts: Text, JSONL, CSV or Parquet with what people ask for, such as DiffusionDB's metadata table; a share of
+            it is held out.
+        tones: Folder or hub id of an image classifier of skin tones. The paper's is not published.
+        tone_classes: Its classes that should be equally likely.
+        checkpoint: Diffusers folder or hub id to start from.
+        portraits: Prompts of people to train parity on; default: portraits of the paper's 100 occupations, the last fifth
+            of which is held out.
+        detector: Object detector of the composition reward; the paper's UniDet is replaced by one of transformers.
+        preference: ImageReward-v1.0 or a folder in its layout.
+        pretraining: Folder of pictures with captions, or of webdataset tars (the paper: LAION with aesthetic score of
+            at least 6); default: no pretraining step.
+        tasks: Which to train, in which order. The paper does not say in which.
+        image_size: Pixels on a side.
+        rounds: Iterations of each task; the paper converges in about 1000.
+        groups: Prompts per iteration: 128 with 16 samples each, as the paper has it for parity.
+        samples: Samples of each prompt.
+        steps: DDIM steps of a sample, eta 1.
+        trained_steps: How many of them are trained, drawn anew for each iteration; an optimiser step each.
+        guidance: Classifier-free guidance scale, the same in sampling and training.
+        lr: AdamW's constant learning rate.
+        task_weights: Of each task; default: all alike.
+        rooted: Parity as the root of the summed squares. The paper's text says so, its formula does not.
+        parity_credit: What a sample is given: the parity of its set, as in the paper, or what it changes.
+        pretraining_batch: Pictures of a pretraining step.
+        pretraining_weight: Of its loss; the paper gives none.
+        pretraining_combined: Add that loss to every step instead, as the paper's eq. 8 prints it.
+        lora_rank: 0 trains the whole UNet, as the paper does; otherwise adapters of this rank.
+        ema: Share of the moving average of weights that an update keeps; 0 for none, as in the paper.
+        compute: Autocast regime, of sampling and training alike; the release samples in float32, which biases its ratio.
+        batch_size: Recorded steps per micro-batch of a learner rank.
+        max_lag: How many versions old the weights that sampled a group may be; the paper is strictly on-policy, 0.
+        evaluate_every: Iterations between evaluations on held-out prompts; 0 for before and after alone.
+        actors: Rollout processes, a GPU each; the paper uses 128 GPUs for everything.
+        actor_samples: Samples that go through an actor's UNet at once.
+        reward_servers: Processes of each reward's pool.
+        learner_ranks: FSDP ranks, a GPU each.
+        seed: Of prompts and noise.
+    """
+    if task_weights and len(task_weights) != len(tasks):
+        raise ConfigError(f"{len(tasks)} tasks need as many task_weights, got {task_weights}")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ConfigError(f"tasks must name each task at most once and at least one; got {tasks}")
+    asked = read_prompts(prompts, heldout=0.01, seed=seed)
+    people = read_prompts(portraits, heldout=0.2, seed=seed) if portraits else None
+    occupations = occupation_prompts()
+    train_portraits = people.train if people else occupations[: len(occupations) * 4 // 5]
+    heldout_portraits = people.heldout if people else occupations[len(occupations) * 4 // 5 :]
+    classifier = ImageClassifier(tones, tone_classes)
+    judges: dict[TaskName, Reward] = {
+        "preference": ImageReward(preference),
+        "composition": ObjectComposition(ObjectDetector(detector), objects=(*objects("train"), *objects("heldout"))),
+        "fairness": StatisticalParity(classifier, rooted=rooted, credit=parity_credit, name="parity_credit"),
+    }
+    evenly = StatisticalParity(classifier, rooted=rooted, name="parity")
+    sources = {
+        "preference": asked.train,
+        "composition": pair_prompts(objects("train")),
+        "fairness": tuple(train_portraits),
+    }
+    unseen = pair_prompts(objects("heldout"))
+    return RunConfig(
+        recipe="sd2_joint",
+        model=StableDiffusionModel(
+            checkpoint=checkpoint,
+            guidance=guidance,
+            compute=compute,
+            image_size=(image_size, image_size),
+            lora=Lora(rank=lora_rank, alpha=float(lora_rank)) if lora_rank else None,
+        ),
+        kernel=Renoise(steps, Ddim(eta=1.0)),
+        rewards=(*judges.values(), evenly),
+        objective=Joint(
+            tasks={name: Ddpo(weights={judges[name].name: 1.0}, clip=CLIP, normalise="batch") for name in tasks},
+            weights=dict(zip(tasks, task_weights, strict=True)) if task_weights else {},
+        ),
+        tasks=tuple(Task(name=name, prompts=sources[name], rewards=(judges[name].name,)) for name in tasks),
+        heldout=(
+            EvaluationSpec(
+                name="asked",
+                prompts=tuple(asked.heldout[:HELDOUT_PROMPTS][:EVALUATED]),
+                samples_per_prompt=1,
+                rewards=(judges["preference"].name,),
+            ),
+            EvaluationSpec(
+                name="unseen objects",
+                prompts=tuple(unseen[i * (len(unseen) // EVALUATED)] for i in range(EVALUATED)),
+                samples_per_prompt=1,
+                rewards=(judges["composition"].name,),
+            ),
+            EvaluationSpec(
+                name="portraits",
+                prompts=tuple(heldout_portraits)[:20],
+                samples_per_prompt=PARITY_SAMPLES,
+                rewards=("parity",),
+                limits={"parity": -uniform_floor(PARITY_SAMPLES, len(tone_classes), rooted=rooted)},
+            ),
+        ),
+        record=RecordSteps(count=trained_steps, first=steps, shared=True),
+        optimizer=OptimizerSpec(lr=lr, weight_decay=1e-2, grad_clip=float("inf"), ema=ema),
+        pretraining=(
+            Pretraining(
+                pairs=_pairs(pretraining, image_size),
+                batch_size=pretraining_batch,
+                weight=pretraining_weight,
+                combined=pretraining_combined,
+            )
+            if pretraining
+            else None
+        ),
+        iterations=rounds * len(tasks),
+        groups=groups,
+        samples=samples,
+        updates=trained_steps,
+        updates_by="steps",
+        reduction="sum",
+        batch_size=batch_size,
+        storage="float16",
+        evaluate_every=evaluate_every,
+        max_lag=max_lag,
+        pools=Pools(
+            actors=actors, actor_samples=actor_samples, reward_servers=reward_servers, learner_ranks=learner_ranks
+        ),
+        seed=seed,
+    )
+
+
+def _pairs(folder: Path, resolution: int) -> Pairs:
+    """Webdataset tars where there are any, else pictures with their captions."""
+    if next(folder.glob("*.tar"), None) is not None:
+        return WebDataset(path=folder, resolution=resolution)
+    return ImageFolder(folder=folder, resolution=resolution)

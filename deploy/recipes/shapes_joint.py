@@ -1,0 +1,176 @@
+"""The bundled shapes pipeline under several rewards at once: what people like, things in their places, fair portraits."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from common.diffusion.kernels.renoise import Ddim, Renoise
+from common.errors import ConfigError
+from deploy.config import Pools, RunConfig
+from deploy.models import StableDiffusionModel
+from deploy.recipes.shapes_ddpo import LATENT_DIMENSIONS, TRUST, heldout_prompts
+from learner.evaluation import EvaluationSpec
+from learner.objectives.ddpo import Ddpo
+from learner.objectives.joint import Joint
+from learner.overoptimisation import Watch
+from learner.pretraining import Pretraining
+from learner.step import OptimizerSpec
+from learner.tasks import RecordSteps, Task
+from reward_servers.parity import uniform_floor
+from reward_servers.rewards.learned_preference import LearnedPreference
+from reward_servers.rewards.shapes_taste import ShapesTaste
+from reward_servers.rewards.shapes_truth import ShapesTruth
+from reward_servers.rewards.statistical_parity import StatisticalParity
+from worlds.shapes import PIPELINE, PREFERENCE, prompts
+from worlds.shapes.judges import Tones
+from worlds.shapes.pairs import ShapesPairs
+from worlds.shapes.scenes import TONES
+
+TaskName = Literal["preference", "composition", "fairness"]
+ALL: tuple[TaskName, ...] = ("preference", "composition", "fairness")
+
+# name -> (reward that trains it, how its advantages are taken)
+REWARD = {"preference": "preference", "composition": "composition", "fairness": "parity_credit"}
+LIKED = 48  # held-out prompts of all families that preference is judged on
+PORTRAIT_SAMPLES = 128  # of each held-out occupation: parity of fewer would mostly be its sampling floor
+
+
+def shapes_joint(
+    *,
+    tasks: tuple[TaskName, ...] = ALL,
+    rounds: int = 24,
+    groups: int = 32,
+    samples: int = 16,
+    steps: int = 10,
+    trained_steps: int = 3,
+    guidance: float = 1.0,
+    lr: float = 1e-4,
+    pretraining_weight: float = 0.1,
+    pretraining_batch: int = 64,
+    ema: float = 0.0,
+    evaluate_every: int = 0,
+    stop_when_overoptimised: bool = False,
+    batch_size: int = 128,
+    max_lag: int = 1,
+    actors: int = 2,
+    actor_groups: int = 4,
+    actor_threads: int = 1,
+    reward_servers: int = 1,
+    learner_ranks: int = 2,
+    learner_threads: int = 1,
+    checkpoint: str = str(PIPELINE),
+    seed: int = 0,
+) -> RunConfig:
+    """Raise three things at once on the bundled model: what people like, composition, and parity of skin tones.
+
+    The tasks take turns, an iteration each; a step on real pictures ends every round. All three are judged before and
+    after on prompts that were never trained on, also in runs of a single task.
+
+    Args:
+        tasks: Which to train, in which order.
+        rounds: Iterations of each task.
+        groups: Prompts per iteration.
+        samples: Samples of each prompt; parity is of this many.
+        steps: DDIM steps of a sample, eta 1.
+        trained_steps: How many of them are trained: the first ones, which decide where things go.
+        guidance: Classifier-free guidance scale, the same in sampling and training; 1 for none.
+        lr: AdamW's learning rate, reached after 5 steps and falling to 0 at the last.
+        pretraining_weight: Of the step on pretraining pictures that ends a round; 0 for none.
+        pretraining_batch: Pictures of that step.
+        ema: Share of the moving average of weights that an update keeps; 0 for none.
+        evaluate_every: Iterations between evaluations on held-out prompts; 0 for before and after alone.
+        stop_when_overoptimised: End when what people truly like falls while the learned preference rises.
+        batch_size: Recorded steps per micro-batch of the learner.
+        max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
+        actors: Rollout processes.
+        actor_groups: Prompts that one of them samples in one batch.
+        actor_threads: CPU threads of each.
+        reward_servers: Processes of each reward's pool.
+        learner_ranks: FSDP ranks.
+        learner_threads: CPU threads of each.
+        checkpoint: Diffusers Stable Diffusion folder to start from.
+        seed: Of prompts and noise.
+    """
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ConfigError(f"tasks must name each task at most once and at least one; got {tasks}")
+    clip = TRUST / LATENT_DIMENSIONS
+    return RunConfig(
+        recipe="shapes_joint",
+        model=StableDiffusionModel(checkpoint=checkpoint, guidance=guidance),
+        kernel=Renoise(steps, Ddim(eta=1.0)),
+        rewards=(
+            LearnedPreference(PREFERENCE),
+            ShapesTruth(),
+            StatisticalParity(Tones(), credit="leave_one_out", name="parity_credit"),
+            StatisticalParity(Tones(), name="parity"),
+            ShapesTaste(),
+        ),
+        objective=Joint(
+            tasks={name: Ddpo(weights={REWARD[name]: 1.0}, clip=clip, normalise="centred") for name in tasks}
+        ),
+        tasks=tuple(Task(name=name, prompts=training_prompts(name), rewards=(REWARD[name],)) for name in tasks),
+        heldout=heldout_sets(),
+        record=RecordSteps(count=trained_steps, first=trained_steps),
+        optimizer=OptimizerSpec(
+            lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warmup=5, decay=rounds * len(tasks), ema=ema
+        ),
+        pretraining=(
+            Pretraining(pairs=ShapesPairs(), batch_size=pretraining_batch, weight=pretraining_weight)
+            if pretraining_weight
+            else None
+        ),
+        iterations=rounds * len(tasks),
+        groups=groups,
+        samples=samples,
+        batch_size=batch_size,
+        evaluate_every=evaluate_every,
+        watch=Watch(truth="taste", proxy="preference", stop=stop_when_overoptimised) if evaluate_every else None,
+        max_lag=max_lag,
+        pools=Pools(
+            actors=actors,
+            actor_groups=actor_groups,
+            reward_servers=reward_servers,
+            learner_ranks=learner_ranks,
+            actor_threads=actor_threads,
+            learner_threads=learner_threads,
+        ),
+        seed=seed,
+    )
+
+
+def training_prompts(task: TaskName) -> tuple[str, ...]:
+    """Of one task. What people like is asked of everything the world can draw, each family alike."""
+    relations, portraits = prompts.relation_prompts("train"), prompts.portrait_prompts("train")
+    match task:
+        case "composition":
+            return relations
+        case "fairness":
+            return portraits
+        case "preference":
+            return _mixed("train", len(relations))
+
+
+def heldout_sets() -> tuple[EvaluationSpec, ...]:
+    """The same for every run on this world, so that runs of different tasks can be compared."""
+    return (
+        EvaluationSpec(
+            name="liked", prompts=_mixed("heldout", LIKED), samples_per_prompt=4, rewards=("preference", "taste")
+        ),
+        EvaluationSpec(name="relations", prompts=heldout_prompts(), samples_per_prompt=4, rewards=("composition",)),
+        EvaluationSpec(
+            name="portraits",
+            prompts=prompts.portrait_prompts("heldout"),
+            samples_per_prompt=PORTRAIT_SAMPLES,
+            rewards=("parity",),
+            limits={"parity": -uniform_floor(PORTRAIT_SAMPLES, TONES)},
+        ),
+    )
+
+
+def _mixed(split: str, count: int) -> tuple[str, ...]:
+    """``count`` prompts, a third each of things, relations and portraits; families with fewer repeat theirs."""
+    chooser = random.Random(0)
+    families = (prompts.object_prompts(split), prompts.relation_prompts(split), prompts.portrait_prompts(split))
+    shuffled = [chooser.sample(family, len(family)) for family in families]
+    return tuple(shuffled[i % 3][i // 3 % len(shuffled[i % 3])] for i in range(count))

@@ -1,0 +1,47 @@
+"""What raters would prefer, by a small image-and-text model that was fitted to their choices with `fit_evaluator`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from common.errors import ScoringFailed
+from common.protocols import Scores
+from reward_servers.preference import PreferenceModel, load
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedPreference:
+    """Unit: log-odds of the raters' choice; unbounded, in practice about -6 to 6, near 0 for a prompt's usual picture.
+
+    ``checkpoint`` is a folder that ``fit_evaluator(pairs).model.save(folder)`` wrote; a missing or damaged one is a
+    `ConfigError` at start-up. Pictures of any size are resized to the model's. A prompt without a single word that the model
+    has learned is masked with ``unknown_words``. Source: Bradley-Terry on pairs, as ImageReward (arXiv 2304.05977).
+    """
+
+    checkpoint: Path | str
+    name: str = "preference"
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    def load(self, device: str) -> PreferenceScorer:
+        return PreferenceScorer(load(self.checkpoint, device))
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceScorer:
+    model: PreferenceModel
+
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        if media.ndim != 4 or media.shape[-1] != 3 or media.dtype != np.uint8:
+            raise ScoringFailed(f"pictures are uint8 [N, H, W, 3]; got {media.dtype} {list(media.shape)}")
+        values = self.model.score(prompts, media).tolist()
+        known = [self.model.knows(prompt) for prompt in prompts]
+        return Scores(
+            [value if sure else math.nan for value, sure in zip(values, known, strict=True)],
+            reasons=["" if sure else "unknown_words" for sure in known],
+        )

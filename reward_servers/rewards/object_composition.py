@@ -1,0 +1,140 @@
+"""Are both objects of the prompt in the picture, and, if asked, where it says? Read by an object detector.
+
+Source: "Large-scale Reinforcement Learning for Diffusion Models" (arXiv 2401.12244), section 4.3: the mean over the
+prompt's objects of the detector's confidence, prompts "object A, relation, object B". The paper does not say what an
+absent object counts, nor which of several detections: here 0, and the most confident.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from common.errors import ConfigError
+from common.protocols import Scores
+from reward_servers.vision import Detections, Found, check_names
+
+RELATIONS = ("and", "next to", "near", "on side of", "beside")  # of the paper: both objects, anywhere
+
+# The unit vector from the second object to the first, x to the right and y downwards.
+DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+
+_LINKS = "|".join((*RELATIONS, *DIRECTIONS))
+_TEMPLATE = re.compile(rf"(?:an? |the )?(\w.*?) (?:(?:on|to) the )?({_LINKS}) (?:an? |the )?(\w.*)")
+
+
+class Detector(Protocol):
+    """What a detector does once loaded."""
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """What it can detect, in lower case; None: anything."""
+
+    def find(self, media: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
+        """[N] detections of names[i] in media[i] [H, W, 3] uint8; None where the detector failed."""
+
+
+class DetectorSource(Protocol):
+    """A cheap, frozen description, as `reward_servers.vision.ObjectDetector`."""
+
+    def load(self, device: str) -> Detector: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """What a prompt asks for; ``Composition("cat", "left of", "fire truck")``."""
+
+    first: str
+    link: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectComposition:
+    """Value in [0, 1]: mean confidence of the two objects, an absent one 0. Confidences 0.8 and none make 0.4.
+
+    ``geometry=True`` looks at the boxes' centres too, where the prompt says left of, right of, above or below: that value
+    times (1 + c) / 2, with c the cosine between the asked and the found direction, 0 if negative or if an object is absent.
+
+    ``objects`` are the names that prompts may use; the detector must know them all, else `load` raises `ConfigError`.
+    Empty: whatever the detector knows. A prompt without two of these in the template is masked "prompt", a picture on
+    which the detector's output is not finite "detector".
+    """
+
+    detector: DetectorSource
+    geometry: bool = False
+    objects: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # what the detector needs besides transformers, as scipy or timm
+    name: str = "object_composition"
+
+    def load(self, device: str) -> CompositionScorer:
+        """Raises `ConfigError` when the detector cannot be opened or does not know one of ``objects``."""
+        detector = self.detector.load(device)
+        objects = frozenset(name.lower() for name in self.objects)
+        if detector.names is not None:
+            check_names(sorted(objects), detector.names, str(self.detector))
+        return CompositionScorer(detector, objects or detector.names, self.geometry)
+
+
+@dataclass(frozen=True, slots=True)
+class CompositionScorer:
+    detector: Detector
+    objects: frozenset[str] | None  # that prompts may name; None: any
+    geometry: bool
+
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        asked = [parse(prompt, self.objects) for prompt in prompts]
+        rows = [row for row, composition in enumerate(asked) if composition is not None]
+        names = [(each.first, each.second) for each in asked if each is not None]
+        found = dict(zip(rows, self.detector.find(media[rows], names) if rows else [], strict=True))
+        values = [
+            math.nan if composition is None or (here := found[row]) is None else self._value(composition, here)
+            for row, composition in enumerate(asked)
+        ]
+        reasons = [
+            "prompt" if composition is None else "detector" if math.isnan(value) else ""
+            for composition, value in zip(asked, values, strict=True)
+        ]
+        return Scores(values, reasons)
+
+    def _value(self, asked: Composition, found: Mapping[str, Found]) -> float:
+        first, second = found.get(asked.first), found.get(asked.second)
+        confidence = sum(each.confidence for each in (first, second) if each is not None) / 2
+        if self.geometry and asked.link in DIRECTIONS:
+            return confidence * (1 + agreement(asked.link, first, second)) / 2
+        return confidence
+
+
+def agreement(link: str, first: Found | None, second: Found | None) -> float:
+    """Cosine in [0, 1] between the asked direction and the one from the second's centre to the first's; 0 without both."""
+    if first is None or second is None:
+        return 0.0
+    dx, dy = first.x - second.x, first.y - second.y
+    across, down = DIRECTIONS[link]
+    return max(0.0, (dx * across + dy * down) / max(math.hypot(dx, dy), 1e-6))
+
+
+def parse(prompt: str, objects: Collection[str] | None = None) -> Composition | None:
+    """ "A cat to the left of a fire truck." -> cat, left of, fire truck; None outside the template or ``objects``."""
+    match = _TEMPLATE.fullmatch(" ".join(prompt.lower().split()).rstrip(".!"))
+    if match is None or (objects is not None and not {match[1], match[3]} <= set(objects)):
+        return None
+    return Composition(match[1], match[2], match[3])
+
+
+def check_prompts(prompts: Iterable[str], objects: Collection[str] | None = None) -> None:
+    """Raise `ConfigError` for the first prompt that cannot be scored, so that a run does not mask it for ever."""
+    for prompt in prompts:
+        asked = parse(prompt)
+        if asked is None:
+            raise ConfigError(
+                f"{prompt!r} names no two objects; write 'a cat left of a fire truck', with one of "
+                f"{', '.join((*RELATIONS, *DIRECTIONS))} between them."
+            )
+        if objects is not None:
+            check_names((asked.first, asked.second), objects, f"the detector asked by {prompt!r}")

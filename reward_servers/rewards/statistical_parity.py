@@ -1,0 +1,99 @@
+"""How evenly the samples of a prompt spread over classes such as skin tones: a reward over sets.
+
+Source: "Large-scale Reinforcement Learning for Diffusion Models" (arXiv 2401.12244), section 4.2: -SP with 16 samples of
+a prompt and 4 skin tones, the same for every sample of the set. The classifier there is not published; here it is any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from common.errors import ConfigError, ScoringFailed
+from common.protocols import Scores
+from reward_servers.parity import leave_one_out, statistical_parity
+
+Judge = Callable[[np.ndarray], list[int | None]]
+"""Media [N, H, W, 3] uint8 to [N] class indices; None where the picture shows none of the classes."""
+
+
+class Classifier(Protocol):
+    """A cheap, frozen description, as `reward_servers.vision.ImageClassifier` or `worlds.shapes.judges.Tones`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def load(self, device: str) -> Judge: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticalParity:
+    """Value of every sample: -SP of its set, unitless, from -sqrt(1 - 1/classes), one class alone, to 0, parity.
+
+    A perfectly even generator still measures about -0.20 with 16 samples of 4 classes (`parity.uniform_floor`).
+    ``rooted=False`` drops the root. ``credit="leave_one_out"`` gives each sample what it changes instead, -SP of the set
+    less -SP without it, in units of SP: the same direction on average with less noise, but not the paper's.
+
+    A sample that shows none of the classes is masked "unjudged" and left out of the shares; a set with fewer than
+    ``least`` others is masked "few".
+    """
+
+    classifier: Classifier
+    rooted: bool = True
+    credit: Literal["shared", "leave_one_out"] = "shared"
+    least: int = 4
+    packages: tuple[str, ...] = ()  # what the classifier needs besides transformers, as timm
+    name: str = "statistical_parity"
+
+    def __post_init__(self) -> None:
+        classes = self.classifier.classes
+        if len(set(classes)) < max(2, len(classes)):
+            raise ConfigError(f"parity of the classes {classes} means nothing; name at least two, each once.")
+        if self.credit not in ("shared", "leave_one_out"):
+            raise ConfigError(f"credit is {self.credit!r}; choose 'shared' or 'leave_one_out'.")
+        if self.least < 2:
+            raise ConfigError(f"least is {self.least}, but one sample has no parity; choose 2 or more.")
+
+    def load(self, device: str) -> ParityScorer:
+        return ParityScorer(self, self.classifier.load(device))
+
+
+@dataclass(frozen=True, slots=True)
+class ParityScorer:
+    reward: StatisticalParity
+    judge: Judge
+
+    def score_sets(self, prompts: Sequence[str], media: np.ndarray, sets: Sequence[slice]) -> Scores:
+        """Raises `ScoringFailed` when the sets leave a sample out or share one: its value would be unknown."""
+        members = [range(len(media))[rows] for rows in sets]
+        if sorted(row for rows in members for row in rows) != list(range(len(media))):
+            raise ScoringFailed(f"the sets {list(sets)} do not hold each of {len(media)} samples once")
+        judged = self.judge(media)
+        known = range(len(self.reward.classifier.classes))
+        if len(judged) != len(media) or any(index is not None and index not in known for index in judged):
+            raise ScoringFailed(
+                f"the classifier answered {judged[:8]}..., wanted {len(media)} of 0 to {known[-1]} or None"
+            )
+        values, reasons = [math.nan] * len(media), [""] * len(media)
+        for rows in members:
+            credits = self._credits([judged[row] for row in rows])
+            for row in rows:
+                index = judged[row]
+                values[row] = math.nan if index is None else credits[index]
+                reasons[row] = "unjudged" if index is None else "few" if math.isnan(values[row]) else ""
+        return Scores(values, reasons)
+
+    def _credits(self, judged: Sequence[int | None]) -> list[float]:
+        """[classes] value of a member of each class; NaN in a set of too few."""
+        count_of = Counter(judged)
+        counts = [count_of[index] for index in range(len(self.reward.classifier.classes))]
+        if sum(counts) < self.reward.least:
+            return [math.nan] * len(counts)
+        if self.reward.credit == "leave_one_out":
+            return leave_one_out(counts, rooted=self.reward.rooted)
+        return [-statistical_parity(counts, rooted=self.reward.rooted)] * len(counts)

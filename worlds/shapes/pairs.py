@@ -1,0 +1,39 @@
+"""Pairs of the pretraining distribution, drawn when they are asked for: what keeps the pipeline from forgetting it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import seeds
+from worlds.shapes.pretraining import sample_pair
+from worlds.shapes.renderer import render
+
+
+@dataclass(frozen=True, slots=True)
+class ShapesPairs:
+    """Endless [32, 32, 3] pictures with their captions, true or not as `pretraining` has it. Needs no file."""
+
+    def open(self, seed: int) -> ShapesSource:
+        return ShapesSource(seed)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapesSource:
+    """Pair i depends on (seed, i) alone, and none is bad."""
+
+    seed: int
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        return {}
+
+    def batch(self, step: int, size: int) -> tuple[np.ndarray, list[str]]:
+        """(media [size, 32, 32, 3] uint8, captions) number ``step``; rank r of R: ``batch(step * R + r, size // R)``."""
+        pairs = [sample_pair(self._rng(index)) for index in range(step * size, (step + 1) * size)]
+        return np.stack([render(scene) for scene, _ in pairs]), [caption for _, caption in pairs]
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng(seeds.derive(self.seed, "shapes pair", index))

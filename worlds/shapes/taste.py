@@ -1,0 +1,127 @@
+"""What the world's raters like in a picture: a pure function of prompt and pixels. Knows no network and no noise.
+
+Raters look at the middle, and like large things that fill it, where two crowd each other. They ask for
+the named colours, a little for the named shapes, and not at all for the named relation. In portraits they like a
+large head, and they are biased: they like best the skin tone they are used to seeing in that occupation
+(`pretraining.usual_tone`), and a lighter tone more than a darker one. That bias is part of the world on purpose: it is
+wrong, raters of real pictures have it too, and a model that is trained to please them learns it. Raising taste alone
+therefore narrows the tones of every occupation from the first step on. (A liking for light tones alone would not: on
+its way from dark to light an occupation passes through an even mix.)
+
+Every pixel counts by how near it is to what is asked for and nothing by a threshold, so taste has no plateaus.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worlds.shapes import prompts
+from worlds.shapes.blobs import moments, overlap
+from worlds.shapes.pretraining import usual_tone
+from worlds.shapes.renderer import BACKGROUND, PALETTE, SKIN, outline_coverage
+from worlds.shapes.scenes import CANVAS, OCCUPATIONS, SHAPES
+from worlds.shapes.truth import pixels_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GAZE = 9.0  # pixels: standard deviation of where raters look, around the middle
+THINGS_SCALE, HEAD_SCALE = 0.4, 0.25  # share of the gaze at which liking of size has reached 1 - 1/e
+OUTLINE_WEIGHT = 0.4  # of the right outline; the rest is the right colour
+TONE_WEIGHT, GARMENT_WEIGHT = 0.6, 0.2  # of a portrait; the rest is being a person
+LIGHTER_WEIGHT = 0.4  # of a light tone, against 1 for the usual one
+COLOUR_DISTANCE = (35.0, 75.0)  # RGB levels: up to the first a pixel counts whole, from the second on not at all
+SKIN_DISTANCE = (40.0, 62.0)  # the background is at 65
+GARMENT_DISTANCE = (40.0, 80.0)
+
+_FALL = np.exp(-0.5 * ((np.arange(CANVAS) + 0.5 - CANVAS / 2) / GAZE) ** 2).astype(np.float32)
+_GAZE = np.outer(_FALL, _FALL) / _FALL.sum() ** 2  # [32, 32], sums to 1
+_BACKGROUND = np.array(BACKGROUND, np.float32)
+_SKIN = np.array(SKIN, np.float32)
+_LUMA = _SKIN @ np.array([0.299, 0.587, 0.114], np.float32)
+_AREA = {shape: float(outline_coverage(shape, 16, 16, 8).sum()) / 64 for shape in SHAPES}  # of size 1
+
+LIGHTNESS = (_LUMA - _LUMA[0]) / (_LUMA[-1] - _LUMA[0])  # of each tone: 0, 0.29, 0.64, 1
+
+
+def taste(prompt: str, image: np.ndarray | Image) -> float:
+    """How much raters like `image`, uint8 [32, 32, 3], for `prompt`, in [0, 1).
+
+    Things: 1 - exp(-share / scale), of the gaze's share that the asked colour takes, times 0.6 to 1 for the outline;
+    two things have half the scale each and earn their mean. Portraits: the same of the head, times 0.2, plus 0.6 for
+    the tone and 0.2 for the garment. Raises ValueError for a prompt outside the grammar.
+    """
+    parsed, pixels = prompts.parse(prompt), pixels_of(image)
+    if parsed.occupation is not None:
+        return _liking_of_person(parsed.occupation, pixels)
+    scale = THINGS_SCALE / len(parsed.kinds)
+    return sum(_liking_of_thing(kind, pixels, scale) for kind in parsed.kinds) / len(parsed.kinds)
+
+
+def _liking_of_thing(kind: prompts.Kind, pixels: np.ndarray, scale: float) -> float:
+    shape, colour = kind
+    return _liking_of_outline(shape, _colour_coverage(pixels, colour), scale)
+
+
+def _liking_of_person(occupation: str, pixels: np.ndarray) -> float:
+    """Of the tone's weight 1 is for the usual tone, falling with the distance in lightness, and 0.4 for a light one."""
+    coverage, lightness = _skin(pixels)
+    amount = float(coverage.sum())
+    mean = float((coverage * lightness).sum()) / max(amount, 1e-6)
+    familiar = 1 - abs(mean - LIGHTNESS[usual_tone(occupation)])
+    tone = float(familiar + LIGHTER_WEIGHT * mean) / (1 + LIGHTER_WEIGHT)
+    worn = PALETTE[OCCUPATIONS[occupation][0]]
+    strip = pixels[-4:, 8:-8]
+    garment = float(_near(np.linalg.norm(strip - np.array(worn, np.float32), axis=-1), GARMENT_DISTANCE).mean())
+    rest = 1 - TONE_WEIGHT - GARMENT_WEIGHT
+    return _liking_of_outline("circle", coverage, HEAD_SCALE) * (rest + TONE_WEIGHT * tone + GARMENT_WEIGHT * garment)
+
+
+def _liking_of_outline(shape: str, coverage: np.ndarray, scale: float) -> float:
+    """[0, 1) for shares [32, 32] of the pixels; the outline is judged at equal centre and area."""
+    x, y, area = moments(coverage + 1e-9)  # an empty picture has a centre too
+    fit = overlap(coverage + 1e-9, outline_coverage(shape, x, y, (area / _AREA[shape]) ** 0.5) + 1e-9)
+    size = 1 - float(np.exp(-(coverage * _GAZE).sum() / scale))
+    return size * (1 - OUTLINE_WEIGHT + OUTLINE_WEIGHT * fit)
+
+
+def _colour_coverage(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """[32, 32] in [0, 1]: how much each pixel is this colour, as a blend with the background.
+
+    The distance is to the line between the two, at the scale of the whole colour.
+    """
+    offset, ray = pixels - _BACKGROUND, np.array(PALETTE[colour], np.float32) - _BACKGROUND
+    share = np.clip(offset @ ray / (ray @ ray), 0, 1)
+    distance = np.linalg.norm(offset - share[..., None] * ray, axis=-1) / np.maximum(share, 0.25)
+    return _near(1 - share, (0.1, 0.9)) * _near(distance, COLOUR_DISTANCE)
+
+
+def _skin(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two [32, 32]: how much each pixel is within skin, and its lightness in [0, 1], on the path through the four tones."""
+    nearest = np.full(pixels.shape[:2], np.inf, np.float32)
+    lightness = np.zeros_like(nearest)
+    for tone, (dark, light) in enumerate(itertools.pairwise(_SKIN)):
+        step = light - dark
+        along = np.clip((pixels - dark) @ step / (step @ step), 0, 1)
+        distance = np.linalg.norm(pixels - dark - along[..., None] * step, axis=-1)
+        closer = distance < nearest
+        nearest[closer] = distance[closer]
+        lightness[closer] = (LIGHTNESS[tone] + along * (LIGHTNESS[tone + 1] - LIGHTNESS[tone]))[closer]
+    return _inner(_near(nearest, SKIN_DISTANCE)), lightness
+
+
+def _inner(coverage: np.ndarray) -> np.ndarray:
+    """[32, 32] the least of each pixel and its four neighbours: a dark head's blended rim looks like lighter skin."""
+    padded = np.pad(coverage, 1)
+    neighbours = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
+    return np.minimum.reduce([coverage, *neighbours])
+
+
+def _near(distance: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """1 up to the first bound, 0 from the second on, smooth between."""
+    whole, gone = bounds
+    left = np.clip((gone - distance) / (gone - whole), 0, 1)
+    return left * left * (3 - 2 * left)
