@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ drover: fine-tune diffusion models with reinforcement learning, on a laptop or a
   drover train RECIPE --help          the recipe's parameters, with their defaults
   drover sample --model M --prompts P pictures from a pipeline folder or a run
   drover status [--run NAME]          how runs stand or ended
+  drover bench [NAME] [--quick]       measure; in a checkout of the repository
 
 Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
 and the fine-tuned model."""
@@ -55,6 +57,7 @@ def main() -> None:
         "train": _train,
         "sample": _sample,
         "status": _status,
+        "bench": _bench,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -220,3 +223,21 @@ def _status(arguments: list[str]) -> int:
     from deploy.status import StatusOptions, show
 
     return show(tyro.cli(StatusOptions, prog="drover status", args=arguments))
+
+
+def _bench(arguments: list[str]) -> int:
+    """Run a benchmark of the checkout we are in, in a process of its own: what it measures should not share this one."""
+    folder = Path("benchmarks")
+    if not (folder / "measure.py").is_file():
+        raise ConfigError("benchmarks come with the repository; go to the root of a checkout of drover first")
+    names = sorted(
+        path.stem if path.suffix else path.name
+        for path in (*folder.glob("*.py"), *(main.parent for main in folder.glob("*/__main__.py")))
+        if path.is_dir() or "def main(" in path.read_text()
+    )
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"drover bench NAME [--quick] [--json] [--out FILE]\nbenchmarks: {', '.join(names)}")
+        return 0
+    if arguments[0] not in names:
+        raise ConfigError(f"there is no benchmark {arguments[0]!r}; there are {', '.join(names)}")
+    return subprocess.run([sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]], check=False).returncode

@@ -29,7 +29,7 @@ from benchmarks.peers.recipe import BATCH
 SLEEP_S = 0.2
 WARM_UPDATES = 20  # of drover, not timed; TRL's first epoch is not timed either
 LOOK_S = 0.1
-SPLIT = ["--actors", "2", "--learner-ranks", "1", "--max-lag", "15", "--reward-loops", "10"]
+SPLIT = ["--actors", "1", "--learner-ranks", "1", "--max-lag", "15", "--reward-loops", "10"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,9 +79,7 @@ def peer_setting(
         recipe="peer_setting",
         rewards=(reward,),
         tasks=(Task(name="kinds", prompts=PROMPTS, rewards=(reward.name,)),),
-        heldout=(
-            EvaluationSpec(name="kinds", prompts=PROMPTS[:2], samples_per_prompt=4, rewards=(reward.name,)),
-        ),
+        heldout=(EvaluationSpec(name="kinds", prompts=PROMPTS[:2], samples_per_prompt=4, rewards=(reward.name,)),),
         record=RecordSteps(count=5, first=10),
         optimizer=OptimizerSpec(lr=lr, weight_decay=1e-4),
         batch_size=40,

@@ -1,0 +1,158 @@
+"""Runs of several tasks, with a pretraining step, a moving average and a watch: the toy, in one process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.policies.toy import ToyChain, read_points
+from deploy.config import RunConfig
+from learner.evaluation import EvaluationSpec
+from learner.objectives.ddpo import Ddpo
+from learner.objectives.joint import Joint
+from learner.overoptimisation import Watch
+from learner.pretraining import Pretraining
+from learner.tasks import Task
+from reward_servers.rewards.toy_point import ToyPoint
+from tests.deploy.in_place import Crash, small, train
+
+RIGHT, UP = ToyPoint(goal=(4.0, 1.0), name="right"), ToyPoint(goal=(1.0, 4.0), name="up")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Pictures of points around ``goal``."""
+
+    goal: tuple[float, float]
+
+    def open(self, seed: int) -> "Points":
+        return self
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        return {}
+
+    def batch(self, step: int, size: int) -> tuple[np.ndarray, list[str]]:
+        noise = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
+        return ToyChain().decode(torch.tensor(noise + self.goal)), ["anywhere"] * size
+
+
+def joint(**fields) -> RunConfig:
+    """Two goals in turn; held-out points are judged by both rewards, whatever is trained."""
+    parts = {name: Ddpo(weights={name: 1.0}, clip=0.2, normalise="batch") for name in ("right", "up")}
+    usual = {
+        "rewards": (RIGHT, UP),
+        "objective": Joint(tasks=parts),
+        "tasks": tuple(Task(name=name, prompts=("anywhere",), rewards=(name,)) for name in parts),
+        "heldout": (
+            EvaluationSpec(
+                name="points",
+                prompts=("anywhere",),
+                samples_per_prompt=64,
+                rewards=("right", "up"),
+                limits={"up": -2.0},
+            ),
+        ),
+    }
+    return small(**{**usual, **fields})
+
+
+def updates(done) -> list[dict[str, float]]:
+    return [report.scalars for report in done.folder.reports() if report.kind == "update"]
+
+
+def test_tasks_take_turns_and_both_goals_come_nearer(tmp_path):
+    done = train(joint(iterations=40), tmp_path)
+    measured = [{name for name in ("right", "up") if f"reward/{name}/mean" in each} for each in updates(done)]
+    assert measured == [{"right"}, {"up"}] * 20
+    before, after = done.summary["reward_before"], done.summary["reward_after"]
+    assert after["right"] > before["right"] and after["up"] > before["up"]
+    assert done.summary["reward_limit"] == {"up": -2.0}
+    assert done.summary["ledger"]["issued"] == done.summary["ledger"]["trained"] == 80
+
+
+def test_one_task_alone_is_still_judged_on_both_metrics_and_pays_with_the_other(tmp_path):
+    done = train(joint(iterations=40, tasks=joint().tasks[:1]), tmp_path)
+    before, after = done.summary["reward_before"], done.summary["reward_after"]
+    assert after["right"] > before["right"] + 1 and after["up"] < before["up"]
+
+
+def test_a_pretraining_step_ends_every_round_and_is_logged_with_the_ratio_of_gradients(tmp_path):
+    plain = train(joint(), tmp_path, name="plain")
+    kept = train(
+        joint(pretraining=Pretraining(pairs=Points((0.0, 0.0)), batch_size=16, weight=100.0)), tmp_path, name="kept"
+    )
+    told = ["pretraining/loss" in each for each in updates(kept)]
+    assert told == [False, True] * 3
+    last = updates(kept)[-1]
+    assert last["pretraining/grad_ratio"] == pytest.approx(last["pretraining/grad_norm"] / last["grad_norm"], rel=0.5)
+    assert (kept.weights != plain.weights).any()
+
+
+def test_a_pretraining_loss_in_every_step_is_another_way_and_adds_none(tmp_path):
+    pairs = Points((0.0, 0.0))
+    runs = {
+        combined: train(
+            joint(pretraining=Pretraining(pairs=pairs, batch_size=16, combined=combined)), tmp_path, name=f"c{combined}"
+        )
+        for combined in (False, True)
+    }
+    assert not any("pretraining/loss" in each for each in updates(runs[True]))
+    assert (runs[True].weights != runs[False].weights).any()
+
+
+def test_stopped_by_a_crash_a_run_of_all_this_goes_on_to_the_same_weights(tmp_path):
+    config = joint(
+        iterations=8,
+        checkpoint_every=3,
+        pretraining=Pretraining(pairs=Points((1.0, 1.0)), batch_size=8),
+        optimizer=replace(joint().optimizer, ema=0.9),
+    )
+    whole = train(config, tmp_path, name="whole")
+    with pytest.raises(Crash):
+        train(config, tmp_path, name="cut", crash_after=5)
+    resumed = train(config, tmp_path, name="cut", resume=True)
+    assert (resumed.weights == whole.weights).all()
+    assert resumed.summary["reward_after"] == whole.summary["reward_after"]
+
+
+def test_the_average_is_what_is_evaluated_and_saved(tmp_path):
+    last = train(joint(iterations=20), tmp_path, name="last")
+    mean = train(joint(iterations=20, optimizer=replace(joint().optimizer, ema=0.999)), tmp_path, name="mean")
+    assert 0 < abs(mean.weights).max() < 0.5 * abs(last.weights).max()
+    assert mean.summary["reward_after"]["right"] < last.summary["reward_after"]["right"]
+
+
+@dataclass(frozen=True)
+class Liar:
+    """A proxy of ``up`` that truly rewards going down."""
+
+    name: str = "proxy"
+
+    def load(self, device: str):
+        return ToyPoint(goal=(0.0, -8.0)).load(device)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_run_ends_when_the_truth_falls_while_its_proxy_rises_if_it_is_told_to(tmp_path, stop):
+    config = joint(
+        rewards=(Liar(), UP),
+        objective=Ddpo(weights={"proxy": 1.0}, clip=0.2, normalise="batch"),
+        tasks=(Task(name="proxy", prompts=("anywhere",), rewards=("proxy",)),),
+        heldout=(EvaluationSpec(name="h", prompts=("anywhere",), samples_per_prompt=256, rewards=("proxy", "up")),),
+        iterations=60,
+        evaluate_every=5,
+        watch=Watch(truth="up", proxy="proxy", stop=stop),
+    )
+    done = train(config, tmp_path)
+    evaluations = [report.scalars for report in done.folder.reports() if report.kind == "eval"]
+    assert max(each["overoptimisation/strikes"] for each in evaluations) >= 2
+    assert done.ended == "finished" and (done.summary["updates"] < 60) == stop
+    assert done.summary["reward_after"]["up"] < done.summary["reward_before"]["up"]
+
+
+def test_read_points_is_what_the_pairs_of_this_file_are_drawn_with():
+    media, _ = Points((2.0, -1.0)).batch(0, 200)
+    assert abs(read_points(media).mean(0) - (2.0, -1.0)).max() < 0.05
