@@ -21,6 +21,7 @@ from common.types import Report
 from common.weights.object_store import start_directory
 from deploy.config import RunConfig
 from deploy.connection import Connection, redis_url
+from deploy.environments import sweep
 from deploy.learner_group import LearnerGroup
 from deploy.pools import Place, Pools, places
 from deploy.progress import Progress
@@ -58,11 +59,25 @@ def train(config: RunConfig, folder: RunFolder, view: Progress, stopping: Callab
         pools = Pools(config, connection, wanted, on_event=lambda text: tell("event", text))
         stack.callback(pools.stop)
         stack.callback(learner.stop)
-        learner.start()
         pools.start()
+        _await_environments(pools, tell, stopping)
+        learner.start()
         _drive(pools, learner, watcher, folder, stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
         del directory
         return watcher
+
+
+def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping: Callable[[], bool]) -> None:
+    """Before the learner starts to wait for rewards: building takes minutes, which no one should take for silence."""
+    told: list[str] = []
+    while waiting := pools.preparing():
+        if stopping():
+            raise KeyboardInterrupt
+        if waiting != told:
+            tell("phase", f"building the environments of {', '.join(waiting)}; the first time, this takes minutes")
+            told = waiting
+        time.sleep(0.5)
+        pools.look()
 
 
 def _drive(
@@ -103,6 +118,7 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
 
     asks_to_stop = signal.getsignal(signal.SIGTERM)
     pools = config.pools
+    own_session = ""
     cpus = ceil(pools.learner_ranks * pools.learner_threads + sum(place.cpus for place in wanted))
     if RAY_ADDRESS in os.environ:
         _check_answers(os.environ[RAY_ADDRESS])
@@ -110,7 +126,7 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
         _check_resources({"CPU": cpus, "GPU": pools.learner_ranks * gpus + sum(place.gpus for place in wanted)})
     else:
         # Logical CPUs: the roles of a laptop share its cores, and Ray must not refuse to place them.
-        ray.init(
+        context = ray.init(
             address="local",
             namespace=NAMESPACE,
             num_cpus=max(cpus, os.cpu_count() or 1),
@@ -118,11 +134,14 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
             log_to_driver=False,
             logging_level="error",
         )
+        own_session = context.address_info["session_dir"]
     signal.signal(signal.SIGTERM, asks_to_stop)  # Ray's own, which it sets above, exits without a checkpoint
     try:
         yield
     finally:
         ray.shutdown()
+        if own_session:
+            sweep(own_session)
 
 
 def _check_answers(address: str) -> None:

@@ -30,13 +30,16 @@ class Pools:
     actor_groups: int = 1  # orders an actor samples in one batch; 1 gives the same bits whatever waits together
     actor_samples: int = 1024  # samples that go through an actor's model at once; bounds its memory
     reward_servers: int = 1  # processes of each reward
+    reward_gpus: float = 0.0  # GPUs of each of them, also shares of one; 0: they compute on the CPU
+    share_rewards: bool = False  # rewards without packages of their own live in the same processes: less memory
     reward_loops: int = 1  # scoring loops in each of them; more suit a reward that waits rather than computes
     learner_ranks: int = 1
     actor_threads: int = 1
     learner_threads: int = 1
 
     def __post_init__(self) -> None:
-        if min(getattr(self, field.name) for field in fields(self)) < 1:
+        counts = [getattr(self, field.name) for field in fields(self) if field.type == "int"]
+        if min(counts) < 1 or self.reward_gpus < 0:
             raise ConfigError(f"every pool needs at least one process and one thread, got {self}")
 
 

@@ -7,8 +7,12 @@ it: Ray logs what it is given.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from common.protocols import NeedsPackages, Reward
 
 BUILD_S = 1800  # for one attempt; gigabytes may have to be downloaded
 MARK = "ERROR: "  # how pip begins the lines that say what went wrong
+CLONER = "_clonevirtualenv.py"  # Ray's
+GONE_S = 5.0  # what a killed build gets to be gone
 
 
 def packages_of(reward: Reward) -> tuple[str, ...]:
@@ -36,8 +42,30 @@ def runtime_env(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def sweep(session: str | Path) -> None:
-    """Remove the environments of a Ray that has ended, given its session's folder: Ray itself leaves the gigabytes."""
-    shutil.rmtree(Path(session) / "runtime_resources" / "pip", ignore_errors=True)
+    """Remove the environments of a Ray that has ended, given its session's folder: Ray itself leaves the gigabytes.
+
+    A build that was under way goes on when its Ray ends, and is ended here.
+    """
+    folder = Path(session) / "runtime_resources" / "pip"
+    gives_up_s = time.monotonic() + GONE_S
+    while (builders := _builders(folder)) and time.monotonic() < gives_up_s:
+        for builder in builders:
+            with suppress(ProcessLookupError):
+                os.kill(builder, signal.SIGKILL)
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _builders(folder: Path) -> list[int]:
+    """Processes that clone an environment into the folder, or run from one in it. Known on Linux alone."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is not ours
+            program, *arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            clones = any(Path(argument).name == CLONER for argument in arguments)
+            if any(word.startswith(f"{folder}/") for word in ([program, *arguments] if clones else [program])):
+                found.append(int(process.name))
+    return found
 
 
 def failure(reward: str, report: str) -> DroverError:

@@ -109,8 +109,9 @@ def _rewards(history: History, *, narrow: bool) -> Table:
         _, means = history.series(f"reward/{name}/mean")
         cells: list[str | Text] = [Text(name), number(means[-1] if means else None), _change(means)]
         if not narrow:
-            valid = history.last.get(f"reward/{name}/valid_share")
-            cells += [number(history.last.get(f"reward/{name}/std")), "-" if valid is None else f"{valid:.0%}"]
+            # Of the last update that was of this reward's task.
+            spread, valid = (history.series(f"reward/{name}/{what}")[1] for what in ("std", "valid_share"))
+            cells += [number(spread[-1] if spread else None), f"{valid[-1]:.0%}" if valid else "-"]
         _, held = history.held_out(name)
         held_out = " → ".join(number(mean) for mean in (held[:1] + held[-1:] if len(held) > 1 else held)) or "-"
         table.add_row(*cells, sparkline(means, 8 if narrow else 20), held_out)

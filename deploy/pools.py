@@ -28,19 +28,19 @@ RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_con
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One process: its role, its reward if it has one, what it may use, and the packages of its own environment."""
+    """One process: its role, its rewards if it serves some, what it may use, and the packages of its own environment."""
 
     name: str
     role: str  # "actor" or "reward"
-    reward: str
+    rewards: tuple[str, ...]
     threads: int
     gpus: float
     packages: tuple[str, ...] = ()  # none: it shares drover's
 
     @property
-    def pool(self) -> str:
-        """The scalar that counts its pool."""
-        return "pool/rollout" if self.role == "actor" else f"pool/reward/{self.reward}"
+    def pools(self) -> tuple[str, ...]:
+        """The scalars that count the pools it is in."""
+        return ("pool/rollout",) if self.role == "actor" else tuple(f"pool/reward/{name}" for name in self.rewards)
 
     @property
     def cpus(self) -> float:
@@ -52,11 +52,24 @@ def places(config: RunConfig, *, gpus: float) -> list[Place]:
     """Every worker of the run, rewards first: they have the least to load."""
     pools = config.pools
     servers = [
-        Place(f"{reward.name}-{i}", "reward", reward.name, 1, 0.0, packages_of(reward))
-        for reward in config.rewards
+        Place(f"{name}-{i}", "reward", rewards, 1, pools.reward_gpus, packages)
+        for name, rewards, packages in _served(config)
         for i in range(pools.reward_servers)
     ]
-    return servers + [Place(f"actor-{i}", "actor", "", pools.actor_threads, gpus) for i in range(pools.actors)]
+    return servers + [Place(f"actor-{i}", "actor", (), pools.actor_threads, gpus) for i in range(pools.actors)]
+
+
+Served = tuple[str, tuple[str, ...], tuple[str, ...]]
+
+
+def _served(config: RunConfig) -> list[Served]:
+    """(name, rewards, packages) of each kind of reward process."""
+    own: list[Served] = [(reward.name, (reward.name,), packages_of(reward)) for reward in config.rewards]
+    if not config.pools.share_rewards:
+        return own
+    together = tuple(name for name, _, packages in own if not packages)
+    alone = [kind for kind in own if kind[2]]
+    return [("-".join(together) if len(together) == 1 else "rewards", together, ()), *alone] if together else alone
 
 
 class Worker:
@@ -77,10 +90,11 @@ class Worker:
             device = "cuda" if place.gpus else "cpu"
             self._loops = [build_actor(config, self._broker, weights, meter, name=place.name, device=device)]
         else:
-            names = [f"{place.name}.{i}" for i in range(config.pools.reward_loops)]
+            device = "cuda" if place.gpus else "cpu"
             self._loops = [
-                build_reward_server(config, place.reward, self._broker, meter, name=name, device="cpu")
-                for name in names
+                build_reward_server(config, reward, self._broker, meter, name=f"{place.name}.{i}", device=device)
+                for reward in place.rewards
+                for i in range(config.pools.reward_loops)
             ]
 
     def run(self) -> None:
@@ -146,15 +160,16 @@ class Pools:
 
     def preparing(self) -> list[str]:
         """Rewards of which no worker has answered yet, among those in an environment of their own: it takes minutes."""
-        own = {place.reward for place in self._places.values() if place.packages}
-        return sorted(own - {self._places[name].reward for name in self._known})
+        own = {place.rewards for place in self._places.values() if place.packages}
+        return sorted(name for names in own - {self._places[known].rewards for known in self._known} for name in names)
 
     def scalars(self) -> dict[str, float]:
         """``pool/...`` sizes and ``account/ROLE/PART`` seconds, summed over each pool."""
-        found = {place.pool: 0.0 for place in self._places.values()}
+        found = {pool: 0.0 for place in self._places.values() for pool in place.pools}
         for name, known in self._known.items():
             place = self._places[name]
-            found[place.pool] += 1
+            for pool in place.pools:
+                found[pool] += 1
             for part, seconds in known["spent"].items():
                 key = f"account/{place.role}/{part}"
                 found[key] = found.get(key, 0.0) + seconds
@@ -204,7 +219,7 @@ class Pools:
         try:
             ray.get(future)
         except ray.exceptions.RuntimeEnvSetupError as error:
-            raise failure(self._places[name].reward, str(error)) from error
+            raise failure(", ".join(self._places[name].rewards), str(error)) from error
         except ray.exceptions.RayError as error:
             raise DroverError(f"{name} failed: {cause(error)}") from error
 

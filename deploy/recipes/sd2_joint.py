@@ -69,6 +69,7 @@ def sd2_joint(
     actors: int = 96,
     actor_samples: int = 16,
     reward_servers: int = 8,
+    reward_gpus: float = 0.25,
     learner_ranks: int = 32,
     seed: int = 0,
 ) -> RunConfig:
@@ -113,6 +114,7 @@ def sd2_joint(
         actors: Rollout processes, a GPU each; the paper uses 128 GPUs for everything.
         actor_samples: Samples that go through an actor's UNet at once.
         reward_servers: Processes of each reward's pool.
+        reward_gpus: GPUs of each of those; 0 for none.
         learner_ranks: FSDP ranks, a GPU each.
         seed: Of prompts and noise.
     """
@@ -198,7 +200,11 @@ def sd2_joint(
         evaluate_every=evaluate_every,
         max_lag=max_lag,
         pools=Pools(
-            actors=actors, actor_samples=actor_samples, reward_servers=reward_servers, learner_ranks=learner_ranks
+            actors=actors,
+            actor_samples=actor_samples,
+            reward_servers=reward_servers,
+            reward_gpus=reward_gpus,
+            learner_ranks=learner_ranks,
         ),
         seed=seed,
     )

@@ -131,6 +131,7 @@ def shapes_joint(
             actors=actors,
             actor_groups=actor_groups,
             reward_servers=reward_servers,
+            share_rewards=True,
             learner_ranks=learner_ranks,
             actor_threads=actor_threads,
             learner_threads=learner_threads,

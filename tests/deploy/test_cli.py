@@ -122,6 +122,16 @@ def test_without_a_command_or_recipe_the_usage_is_shown_and_the_exit_code_says_m
     assert drover("train", "--help")[0] == 0
 
 
+def test_benchmarks_are_named_in_a_checkout_and_refused_elsewhere(drover, monkeypatch):
+    code, _, err = drover("bench", "wire")
+    assert code == 2 and "go to the root of a checkout" in one_line(err)
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    code, out, _ = drover("bench")
+    assert code == 0 and "benchmarks: efficiency, joint, peers, reward_pool, weights, wire" in out
+    code, _, err = drover("bench", "wires")
+    assert code == 2 and "there is no benchmark 'wires'; there are efficiency" in one_line(err)
+
+
 def test_an_unknown_command_names_the_known_ones(drover):
     code, _, err = drover("trian")
     assert code == 2 and "recipes, train, sample, status" in one_line(err)

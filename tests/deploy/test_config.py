@@ -7,6 +7,7 @@ from common.diffusion.kernels.renoise import Ddim, Renoise
 from common.errors import ConfigError
 from deploy.config import Pools, RunConfig
 from deploy.models import StableDiffusionModel
+from deploy.pools import places
 from deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
 from deploy.recipes.toy_ddpo import toy_ddpo
 from learner.evaluation import EvaluationSpec
@@ -59,10 +60,26 @@ def test_advantages_within_a_group_need_two_samples():
     assert toy_ddpo(samples=1).samples == 1  # normalised over the batch
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Pools)])
+@pytest.mark.parametrize("name", [field.name for field in fields(Pools) if field.type == "int"])
 def test_every_pool_needs_someone(name):
     with pytest.raises(ConfigError, match="every pool needs at least one"):
         Pools(**{name: 0})
+
+
+def test_rewards_share_processes_only_where_they_are_told_to_and_need_no_packages_of_their_own():
+    class Packed(ToyPoint):
+        packages = ("something",)
+
+    apart = replace(toy_ddpo(), rewards=(ToyPoint(), ToyPoint(name="other"), Packed(name="packed")))
+    shared = replace(apart, pools=Pools(share_rewards=True, reward_servers=2))
+    assert [place.name for place in places(apart, gpus=0.0)] == ["point-0", "other-0", "packed-0", "actor-0"]
+    assert [(place.name, place.rewards, place.packages) for place in places(shared, gpus=0.0)] == [
+        ("rewards-0", ("point", "other"), ()),
+        ("rewards-1", ("point", "other"), ()),
+        ("packed-0", ("packed",), ("something",)),
+        ("packed-1", ("packed",), ("something",)),
+        ("actor-0", (), ()),
+    ]
 
 
 @pytest.mark.parametrize(("prompts_", "samples"), [((), 4), (("a",), 0)])

@@ -1,0 +1,57 @@
+"""Recipes whose reward needs packages that drover does not have: ``environment_recipes.py:cow_toy``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from common.protocols import Scorer, Scores
+from deploy.config import RunConfig
+from deploy.recipes.toy_ddpo import toy_ddpo
+from reward_servers.rewards.toy_point import ToyPoint
+
+STALL_S = 4.0  # shorter than any build
+NO_PACKAGE = "drover-has-no-such-package==9"
+
+
+@dataclass(frozen=True)
+class CowSays:
+    """How many characters a cow takes to say the prompt."""
+
+    packages: ClassVar[tuple[str, ...]] = ("cowsay==6.1",)
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        import cowsay  # type: ignore[import-not-found]
+
+        return lambda prompts, media: Scores([float(len(cowsay.get_output_string("cow", p))) for p in prompts])
+
+
+@dataclass(frozen=True)
+class CowLikesToo(CowSays):
+    """`ToyPoint`, and what a cow says: something to learn that only this environment can score."""
+
+    def load(self, device: str) -> Scorer:
+        cow, point = super().load(device), ToyPoint().load(device)
+
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            pairs = zip(cow(prompts, media).values, point(prompts, media).values, strict=True)
+            return Scores([says + likes for says, likes in pairs])
+
+        return score
+
+
+@dataclass(frozen=True)
+class Unbuildable(CowSays):
+    packages: ClassVar[tuple[str, ...]] = (*CowSays.packages, NO_PACKAGE)
+
+
+def cow_toy() -> RunConfig:
+    return replace(toy_ddpo(iterations=2), recipe="cow_toy", rewards=(CowLikesToo(),), stall_s=STALL_S)
+
+
+def unbuildable_toy() -> RunConfig:
+    return replace(toy_ddpo(iterations=2), recipe="unbuildable_toy", rewards=(Unbuildable(),))
