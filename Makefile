@@ -32,6 +32,7 @@ bench: setup bench-env ## measure wire, weights, efficiency and the peer, half a
 	$(BIN)/python -m benchmarks.wire $(ARGS)
 	$(BIN)/python -m benchmarks.weights $(ARGS)
 	$(BIN)/python -m benchmarks.efficiency $(ARGS)
+	$(BIN)/python -m benchmarks.reward_pool $(ARGS)
 	$(BIN)/python -m benchmarks.peers
 
 bench-env: .venv-trl/.installed ## build .venv-trl, the environment of the peer

@@ -139,7 +139,8 @@ def _model(files: _Files, device: str) -> Any:
     try:
         lacking = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
-        raise ConfigError(f"{files.weights} is not of ImageReward's shape: {_first_line(error)}") from error
+        mismatch = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"{files.weights} is not of ImageReward's shape: {mismatch}") from error
     needed = [key for key in lacking if key.startswith(SCORED_WITH) and not key.endswith("position_ids")]
     if needed:
         raise ConfigError(f"{files.weights} lacks {len(needed)} of ImageReward's tensors, first {needed[0]!r}")

@@ -13,7 +13,7 @@ from deploy.config import RunConfig
 from deploy.recipes.toy_ddpo import toy_ddpo
 from reward_servers.rewards.toy_point import ToyPoint
 
-STALL_S = 4.0  # shorter than any build
+STALL_S = 8.0  # shorter than any build
 NO_PACKAGE = "drover-has-no-such-package==9"
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from worlds.shapes import pretraining, prompts, raters, truth
 from worlds.shapes.renderer import BACKGROUND, render
-from worlds.shapes.scenes import OCCUPATIONS, SHAPES, Portrait, Scene, Thing, random_portrait
+from worlds.shapes.scenes import OCCUPATIONS, RELATIONS, SHAPES, Portrait, Scene, Thing, random_portrait
 from worlds.shapes.taste import LIGHTNESS, taste
 
 PAIR = "a red circle left of a blue square"
@@ -43,19 +43,33 @@ def test_two_things_earn_more_the_larger_they_are_and_the_nearer_to_the_middle()
     assert taste(PAIR, two(5, apart=12)) > taste(PAIR, two(5, apart=16)) > taste(PAIR, two(5, apart=20))
 
 
-def test_taste_says_next_to_nothing_about_relations():
-    """So preference alone has no reason to mend them: of random layouts with both things, liking and placing are apart."""
+def test_taste_agrees_with_relations_sideways_and_against_them_upwards_so_that_pleasing_it_mends_none():
+    """Of random layouts with both things: the correlation of liking and placing, by what the prompt asks for."""
     rng = np.random.default_rng(5)
-    liked, composed = [], []
-    while len(liked) < 400:
+    asked = {relation: f"a red circle {relation} a blue square" for relation in RELATIONS}
+    liked, composed = {r: [] for r in asked}, {r: [] for r in asked}
+    while len(liked["above"]) < 400:
         places, sizes = rng.uniform(6, 26, size=(2, 2)), rng.uniform(4, 8, size=2)
         kinds = ("circle", "red"), ("square", "blue")
         both = zip(kinds, places, sizes, strict=True)
         picture = render(Scene(tuple(Thing(*kind, *map(float, place), float(size)) for kind, place, size in both)))
         if {(thing.shape, thing.colour) for thing in truth.read(picture).things} == set(kinds):
-            liked.append(taste(PAIR, picture))
-            composed.append(truth.composition(PAIR, picture))
-    assert abs(np.corrcoef(liked, composed)[0, 1]) < 0.15
+            for relation, prompt in asked.items():
+                liked[relation].append(taste(prompt, picture))
+                composed[relation].append(truth.composition(prompt, picture))
+    agreement = {relation: np.corrcoef(liked[relation], composed[relation])[0, 1] for relation in asked}
+    assert agreement["left of"] > 0.1 < agreement["right of"] and agreement["above"] < 0.05 > agreement["below"]
+    assert abs(np.mean(list(agreement.values()))) < 0.15
+
+
+def test_two_things_side_by_side_are_liked_better_than_one_above_the_other():
+    beside, stacked = (
+        render(Scene((Thing("circle", "red", x1, y1, 5.0), Thing("square", "blue", x2, y2, 5.0))))
+        for x1, y1, x2, y2 in ((9.0, 16.0, 23.0, 16.0), (16.0, 9.0, 16.0, 23.0))
+    )
+    for relation in ("left of", "above", "and"):
+        prompt = f"a red circle {relation} a blue square"
+        assert taste(prompt, beside) > 1.8 * taste(prompt, stacked)
 
 
 def test_missing_things_wrong_colours_and_wrong_shapes_earn_less():

@@ -1,7 +1,8 @@
 """What the world's raters like in a picture: a pure function of prompt and pixels. Knows no network and no noise.
 
 Raters look at the middle, and like large things that fill it, where two crowd each other. They ask for
-the named colours, a little for the named shapes, and not at all for the named relation. In portraits they like a
+the named colours, a little for the named shapes, and not at all for the named relation: they like two things side by
+side, also where the prompt says "above". A model that pleases them places things worse. In portraits they like a
 large head, and they are biased: they like best the skin tone they are used to seeing in that occupation
 (`pretraining.usual_tone`), and a lighter tone more than a darker one. That bias is part of the world on purpose: it is
 wrong, raters of real pictures have it too, and a model that is trained to please them learns it. Raising taste alone
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 GAZE = 9.0  # pixels: standard deviation of where raters look, around the middle
 THINGS_SCALE, HEAD_SCALE = 0.4, 0.25  # share of the gaze at which liking of size has reached 1 - 1/e
 OUTLINE_WEIGHT = 0.4  # of the right outline; the rest is the right colour
+SIDE_WEIGHT = 0.5  # of two things lying side by side
+APART = 2.0  # pixels between their centres that count as lying somewhere
 TONE_WEIGHT, GARMENT_WEIGHT = 0.6, 0.2  # of a portrait; the rest is being a person
 LIGHTER_WEIGHT = 0.4  # of a light tone, against 1 for the usual one
 COLOUR_DISTANCE = (35.0, 75.0)  # RGB levels: up to the first a pixel counts whole, from the second on not at all
@@ -51,19 +54,23 @@ def taste(prompt: str, image: np.ndarray | Image) -> float:
     """How much raters like `image`, uint8 [32, 32, 3], for `prompt`, in [0, 1).
 
     Things: 1 - exp(-share / scale), of the gaze's share that the asked colour takes, times 0.6 to 1 for the outline;
-    two things have half the scale each and earn their mean. Portraits: the same of the head, times 0.2, plus 0.6 for
+    two things have half the scale each and earn their mean, halved where one lies above the other. Portraits: the same of the head, times 0.2, plus 0.6 for
     the tone and 0.2 for the garment. Raises ValueError for a prompt outside the grammar.
     """
     parsed, pixels = prompts.parse(prompt), pixels_of(image)
     if parsed.occupation is not None:
         return _liking_of_person(parsed.occupation, pixels)
     scale = THINGS_SCALE / len(parsed.kinds)
-    return sum(_liking_of_thing(kind, pixels, scale) for kind in parsed.kinds) / len(parsed.kinds)
+    covers = [_colour_coverage(pixels, colour) for _, colour in parsed.kinds]
+    things = [_liking_of_outline(shape, cover, scale) for (shape, _), cover in zip(parsed.kinds, covers, strict=True)]
+    mean = sum(things) / len(things)
+    return mean if len(things) == 1 else mean * (1 - SIDE_WEIGHT + SIDE_WEIGHT * _side_by_side(*covers))
 
 
-def _liking_of_thing(kind: prompts.Kind, pixels: np.ndarray, scale: float) -> float:
-    shape, colour = kind
-    return _liking_of_outline(shape, _colour_coverage(pixels, colour), scale)
+def _side_by_side(first: np.ndarray, second: np.ndarray) -> float:
+    """[0, 1) for two shares [32, 32] of the pixels: how much of the way between their centres is sideways."""
+    (x1, y1, _), (x2, y2, _) = moments(first + 1e-9), moments(second + 1e-9)
+    return float(abs(x1 - x2) / np.sqrt((x1 - x2) ** 2 + (y1 - y2) ** 2 + APART**2))
 
 
 def _liking_of_person(occupation: str, pixels: np.ndarray) -> float:
