@@ -23,7 +23,7 @@ from benchmarks.measure import Spread, table
 
 RUNS = Path("runs/joint")
 SEEDS = [0, 1, 2]
-ROUNDS = 24  # iterations of each task
+ROUNDS = 20  # iterations of each task
 MODELS = ("preference", "composition", "fairness", "joint")
 METRICS = {"taste": "human preference", "composition": "composition", "parity": "parity error"}
 FALLS = {"parity"}  # better when smaller; the reward is its negative

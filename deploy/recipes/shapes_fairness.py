@@ -10,7 +10,7 @@ from deploy.recipes.shapes_joint import shapes_joint
 
 def shapes_fairness(
     *,
-    iterations: int = 24,
+    iterations: int = 20,
     lr: float = 1e-4,
     pretraining_weight: float = 0.1,
     evaluate_every: int = 0,

@@ -39,7 +39,7 @@ PORTRAIT_SAMPLES = 128  # of each held-out occupation: parity of fewer would mos
 def shapes_joint(
     *,
     tasks: tuple[TaskName, ...] = ALL,
-    rounds: int = 24,
+    rounds: int = 20,
     groups: int = 32,
     samples: int = 16,
     steps: int = 10,

@@ -1,7 +1,7 @@
 """Rewards whose packages drover does not have: a real Ray builds their environments, their pools score in them.
 
-Building one clones drover's own environment first, about 2 GB. ImageReward's takes 6 GB and minutes, so it is built only
-with DROVER_TEST_ENVIRONMENTS=1.
+Building one clones drover's own environment first, about 2 GB. One that works and one that cannot be built are always
+tried; with DROVER_TEST_ENVIRONMENTS=1 also ImageReward's, which takes 6 GB and minutes, and runs that wait for theirs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ from tests.end_to_end.environment_recipes import NO_PACKAGE, STALL_S, CowSays
 from tests.end_to_end.service import Train, survivors
 
 PATIENCE_S = 1500.0  # a busy machine takes many times the minute that a small environment needs
-BUILDS_LARGE = os.environ.get("DROVER_TEST_ENVIRONMENTS") == "1"
+FOR_THE_PATIENT = pytest.mark.skipif(
+    os.environ.get("DROVER_TEST_ENVIRONMENTS") != "1",
+    reason="builds environments for minutes: set DROVER_TEST_ENVIRONMENTS=1",
+)
 RECIPES = Path(__file__).with_name("environment_recipes.py")
 
 
@@ -181,6 +184,7 @@ def test_a_reward_scores_with_packages_that_drover_does_not_have(redis_url: str,
 
 @pytest.mark.service
 @pytest.mark.slow
+@FOR_THE_PATIENT
 def test_a_run_waits_for_an_environment_longer_than_for_a_reward(tmp_path: Path, ray_folder: Path) -> None:
     """Building takes longer than ``stall_s``; the learner's wait for measurements begins when the reward is there."""
     with Train(f"{RECIPES}:cow_toy", runs_dir=tmp_path, env={"RAY_TMPDIR": str(ray_folder)}) as run:
@@ -213,6 +217,7 @@ def test_an_environment_that_cannot_be_built_ends_the_run_with_pips_last_words(
 
 @pytest.mark.service
 @pytest.mark.slow
+@FOR_THE_PATIENT
 def test_a_run_that_is_interrupted_while_it_builds_leaves_neither_pip_nor_files(
     tmp_path: Path, ray_folder: Path
 ) -> None:
@@ -348,7 +353,7 @@ def refusal(folder: Path, name: str, state: dict[str, Any]) -> str:
 
 @pytest.mark.service
 @pytest.mark.slow
-@pytest.mark.skipif(not BUILDS_LARGE, reason="builds 6 GB: set DROVER_TEST_ENVIRONMENTS=1")
+@FOR_THE_PATIENT
 @pytest.mark.timeout(3600)
 def test_image_reward_in_batches_says_what_its_package_says_of_one_picture_at_a_time(
     redis_url: str, ray_here: None, tmp_path: Path

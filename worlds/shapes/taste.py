@@ -54,8 +54,9 @@ def taste(prompt: str, image: np.ndarray | Image) -> float:
     """How much raters like `image`, uint8 [32, 32, 3], for `prompt`, in [0, 1).
 
     Things: 1 - exp(-share / scale), of the gaze's share that the asked colour takes, times 0.6 to 1 for the outline;
-    two things have half the scale each and earn their mean, halved where one lies above the other. Portraits: the same of the head, times 0.2, plus 0.6 for
-    the tone and 0.2 for the garment. Raises ValueError for a prompt outside the grammar.
+    two things have half the scale each and earn their mean, halved where one lies above the other. Portraits: the same
+    of the head, times 0.2, plus 0.6 for the tone and 0.2 for the garment. Raises ValueError for a prompt outside the
+    grammar.
     """
     parsed, pixels = prompts.parse(prompt), pixels_of(image)
     if parsed.occupation is not None:
