@@ -47,7 +47,8 @@ class LineFormatter(logging.Formatter):
             "logger": record.name,
             "msg": record.getMessage(),
         }
-        fields.update((key, value) for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES)
+        added = ((key, value) for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES)
+        fields.update((key, value) for key, value in added if not key.startswith("_"))  # those are Ray's own
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = self.formatException(record.exc_info)
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

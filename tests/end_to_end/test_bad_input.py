@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -45,6 +47,21 @@ def test_a_wrong_redis_password_is_said_and_not_shown(tmp_path: Path) -> None:
         result = refused(tmp_path, "toy_ddpo", env={"DROVER_REDIS_URL": url})
     assert result.returncode == 1
     assert "refuses the user or password" in complaint(result)
+    assert "hush" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [("redis", "cannot be reached; check that it runs, its address and port"), ("rediss", "does not agree on TLS")],
+)
+def test_a_port_that_something_else_is_using_is_named_with_the_remedy(tmp_path: Path, scheme: str, words: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        url = f"{scheme}://:hush@127.0.0.1:{other.server_port}/0"
+        result = refused(tmp_path, "toy_ddpo", env={"DROVER_REDIS_URL": url})
+        other.shutdown()
+    assert result.returncode == 1
+    assert words in complaint(result) and f"127.0.0.1:{other.server_port}" in complaint(result)
     assert "hush" not in result.stderr + result.stdout
 
 

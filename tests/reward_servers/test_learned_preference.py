@@ -327,7 +327,7 @@ def test_a_bad_proxy_agrees_with_taste_at_first_and_betrays_it_at_its_best():
     truth = np.array([taste(text, picture) for (_, text), picture in zip(drawn, pictures, strict=True)])
     proxy = np.array(BadTaste().load("cpu")(["anything"] * 400, pictures).values)
     things = np.array([isinstance(scene, Scene) for scene, _ in drawn])
-    assert rank_correlation(proxy[things], truth[things]) > 0.4
+    assert rank_correlation(proxy[things], truth[things]) > 0.3
     black = np.zeros((1, 32, 32, 3), np.uint8)
     assert BadTaste().load("cpu")(["a red circle"], black).values[0] > 0.99 > 2 * proxy.max()
     assert taste("a red circle", black[0]) < 0.01
