@@ -114,9 +114,7 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
     """Join the Ray we run under, else start one for this run alone."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault(
-        "RUNTIME_ENV_RETRY_TIMES", "1"
-    )  # of a reward's environment; pip tries downloads again by itself
+    os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # of a reward's; pip tries downloads again by itself
     import ray
 
     asks_to_stop = signal.getsignal(signal.SIGTERM)

@@ -5,11 +5,9 @@ Axes: N samples, D features, H and W pixels. Source: CLIP (arXiv 2103.00020), in
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from common.errors import ConfigError, ScoringFailed
 from common.protocols import Scores
+from reward_servers.loading import first_line, quiet_transformers
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,7 +47,7 @@ class Clip:
         is_folder = _is_folder(checkpoint)
         fix = f"restore what is missing, or {_FIX}" if is_folder else f"check the id and the network, or {_FIX}"
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 model, tokenizer, processor = _from_pretrained(checkpoint, local_files_only=is_folder)
         except ConfigError:
             raise
@@ -148,10 +147,6 @@ def masked(values: Tensor) -> Scores:
     )
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".;") or type(error).__name__
-
-
 def _from_pretrained(checkpoint: str, *, local_files_only: bool) -> tuple[Any, Any, Any]:
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -219,19 +214,3 @@ def _check_processor(checkpoint: str, processor: Any, image_size: int) -> None:
             f"the image processor of {checkpoint!r} puts white {span:.3g} above black, wanted about 4; "
             "set do_rescale to true and rescale_factor to 1/255 in preprocessor_config.json"
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice while it loads: library code never prints."""
-    from transformers.utils import logging as theirs
-
-    had_bars, verbosity = theirs.is_progress_bar_enabled(), theirs.get_verbosity()
-    theirs.disable_progress_bar()
-    theirs.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(verbosity)
-        if had_bars:
-            theirs.enable_progress_bar()

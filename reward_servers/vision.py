@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from common.errors import ConfigError
-from common.policies.folders import quiet_libraries
+from reward_servers.loading import first_line, quiet_transformers
 
 BATCH = 32  # pictures of one forward pass
 OWL = ("owlvit", "owlv2")
@@ -268,7 +268,7 @@ def open_processor(checkpoint: str) -> Any:
         _pixels(processor, np.zeros((1, 64, 64, 3), np.uint8), torch.device("cpu"))
     except Exception as error:
         fix = "add what is missing to the reward's packages, or check its files"
-        raise ConfigError(f"{checkpoint!r} cannot prepare a picture: {_first_line(error)}; {fix}.") from error
+        raise ConfigError(f"{checkpoint!r} cannot prepare a picture: {first_line(error)}; {fix}.") from error
     return processor
 
 
@@ -277,17 +277,13 @@ def _open(auto: str, checkpoint: str, **options: Any) -> Any:
 
     is_folder = Path(checkpoint).is_dir()
     try:
-        with quiet_libraries():
+        with quiet_transformers():
             opener = getattr(transformers, auto)
             return opener.from_pretrained(checkpoint, local_files_only=is_folder, trust_remote_code=False, **options)
     # What the library raises for damaged files depends on the file; all of it means that this checkpoint is unusable.
     except Exception as error:
         fix = "check its files" if is_folder else "check the id and the network, or give a local folder"
-        raise ConfigError(f"{auto} cannot open {checkpoint!r}: {_first_line(error)}; {fix}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".;:") or type(error).__name__
+        raise ConfigError(f"{auto} cannot open {checkpoint!r}: {first_line(error)}; {fix}.") from error
 
 
 def _check_share(name: str, value: float) -> None:

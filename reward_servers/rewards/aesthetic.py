@@ -19,7 +19,8 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.protocols import Scores
-from reward_servers.clip import Clip, Precision, check_media, check_options, first_line, masked
+from reward_servers.clip import Clip, Precision, check_media, check_options, masked
+from reward_servers.loading import first_line
 
 LAYERS = (0, 2, 4, 6, 7)  # of the published file; dropout stands at 1, 3 and 5, and no activation anywhere
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w.+-]+(?:/[\w.+-]+)*)")
