@@ -1,7 +1,8 @@
 """Claim work, sample it, publish it. Knows no reward, no objective, no Redis.
 
-One life of an order: take -> (load weights if the version moved) -> sample -> blobs, then message, then ack. A crash
-anywhere before the ack makes another actor sample the same group again, as another attempt.
+One life of an order: take -> (load weights if they are other ones) -> sample -> blobs, then message, then ack. A crash
+anywhere before the ack makes another actor sample the same group again, as another attempt. An order for weights of its
+own is sampled from those or not at all; any other from the newest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +29,13 @@ from common.types import GroupFailed, RolloutGroup, Stage, TensorRef, Transition
 
 MAX_ATTEMPTS = 3  # an order that failed or killed its actor this often ends as failed
 WEIGHTS_WAIT_S = 0.5
+GIVE_WAY_S = 0.05
+Role = Literal["actor", "evaluator"]
 log = logging.getLogger(__name__)
+
+
+def never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +48,14 @@ class ActorWiring:
     blobs: BlobStore
     weights: WeightSubscriber
     meter: Meter
+    give_way: Callable[[], bool] = never  # whether others should go first: then no order is taken
 
 
 class Actor:
-    """One rollout worker: a policy, a kernel, and the streams it stands between."""
+    """One rollout worker: a policy, a kernel, and the streams it stands between.
+
+    An evaluator is one too, whose ``work`` is the orders of evaluations alone; the role is what its time is counted as.
+    """
 
     def __init__(
         self,
@@ -54,6 +67,7 @@ class Actor:
         fingerprint: str,
         storage: torch.dtype,
         device: str,
+        role: Role = "actor",
         keep_x0: bool = False,
         batch_groups: int = 1,
         batch_samples: int = 1024,
@@ -64,10 +78,10 @@ class Actor:
         """
         self.name, self.policy, self.kernel, self.wiring = name, policy, kernel, wiring
         self.fingerprint, self.storage, self.device, self.keep_x0 = fingerprint, storage, device, keep_x0
-        self.batch_groups, self.batch_samples = batch_groups, batch_samples
+        self.batch_groups, self.batch_samples, self.role = batch_groups, batch_samples, role
         self.version = -1
         self._stopping: Callable[[], bool] = lambda: False
-        self.account = Account("actor", wiring.meter)
+        self.account = Account(role, wiring.meter)
         self.spent: dict[str, float] = {}  # a copy for other threads; the account belongs to the loop
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -83,15 +97,19 @@ class Actor:
     def run_once(self, wait_s: float) -> bool:
         """Handle the orders that are there, at most ``batch_groups``; whether there was one."""
         with self.account.part("back_pressure"):
+            if self.wiring.give_way():
+                time.sleep(min(wait_s, GIVE_WAY_S))
+                return False
             deliveries = self.wiring.work.take(self.batch_groups, wait_s)
         orders = [delivery for delivery in deliveries if self._acceptable(delivery)]
-        if orders:
-            self._handle(orders)
+        for version, same in groupby(orders, key=lambda delivery: _order(delivery).version):
+            self._handle(list(same), version)
         return bool(deliveries)
 
     def _acceptable(self, delivery: Delivery) -> bool:
         """Whether to sample it; otherwise it has been given up."""
         item = _order(delivery)
+        self._count_attempt(delivery.attempt)
         if item.fingerprint != self.fingerprint:
             self._give_up(delivery, f"made for recipe {item.fingerprint}, this actor runs {self.fingerprint}")
             return False
@@ -100,12 +118,23 @@ class Actor:
             return False
         return True
 
-    def _handle(self, orders: Sequence[Delivery]) -> None:
+    def _handle(self, orders: Sequence[Delivery], version: int | None) -> None:
+        """Sample the orders, all of one version; None is the newest."""
+        ready = True
         with self.account.part("weights"):
-            if not self._await_weights():
+            try:
+                if version is None:
+                    ready = self._await_newest()
+                else:
+                    self._load(version)
+            except WeightsLost as error:
                 for delivery in orders:
-                    self.wiring.work.hand_back(delivery)
+                    self._give_up(delivery, f"its weights are lost: {error}")
                 return
+        if not ready:
+            for delivery in orders:
+                self.wiring.work.hand_back(delivery)
+            return
         started = time.monotonic()
         with self.account.part("compute"):
             chain = self._denoise([_order(delivery) for delivery in orders])
@@ -130,22 +159,22 @@ class Actor:
         self.wiring.meter.add(metrics.SAMPLES, item.num_samples)
         self.wiring.meter.add(metrics.SAMPLING_S, sampling_s)
 
-    def _await_weights(self) -> bool:
-        """Sync, waiting for the learner or its successor to publish; False when told to stop meanwhile."""
+    def _await_newest(self) -> bool:
+        """Take up the newest version, waiting for the learner or its successor to publish; False when told to stop."""
         while not self._stopping():
             try:
-                self._sync()
+                version = self.wiring.weights.latest()
+                if version < 0:
+                    raise WeightsLost("no version is published")
+                self._load(version)
                 return True
             except WeightsLost as error:
                 log.info("waiting for weights: %s", error)
                 time.sleep(WEIGHTS_WAIT_S)
         return False
 
-    def _sync(self) -> None:
-        """Bring the policy to the newest published version, and prove that it arrived."""
-        version = self.wiring.weights.latest()
-        if version < 0:
-            raise WeightsLost("no version is published")
+    def _load(self, version: int) -> None:
+        """Bring the policy to that version, and prove that it arrived. Raises `WeightsLost` when it is not to be had."""
         if version == self.version:
             return
         started = time.monotonic()
@@ -153,11 +182,12 @@ class Actor:
         if canary is not None:
             self._check(canary, version)
         self.version = version
-        self.wiring.meter.set(metrics.WEIGHT_VERSION, version, role="actor")
-        self.wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role="actor")
+        self.wiring.meter.set(metrics.WEIGHT_VERSION, version, role=self.role)
+        self.wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role=self.role)
 
     def _check(self, canary: Canary, version: int) -> None:
         value = canary_log_prob(self.policy, self.kernel, self.device)
+        self.wiring.meter.set(metrics.CANARY, abs(value - canary.value) / canary.tolerance)
         if not abs(value - canary.value) <= canary.tolerance:
             raise WeightSyncFailed(
                 f"after loading version {version} the canary log-prob is {value:.7f}, but the learner computed "
@@ -223,7 +253,7 @@ class Actor:
     def _store(self, blob: str, parts: dict[str, Tensor | np.ndarray]) -> dict[str, TensorRef]:
         data, refs = tensors.pack(blob, parts)
         self.wiring.blobs.put(blob, data)
-        self.wiring.meter.add(metrics.BLOB_WRITTEN_BYTES, sum(ref.nbytes for ref in refs.values()), role="actor")
+        self.wiring.meter.add(metrics.BLOB_WRITTEN_BYTES, sum(ref.nbytes for ref in refs.values()), role=self.role)
         return refs
 
     def _store_recording(self, blob: str, recording: Recording) -> Transitions:
@@ -237,6 +267,11 @@ class Actor:
             states=refs["states"],
             log_probs=refs["log_probs"],
         )
+
+    def _count_attempt(self, attempt: int) -> None:
+        """Also the first, as none: a count that begins above 0 is no rise to a monitoring system."""
+        stream = "work" if self.role == "actor" else "evaluation"
+        self.wiring.meter.add(metrics.REDELIVERIES, float(attempt > 1), stream=stream)
 
     def _give_up(self, delivery: Delivery, reason: str) -> None:
         item = _order(delivery)

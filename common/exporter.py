@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+import re
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from socketserver import ThreadingMixIn
 from threading import Lock, Thread
 from types import TracebackType
-from wsgiref.simple_server import WSGIServer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_wsgi_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+    make_wsgi_app,
+)
+from prometheus_client.parser import text_string_to_metric_families
 
 from common.errors import ConfigError
 from common.metrics import ALL, LABEL_VALUES, Kind, Metric, check_call
@@ -17,14 +31,26 @@ from common.metrics import ALL, LABEL_VALUES, Kind, Metric, check_call
 # scrape without bound.
 MAX_OPEN_VALUES = 64
 
+# Of the process itself, beside what is declared; on Linux.
+PROCESS_METRICS = ("process_cpu_seconds_total", "process_resident_memory_bytes")
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+Page = Callable[[], tuple[str, bytes]]
+"""What a path answers: content type and body."""
+
 
 class PrometheusMeter:
-    """A `Meter` over one registry. Calls that do not fit a declaration raise ValueError. Thread-safe."""
+    """A `Meter` over one registry. Calls that do not fit a declaration raise ValueError. Thread-safe.
+
+    A metric is served from its first call on: a role shows what it does, not zeros of what others do.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         disable_created_metrics()  # the scrape's own time says as much, at half the series
         self.registry = registry if registry is not None else CollectorRegistry()
-        self._collectors = {metric: _collector(metric, self.registry) for metric in ALL}
+        ProcessCollector(registry=self.registry)
+        self._collectors: dict[Metric, Counter | Gauge | Histogram] = {}
         self._seen: dict[str, set[str]] = {label: set() for label, allowed in LABEL_VALUES.items() if allowed is None}
         self._lock = Lock()
 
@@ -41,29 +67,46 @@ class PrometheusMeter:
         assert isinstance(collector, Gauge)
         collector.set(value)
 
-    def serve(self, port: int = 0, host: str = "127.0.0.1") -> tuple[MetricsServer, int]:
-        """Answer ``GET /metrics`` from a daemon thread. Returns the server and its port; port 0 takes a free one.
+    def page(self) -> str:
+        """All of it as text, as ``GET /metrics`` answers."""
+        return generate_latest(self.registry).decode()
 
-        Metrics carry no secrets but name rewards and workers: listen beyond loopback only behind a network policy.
+    def serve(
+        self, port: int = 0, host: str = "127.0.0.1", pages: Mapping[str, Page] | None = None
+    ) -> tuple[MetricsServer, int]:
+        """Answer ``GET /metrics``, and ``pages`` by path, from daemon threads. Returns the server and its port.
+
+        Port 0 takes a free one. Metrics carry no secrets but name rewards and workers: listen beyond loopback only behind
+        a network policy.
         """
         try:
-            server, thread = start_wsgi_server(port, addr=host, registry=self.registry)
+            server = make_server(
+                host, port, _answering(make_wsgi_app(self.registry), pages or {}), _server(host), _Silent
+            )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 fix = "stop what listens there, or choose another port (0 takes a free one)"
             else:
                 fix = "choose an address of this machine and a port you may open (0 takes a free one)"
             raise ConfigError(f"cannot serve metrics on {host}:{port} ({error.strerror}); {fix}.") from error
+        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
         return MetricsServer(server, thread), server.server_port
 
     def _series(self, verb: str, metric: object, labels: Mapping[str, str]) -> Counter | Gauge | Histogram:
         declared = check_call(verb, metric, labels)
-        collector = self._collectors.get(declared)
-        if collector is None:
-            raise ValueError(f"{declared.name} is not in common.metrics.ALL; declare it in common/metrics.py.")
+        collector = self._collectors.get(declared) or self._first_call(declared)
         if not labels:
             return collector
         return collector.labels(**{label: self._bounded(label, value) for label, value in labels.items()})
+
+    def _first_call(self, declared: Metric) -> Counter | Gauge | Histogram:
+        if declared not in ALL:
+            raise ValueError(f"{declared.name} is not in common.metrics.ALL; declare it in common/metrics.py.")
+        with self._lock:
+            if declared not in self._collectors:
+                self._collectors[declared] = _collector(declared, self.registry)
+            return self._collectors[declared]
 
     def _bounded(self, label: str, value: str) -> str:
         seen = self._seen.get(label)
@@ -93,6 +136,84 @@ class MetricsServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+# ------------------------------------------------------------------------------------------ pages as text
+
+_SERIES = re.compile(r"([a-zA-Z_:][\w:]*)(\{?)")
+
+
+def merged(pages: Iterable[tuple[Mapping[str, str], str]]) -> str:
+    """Several processes' pages as one: each series gets the labels of its page, but for those that it has itself."""
+    families: dict[str, tuple[dict[str, str], list[str]]] = {}  # name -> HELP and TYPE, series: never torn apart
+    for labels, page in pages:
+        series: list[str] = []
+        for line in page.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                headings, series = families.setdefault(line.split(" ", 3)[2], ({}, []))
+                headings.setdefault(line[:6], line)
+            elif line and not line.startswith("#"):
+                series.append(_labelled(line, labels))
+    return "".join(f"{line}\n" for headings, rows in families.values() for line in (*headings.values(), *rows))
+
+
+def read(page: str) -> list[tuple[str, dict[str, str], float]]:
+    """(name, labels, value) of every series of a page."""
+    return [
+        (sample.name, dict(sample.labels), sample.value)
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    ]
+
+
+def _labelled(line: str, labels: Mapping[str, str]) -> str:
+    match = _SERIES.match(line)
+    assert match is not None, line
+    name, brace = match.groups()
+    rest = line[match.end() :]
+    own = f",{rest}" if brace else ""  # inside a quoted value a quote is escaped, so `,role="` can only begin a label
+    added = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items() if f',{key}="' not in own)
+    if not brace:
+        return f"{name}{{{added}}}{rest}" if added else line
+    return f"{name}{{{added}{',' if added else ''}{rest}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+# ------------------------------------------------------------------------------------------------- serving
+
+
+class _Silent(WSGIRequestHandler):
+    """A scrape every few seconds is no news."""
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+class _Threads(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+class _Threads6(_Threads):
+    address_family = socket.AF_INET6
+
+
+def _server(host: str) -> type[_Threads]:
+    return _Threads6 if ":" in host else _Threads
+
+
+def _answering(metrics: Callable[..., Any], pages: Mapping[str, Page]) -> Callable[..., Any]:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        page = pages.get(environ["PATH_INFO"])
+        if page is None:
+            return metrics(environ, start_response)
+        kind, body = page()
+        start_response("200 OK", [("Content-Type", kind), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return app
 
 
 def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:

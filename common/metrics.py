@@ -21,11 +21,12 @@ OTHER = "other"
 PARTS = ("compute", "wait_reward", "wait_data", "data", "weights", "back_pressure", "checkpoint")
 
 LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
-    "role": frozenset({"actor", "reward", "learner"}),
+    "role": frozenset({"actor", "evaluator", "reward", "learner", "driver"}),
     "part": frozenset({*PARTS, OTHER}),
     "ending": frozenset(ending.value for ending in Ending),
     "reward": None,
     "stream": None,
+    "reader": None,
     "reason": None,
     "version": None,
 }
@@ -110,24 +111,41 @@ GROUPS_ENDED = _counter("groups_ended", "", "Groups by ending; issued = in fligh
 GROUPS_IN_FLIGHT = _gauge("groups_in_flight", "", "Groups issued and not yet ended.")
 SAMPLES = _counter("samples", "", "Samples drawn by actors.")
 SAMPLING_S = _histogram("sampling_seconds", "seconds", "Time to sample one group.", _SECONDS)
+TRAINED_SAMPLES = _counter("trained_samples", "", "Samples of the iterations that the learner finished.")
 
 SCORING_S = _histogram("scoring_seconds", "seconds", "Time to score one batch.", _SECONDS, "reward")
 REWARD_DELAY_S = _histogram(
     "reward_delay_seconds", "seconds", "From a group's arrival at a reward server to its scoring.", _SECONDS, "reward"
 )
+SCORED_SAMPLES = _counter("scored_samples", "", "Samples that reward servers answered for, masked ones too.", "reward")
 REWARD_MEAN = _gauge("reward_mean", "", "Mean of the last trained batch, in the reward's own unit.", "reward")
+HELDOUT_MEAN = _gauge("heldout_reward_mean", "", "Mean of the newest evaluation on held-out prompts.", "reward")
 MASKED_SAMPLES = _counter("masked_samples", "", "Samples without a valid value.", "reward", "reason")
 
-QUEUE_BACKLOG = _gauge("queue_backlog_messages", "messages", "Messages not yet acknowledged.", "stream")
-QUEUE_AGE_S = _gauge("queue_age_seconds", "seconds", "Age of the oldest message not yet acknowledged.", "stream")
+QUEUE_BACKLOG = _gauge(
+    "queue_backlog_messages", "messages", "Messages this reader has not yet acknowledged.", "stream", "reader"
+)
+QUEUE_AGE_S = _gauge(
+    "queue_age_seconds",
+    "seconds",
+    "Age of the oldest message this reader has not yet acknowledged.",
+    "stream",
+    "reader",
+)
 REDELIVERIES = _counter("redeliveries", "", "Deliveries after the first attempt.", "stream")
-DEAD_LETTERS = _counter("dead_letters", "", "Messages moved to the dead-letter stream.", "reason")
+DEAD_LETTERS = _counter("dead_letters", "", "Messages of that stream given up, kept as dead letters.", "stream")
+REDIS_MEMORY_BYTES = _gauge("redis_memory_bytes", "bytes", "Memory that Redis uses, for all its users.")
+REDIS_LIMIT_BYTES = _gauge("redis_memory_limit_bytes", "bytes", "Memory that Redis may use; 0 where it has no limit.")
 BLOB_READ_BYTES = _counter("blob_read_bytes", "bytes", "Tensor bytes fetched.", "role")
 BLOB_WRITTEN_BYTES = _counter("blob_written_bytes", "bytes", "Tensor bytes stored.", "role")
 
 WEIGHT_VERSION = _gauge("weight_version", "", "Newest weight version in use.", "role")
 WEIGHT_SYNC_S = _histogram("weight_sync_seconds", "seconds", "Time to publish or load one version.", _SECONDS, "role")
+CANARY = _gauge(
+    "canary_tolerance_ratio", "ratio", "Canary log-prob here against the learner's, over what may be; above 1 it fails."
+)
 LAG = _gauge("lag_versions", "versions", "Largest age of the weights that sampled the last trained batch.")
+LAG_BOUND = _gauge("lag_bound_versions", "versions", "The largest age that the run allows.")
 
 UPDATES = _counter("updates", "", "Learner iterations finished.")
 OPTIMIZER_STEP_S = _histogram("optimizer_step_seconds", "seconds", "Time of one optimizer step.", _SECONDS)
@@ -137,8 +155,17 @@ RATIO_FIRST = _gauge(
 CLIP_FRACTION = _gauge("clipped_ratio", "ratio", "Share of probability ratios the last iteration clipped.")
 GRAD_NORM = _gauge("gradient_norm", "", "Gradient norm before clipping, last optimizer step.")
 LOSS = _gauge("loss", "", "Loss of the last iteration.")
+OVEROPTIMISATION_GAP = _gauge(
+    "overoptimisation_gap",
+    "",
+    "Held-out rise of the watched proxy less that of the truth, each in its first standard deviations.",
+)
 
 ROLE_S = _counter("role_seconds", "seconds", "Where a role's time goes; the parts add up to its life.", "role", "part")
+WORKERS = _gauge("workers", "", "Processes that serve metrics.", "role")
+WORKER_DEATHS = _counter("worker_deaths", "", "Processes that died and were replaced.", "role")
+RESERVED_CPUS = _gauge("reserved_cpus", "", "CPUs set aside for the role's processes.", "role")
+RESERVED_GPUS = _gauge("reserved_gpus", "", "GPUs set aside for the role's processes.", "role")
 BUILD_INFO = _gauge("build_info", "", "Always 1; the label says what runs.", "version")
 
 ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

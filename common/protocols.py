@@ -178,6 +178,9 @@ class Stream(Protocol):
     def backlog(self) -> tuple[int, float]:
         """(entries this group has not acknowledged or not yet been given, age in seconds of the oldest; 0 when none)."""
 
+    def outstanding(self) -> int:
+        """Entries that some group has not acknowledged, or that no group reads yet. 0: nobody works on anything put here."""
+
     def clear(self) -> None:
         """Forget all entries and pending deliveries; consumers go on with what comes next."""
 
@@ -215,6 +218,15 @@ class WeightPublisher(Protocol):
 
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor], canary: Canary | None) -> None:
         """Make ``version`` available. Everything is in place before the version pointer moves."""
+
+    def pin(self, version: int) -> None:
+        """Keep ``version`` to be loaded until `unpin`, however many follow it. Raises `WeightsLost` when it is gone.
+
+        Pins add up; they end with the publisher's process.
+        """
+
+    def unpin(self, version: int) -> None:
+        """Undo one `pin`: the version goes as soon as it is none of the newest."""
 
 
 class WeightSubscriber(Protocol):

@@ -85,7 +85,8 @@ class WorkItem:
     ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed:
     samples are derived from (seed, purpose, group, sample index), never from who samples them. ``record`` lists the
     indices of the denoising steps whose transitions are wanted; empty means only the final image matters.
-    ``task`` says what it is for, of what the run learns; only ``rewards`` measure it.
+    ``task`` says what it is for, of what the run learns; only ``rewards`` measure it. ``version`` names the weights that
+    it must be sampled from, and no others; None means the newest there are when an actor begins with it.
     """
 
     epoch: int
@@ -99,6 +100,7 @@ class WorkItem:
     draw: int
     record: tuple[int, ...]
     fingerprint: str
+    version: int | None = None
 
     def __post_init__(self) -> None:
         _check_size(self.prompts, self.samples_per_prompt)
@@ -233,7 +235,7 @@ class Report:
     Example: ``Report(kind="step", at_s=12.5, version=3, scalars={"reward/jpeg_size/mean": 0.41}, text="")``.
 
     ``scalars`` go by slash-separated names; ``at_s`` counts from the learner's start; ``version`` is the newest
-    published.
+    published, or for "eval" the one that was evaluated.
     """
 
     kind: str

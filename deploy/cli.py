@@ -11,11 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from common.errors import ConfigError, DroverError
 from deploy import catalogue
 from deploy.config import RunConfig
+
+if TYPE_CHECKING:
+    from deploy.results import Resume, RunFolder
+
+T = TypeVar("T")
 
 USAGE = """\
 drover: fine-tune diffusion models with reinforcement learning, on a laptop or a cluster
@@ -24,7 +29,12 @@ drover: fine-tune diffusion models with reinforcement learning, on a laptop or a
   drover train RECIPE [--option ...]  train; RECIPE is a name from that list or a file.py:function of yours
   drover train RECIPE --help          the recipe's parameters, with their defaults
   drover sample --model M --prompts P pictures from a pipeline folder or a run
-  drover status [--run NAME]          how runs stand or ended
+  drover status [RUN]                 how runs stand or ended
+  drover scale RUN --rollout 8        change the pools of a run while it runs
+  drover plan RUN                     which pools it should have, from what it measured
+  drover serve REWARD                 answer a reward over HTTP, for runs elsewhere
+  drover redis-user RUN               the Redis user that can do what a run needs, and no more
+  drover doctor [RECIPE]              check this machine, its Ray and Redis, and say what to mend
   drover bench [NAME] [--quick]       measure; in a checkout of the repository
 
 Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
@@ -39,8 +49,20 @@ class RunOptions:
     """Name of the run and of its folder; default: the recipe's name and the time."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
-    resume: bool = False
-    """Go on with the run of that name from its newest checkpoint."""
+    resume: str = ""
+    """Go on with the run of this name from its newest checkpoint."""
+    resume_if_begun: bool = False
+    """With --run-name: go on with the run of that name if it has begun, else begin it; for what starts the same command
+    again after a failure (a RayJob, systemd)."""
+    autoscale: tuple[str, ...] = ()
+    """POOL=LEAST:MOST for each pool whose size may follow its queue: rollout=1:8 image_reward=1:4."""
+    metrics_host: str = "127.0.0.1"
+    """Where metrics are served; 0.0.0.0 on a cluster whose Prometheus, or whose other nodes, shall reach them."""
+    metrics_port: int = 0
+    """Port of the driver, which tells Prometheus where every role's metrics are (deploy/prometheus/ looks at 9464); 0
+    takes a free one."""
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also write scalars and samples for these; WANDB_MODE=offline keeps W&B on this machine."""
     one_process: bool = False
     """All roles in this process, taking turns: no Ray, no Redis; for debugging and as the reference."""
     plain: bool = False
@@ -57,6 +79,11 @@ def main() -> None:
         "train": _train,
         "sample": _sample,
         "status": _status,
+        "scale": _scale,
+        "plan": _plan,
+        "serve": _serve,
+        "redis-user": _redis_user,
+        "doctor": _doctor,
         "bench": _bench,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -126,18 +153,26 @@ def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunCo
 
 def run(config: RunConfig, options: RunOptions) -> int:
     """Train and leave the run folder; the exit code."""
+    from deploy import sinks
+    from deploy.jobs import check_job
     from deploy.progress import progress_view
-    from deploy.results import RunFolder
+    from deploy.resuming import check_newest
 
     started = time.monotonic()
-    name = options.run_name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config.model.check()
-    folder = RunFolder.create(name, options.runs_dir, resume=options.resume)
+    if not options.one_process:
+        check_job(options.runs_dir)
+    folder = _open_folder(config, options)
+    if options.resume_if_begun and folder.finished:
+        print(folder.summary.read_text() if options.json else f"{folder.path} is finished")
+        return 0
+    check_newest(config, folder.checkpoints)
+    name = folder.path.name
     stopping = _stop_on_signals()
     view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
     try:
-        with view:
-            watcher = _train_in_place(config, folder, view, stopping, options, name)
+        with sinks.beside(view, options.log_to, folder, config) as told:
+            watcher = _train_in_place(config, folder, told, stopping, options, name)
     except Exception:
         folder.discard_unless_begun()
         raise
@@ -151,8 +186,23 @@ def run(config: RunConfig, options: RunOptions) -> int:
     return 0 if watcher.ended == "finished" else 130
 
 
+def _open_folder(config: RunConfig, options: RunOptions) -> RunFolder:
+    """The run's folder, new or taken up again. Raises `ConfigError`."""
+    from deploy.results import RunFolder
+
+    if options.resume and options.run_name not in ("", options.resume):
+        raise ConfigError(
+            f"--resume {options.resume} and --run-name {options.run_name}: a run keeps its name; drop one"
+        )
+    if options.resume_if_begun and not options.run_name:
+        raise ConfigError("--resume-if-begun needs the run's name; pass --run-name")
+    name = options.resume or options.run_name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    how: Resume = "must" if options.resume else "may" if options.resume_if_begun else "never"
+    return RunFolder.create(name, options.runs_dir, resume=how)
+
+
 def _train_in_place(
-    config: RunConfig, folder: Any, view: Any, stopping: Callable[[], bool], options: RunOptions, name: str
+    config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions, name: str
 ) -> Any:
     if options.one_process:
         from common.metrics import NullMeter
@@ -160,8 +210,10 @@ def _train_in_place(
 
         return local.train(config, folder, view, NullMeter(), stopping)
     from deploy import cluster
+    from deploy.monitor import Listen
 
-    return cluster.train(config, folder, view, stopping, run=name)
+    metrics = Listen(options.metrics_host, options.metrics_port)
+    return cluster.train(config, folder, view, stopping, run=name, autoscale=options.autoscale, metrics=metrics)
 
 
 class _Silent:
@@ -205,24 +257,57 @@ def _say(summary: dict[str, Any], folder: Path) -> None:
         if (folder / path).exists():
             print(f"  {folder / path}")
     if summary["ended"] != "finished":
-        print(f"stopped early; go on with: drover train {summary['recipe']} --run-name {summary['run']} --resume")
+        print(f"stopped early; go on with the same command and --resume {summary['run']}")
 
 
 def _sample(arguments: list[str]) -> int:
-    import tyro
-
     from deploy.sampling import SampleOptions, draw
 
-    print(draw(tyro.cli(SampleOptions, prog="drover sample", args=arguments)))
+    print(draw(_options(SampleOptions, "sample", arguments)))
     return 0
 
 
 def _status(arguments: list[str]) -> int:
+    from deploy import status
+
+    return status.run(_options(status.StatusOptions, "status", arguments))
+
+
+def _scale(arguments: list[str]) -> int:
+    from deploy import scaling
+
+    return scaling.run(_options(scaling.ScaleOptions, "scale", arguments))
+
+
+def _plan(arguments: list[str]) -> int:
+    from deploy import plan
+
+    return plan.run(_options(plan.PlanOptions, "plan", arguments))
+
+
+def _serve(arguments: list[str]) -> int:
+    from deploy import serve
+
+    return serve.run(_options(serve.ServeOptions, "serve", arguments))
+
+
+def _redis_user(arguments: list[str]) -> int:
+    from deploy import redis_user
+
+    return redis_user.run(_options(redis_user.RedisUserOptions, "redis-user", arguments))
+
+
+def _doctor(arguments: list[str]) -> int:
+    from deploy import doctor
+
+    return doctor.run(_options(doctor.DoctorOptions, "doctor", arguments))
+
+
+def _options(kind: type[T], command: str, arguments: list[str]) -> T:
+    """The command's options. Exits with help or usage errors as tyro prints them."""
     import tyro
 
-    from deploy.status import StatusOptions, show
-
-    return show(tyro.cli(StatusOptions, prog="drover status", args=arguments))
+    return tyro.cli(kind, prog=f"drover {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _bench(arguments: list[str]) -> int:

@@ -11,58 +11,83 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from math import ceil
 
-from common.errors import ConfigError, DroverError
+from common.errors import ConfigError
 from common.transport import keys
 from common.types import Report
 from common.weights.object_store import start_directory
 from deploy.config import RunConfig
 from deploy.connection import Connection, redis_url
+from deploy.driver import Driver, backlogs
 from deploy.environments import sweep
 from deploy.learner_group import LearnerGroup
-from deploy.pools import Place, Pools, places
+from deploy.monitor import Listen, Monitor
+from deploy.pools import Pools
 from deploy.progress import Progress
 from deploy.results import RunFolder
 from deploy.roles import Streams
+from deploy.scaling import Scaling, bounds
 from deploy.watch import Watcher
+from deploy.worker import Pool, pools_of
 
 RAY_ADDRESS = "RAY_ADDRESS"
 NAMESPACE = "drover"  # names inside it carry the run's
 ANSWER_S = 5.0  # what a cluster gets to accept a connection
-LOOK_S = 2.0  # how often the driver looks at its workers
 
 
-def train(config: RunConfig, folder: RunFolder, view: Progress, stopping: Callable[[], bool], *, run: str) -> Watcher:
-    """Run the service to the end, or until ``stopping``. What was started is stopped, however it ends."""
+def train(
+    config: RunConfig,
+    folder: RunFolder,
+    view: Progress,
+    stopping: Callable[[], bool],
+    *,
+    run: str,
+    autoscale: Sequence[str] = (),
+    metrics: Listen,
+) -> Watcher:
+    """Run the service to the end, or until ``stopping``. What was started is stopped, however it ends.
+
+    ``autoscale``: see `deploy.scaling.bounds`.
+    """
     with ExitStack() as stack:  # left in reverse order
         # Folders of the same name may be run at once, on one Redis and one Ray: the token keeps them apart.
-        connection = Connection(f"{run}.{secrets.token_hex(4)}", stack.enter_context(redis_url()))
+        connection = Connection(
+            f"{run}.{secrets.token_hex(4)}", stack.enter_context(redis_url()), metrics_host=metrics.host
+        )
         broker = connection.open()
         stack.callback(broker.close)
         stack.callback(broker.forget)
         streams = Streams(broker, config)
         watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
+        monitor = stack.enter_context(Monitor(broker, streams, folder, listen=metrics, run=run))
 
         def tell(kind: str, text: str) -> None:
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
         tell("phase", "starting Ray")
+        stack.enter_context(_ray(config))
         gpus = _gpus_each(config)
-        wanted = places(config, gpus=gpus)
-        learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
-        stack.enter_context(_ray(config, wanted, gpus))
+        wanted = pools_of(config, gpus=gpus)
+        if RAY_ADDRESS in os.environ:
+            _check_resources(config, wanted, gpus)
+        bounded = bounds(autoscale, [pool.name for pool in wanted])
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
-        pools = Pools(config, connection, wanted, on_event=lambda text: tell("event", text))
+        pools = Pools(
+            config, connection, wanted, claim_cpus=RAY_ADDRESS in os.environ, on_event=lambda text: tell("event", text)
+        )
+        learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
         pools.start()
         _await_environments(pools, tell, stopping)
         learner.start()
-        _drive(pools, learner, watcher, folder, stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
+        scaling = Scaling(folder.path, bounded)
+        stack.callback(scaling.close)
+        driver = Driver(config, pools, learner, watcher, monitor, scaling, backlogs(streams, broker, wanted))
+        driver.run(stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
         del directory
         return watcher
 
@@ -80,37 +105,8 @@ def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping
         pools.look()
 
 
-def _drive(
-    pools: Pools,
-    learner: LearnerGroup,
-    watcher: Watcher,
-    folder: RunFolder,
-    stopping: Callable[[], bool],
-    stop: Callable[[], None],
-) -> None:
-    """Show progress until the learner is done. Raises what made the run fail."""
-    asked, looked = False, 0.0
-    targets: dict[str, str] = {}
-    while learner.running:
-        watcher.poll(0.3)
-        if watcher.failure is not None:
-            raise DroverError("; ".join([watcher.failure, *pools.troubles()]))
-        if stopping() and not asked:
-            asked = True
-            stop()
-        if time.monotonic() - looked > LOOK_S:
-            looked = time.monotonic()
-            pools.look()
-            watcher.extra = pools.scalars()
-            found = pools.targets() | watcher.ranks
-            if targets != found:
-                targets = found
-                folder.note_metrics(targets)
-    watcher.poll(0.0)
-
-
 @contextmanager
-def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
+def _ray(config: RunConfig) -> Iterator[None]:
     """Join the Ray we run under, else start one for this run alone."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -118,19 +114,16 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
     import ray
 
     asks_to_stop = signal.getsignal(signal.SIGTERM)
-    pools = config.pools
     own_session = ""
-    cpus = ceil(pools.learner_ranks * pools.learner_threads + sum(place.cpus for place in wanted))
     if RAY_ADDRESS in os.environ:
-        _check_answers(os.environ[RAY_ADDRESS])
+        check_answers(os.environ[RAY_ADDRESS])
         ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False, logging_level="error")
-        _check_resources({"CPU": cpus, "GPU": pools.learner_ranks * gpus + sum(place.gpus for place in wanted)})
     else:
-        # Logical CPUs: the roles of a laptop share its cores, and Ray must not refuse to place them.
+        # The roles of a laptop share its cores: workers ask for none, so that Ray refuses none that a run is scaled to.
         context = ray.init(
             address="local",
             namespace=NAMESPACE,
-            num_cpus=max(cpus, os.cpu_count() or 1),
+            num_cpus=max(config.pools.learner_ranks * config.pools.learner_threads, os.cpu_count() or 1),
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
@@ -145,7 +138,7 @@ def _ray(config: RunConfig, wanted: list[Place], gpus: float) -> Iterator[None]:
             sweep(own_session)
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
     """Raises `ConfigError` when nobody listens at HOST:PORT, which Ray itself would try for many minutes."""
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdigit() or "/" in host:
@@ -158,11 +151,15 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _check_resources(wanted: dict[str, float]) -> None:
-    """Raises `ConfigError` when the cluster can never place the run."""
+def _check_resources(config: RunConfig, pools: Sequence[Pool], gpus: float) -> None:
+    """Raises `ConfigError` when the cluster has not what the run asks for at first."""
     import ray
 
-    have = ray.cluster_resources()
+    ranks, have = config.pools.learner_ranks, ray.cluster_resources()
+    wanted = {
+        "CPU": ranks * config.pools.learner_threads + sum(pool.size * pool.cpus for pool in pools),
+        "GPU": ranks * gpus + sum(pool.size * pool.gpus for pool in pools),
+    }
     for name, count in wanted.items():
         if have.get(name, 0) < count:
             raise ConfigError(
@@ -173,11 +170,14 @@ def _check_resources(wanted: dict[str, float]) -> None:
 
 def _gpus_each(config: RunConfig) -> float:
     """GPUs of every actor and learner rank: a whole one on a cluster, equal shares where one machine has too few."""
+    import ray
     import torch
 
+    if RAY_ADDRESS in os.environ:  # the driver's own node may have none
+        return float(ray.cluster_resources().get("GPU", 0) > 0)
     count, sharers = torch.cuda.device_count(), config.pools.actors + config.pools.learner_ranks
-    if count == 0 or RAY_ADDRESS in os.environ:
-        return float(count > 0)
+    if count == 0:
+        return 0.0
     if count < sharers and config.pools.learner_ranks > 1:
         raise ConfigError(
             f"{config.pools.learner_ranks} learner ranks cannot share GPUs with {config.pools.actors} actors: this machine "

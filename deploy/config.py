@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, get_args
 
 from common.errors import ConfigError
 from common.protocols import Kernel, Reward
@@ -19,6 +19,12 @@ from learner.pretraining import Pretraining
 from learner.step import OptimizerSpec
 from learner.tasks import Order, RecordSteps, Task
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "storage": ("float32", "float16"),
+    "weights": ("float32", "bfloat16"),
+    "reduction": ("mean", "sum"),
+    "updates_by": get_args(By),
+}
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # nats; rounding to bfloat16 moves the prediction itself
 
 
@@ -27,20 +33,26 @@ class Pools:
     """How many processes of each role, and how many CPU threads each of them computes with."""
 
     actors: int = 1
+    evaluators: int = 0  # processes as large as an actor's that do evaluations alone; 0: the actors do them
     actor_groups: int = 1  # orders an actor samples in one batch; 1 gives the same bits whatever waits together
     actor_samples: int = 1024  # samples that go through an actor's model at once; bounds its memory
     reward_servers: int = 1  # processes of each reward
     reward_gpus: float = 0.0  # GPUs of each of them, also shares of one; 0: they compute on the CPU
     share_rewards: bool = False  # rewards without packages of their own live in the same processes: less memory
+    reward_batch: int = 64  # samples of one call of a reward; a group that is larger is scored alone
+    reward_deadline_s: float = 0.0  # a call that takes longer is left behind and its samples masked; 0: none may hang
     reward_loops: int = 1  # scoring loops in each of them; more suit a reward that waits rather than computes
     learner_ranks: int = 1
     actor_threads: int = 1
     learner_threads: int = 1
 
     def __post_init__(self) -> None:
-        counts = [getattr(self, field.name) for field in fields(self) if field.type == "int"]
-        if min(counts) < 1 or self.reward_gpus < 0:
-            raise ConfigError(f"every pool needs at least one process and one thread, got {self}")
+        counts = {field.name: getattr(self, field.name) for field in fields(self) if field.type == "int"}
+        spare = counts.pop("evaluators")
+        if min(counts.values()) < 1 or spare < 0 or self.reward_gpus < 0:
+            raise ConfigError(f"every pool needs at least one process, one thread and one sample of a call, got {self}")
+        if not (math.isfinite(self.reward_deadline_s) and self.reward_deadline_s >= 0):
+            raise ConfigError(f"reward_deadline_s is seconds, or 0 for none; got {self.reward_deadline_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +96,9 @@ class RunConfig:
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards share a name: {names}; give one of them another")

@@ -6,13 +6,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 
+from common import metrics, secrets
+from common.errors import ConfigError
 from common.protocols import Meter
-from common.transport.connection import connect
+from common.transport.connection import complete, connect
 from common.transport.embedded import EmbeddedRedis
 from common.transport.redis_broker import RedisBroker
 
 REDIS_URL = "DROVER_REDIS_URL"
+REDIS_PASSWORD = "DROVER_REDIS_PASSWORD"  # or DROVER_REDIS_PASSWORD_FILE, a file's path
+REDIS_CA = "DROVER_REDIS_CA"  # path of the CA's certificate, the same on every node
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,7 @@ class Connection:
 
     run: str
     redis_url: str = field(repr=False)
+    metrics_host: str = LOOPBACK  # where its processes serve their metrics
 
     @property
     def directory(self) -> str:
@@ -32,10 +41,21 @@ class Connection:
         return RedisBroker(self.redis_url, self.run)
 
 
+def own_redis_url() -> str:
+    """The Redis that the environment names, its password and CA in the URL; "" without one. Never show it unmasked."""
+    url, ca = os.environ.get(REDIS_URL, ""), os.environ.get(REDIS_CA, "")
+    if not url:
+        return ""
+    if ca and not Path(ca).is_file():
+        raise ConfigError(f"{REDIS_CA} names the file {ca!r}, which is not there; give the path of the CA's certificate")
+    ca = str(Path(ca).resolve()) if ca else ""  # roles work in other folders
+    return complete(url, password=secrets.from_environment(REDIS_PASSWORD), ca=ca)
+
+
 @contextmanager
 def redis_url() -> Iterator[str]:
     """The Redis that DROVER_REDIS_URL names, else an embedded one that lives as long as the block."""
-    url = os.environ.get(REDIS_URL)
+    url = own_redis_url()
     if url:
         connect(url).close()  # fails here, with the remedy, rather than in every role
         yield url
@@ -44,10 +64,20 @@ def redis_url() -> Iterator[str]:
         yield server.url
 
 
-def serve_metrics() -> tuple[Meter, str]:
-    """This process's meter, and the address on loopback where Prometheus finds it."""
+def serve_metrics(host: str = LOOPBACK) -> tuple[Meter, str]:
+    """This process's meter, and the HOST:PORT where Prometheus and the driver find it."""
     from common.exporter import PrometheusMeter
 
     meter = PrometheusMeter()
-    _, port = meter.serve()
-    return meter, f"127.0.0.1:{port}"
+    _, port = meter.serve(host=host)
+    meter.set(metrics.BUILD_INFO, 1, version=version("drover"))
+    return meter, address(host, port)
+
+
+def address(host: str, port: int) -> str:
+    """What others call a port that listens on ``host``: by this node's own address where that is all of them."""
+    if host in EVERYWHERE:
+        from ray.util import get_node_ip_address
+
+        host = get_node_ip_address()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -14,12 +14,16 @@ PACE_UPDATES = 10  # the time to go follows the pace of this many last updates
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """One evaluation. ``when`` is "before", "during" or "after"; ``means`` and ``counts`` are by reward name."""
+    """One evaluation. ``when`` is "before", "during" or "after"; ``means`` and ``counts`` are by reward name.
+
+    ``watched`` is what a watch over a proxy found: `learner.overoptimisation.Verdict.hear`.
+    """
 
     when: str
     update: int
     means: Mapping[str, float]
     counts: Mapping[str, float]
+    watched: Mapping[str, float]
 
 
 @dataclass(slots=True)
@@ -61,7 +65,8 @@ class History:
             self._meet(by_name(report, "reward/", "/mean"))
         elif report.kind == "eval":
             means = by_name(report, "heldout/", "/mean")
-            self.evals.append(HeldOut(report.text, update_index(report), means, by_name(report, "heldout/", "/count")))
+            counts, watched = by_name(report, "heldout/", "/count"), by_name(report, "overoptimisation/")
+            self.evals.append(HeldOut(report.text, update_index(report), means, counts, watched))
             self._meet(means)
         elif report.kind == "event":
             self.events.append(report)
@@ -76,19 +81,15 @@ class History:
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """(update indices, finite values) of one scalar of the updates."""
-        points = [
-            (update_index(report), report.scalars[name])
-            for report in self.updates
-            if math.isfinite(report.scalars.get(name, math.nan))
-        ]
-        return [x for x, _ in points], [y for _, y in points]
+        return _finite((update_index(report), report.scalars.get(name, math.nan)) for report in self.updates)
 
     def held_out(self, reward: str) -> tuple[list[int], list[float]]:
         """(update indices, finite means) of one reward's evaluations, in order."""
-        points = [
-            (held.update, held.means[reward]) for held in self.evals if math.isfinite(held.means.get(reward, math.nan))
-        ]
-        return [x for x, _ in points], [y for _, y in points]
+        return _finite((held.update, held.means.get(reward, math.nan)) for held in self.evals)
+
+    def watched(self, what: str) -> tuple[list[int], list[float]]:
+        """(update indices, finite values) of "truth", "proxy" or their "gap" at the evaluations, in order."""
+        return _finite((held.update, held.watched.get(what, math.nan)) for held in self.evals)
 
     def to_go_s(self) -> float | None:
         """Seconds from the newest update to the last one, at the recent pace. None while no pace is known."""
@@ -106,6 +107,12 @@ class History:
 
     def _meet(self, names: Iterable[str]) -> None:
         self.rewards += [name for name in names if name not in self.rewards]
+
+
+def _finite(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """The points whose value is finite, as two columns."""
+    kept = [point for point in points if math.isfinite(point[1])]
+    return [x for x, _ in kept], [y for _, y in kept]
 
 
 def update_index(report: Report) -> int:

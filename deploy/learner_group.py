@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common import log as logs
-from common.errors import DroverError
+from common.errors import BlobMissing, DroverError
 from common.tensors import DTYPES
 from common.transport.broker import Broker
 from common.types import Report
 from common.weights.object_store import ObjectStorePublisher, find_directory
 from deploy.config import RunConfig
 from deploy.connection import Connection, serve_metrics
-from deploy.pools import cause
+from deploy.discovery import Endpoint
+from deploy.pools import NODE_SHARE, cause
 from deploy.roles import Streams, build_learner, use_threads
 
-RESTARTS = 3  # times a dead group is started again, from its newest checkpoint
+GROUP = "learner"  # the custom resource that marks the nodes meant for it
+RESTARTS = 3  # times a dead group is started again, from its newest checkpoint, without a newer one since
+NOTICE = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the death of a rank is seen
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # that a rank may not answer: then it hangs, and is replaced
+}
 
 
 class LearnerGroup:
@@ -24,6 +32,7 @@ class LearnerGroup:
 
     def __init__(self, config: RunConfig, connection: Connection, folder: Path, *, gpus: float) -> None:
         self._given = {"config": config, "connection": connection, "folder": str(folder.resolve()), "gpus": gpus}
+        self._cpus, self._gpus = float(config.pools.learner_threads), gpus
         self._end: Any = None
 
     def start(self) -> None:
@@ -47,6 +56,10 @@ class LearnerGroup:
             raise DroverError(f"the learner failed: {cause(error)}") from error
         return False
 
+    def endpoints(self, ranks: Mapping[str, str]) -> dict[str, Endpoint]:
+        """Rank -> where its metrics are (``ranks`` has the addresses) and what is set aside for it."""
+        return {name: Endpoint("learner", address, self._cpus, self._gpus) for name, address in ranks.items()}
+
     def stop(self) -> None:
         """End the ranks where they stand, unless they are done."""
         import ray
@@ -56,26 +69,58 @@ class LearnerGroup:
 
 
 def fit(given: dict[str, Any]) -> None:
-    """Run the group to its end, starting it again when a rank dies."""
+    """Run the group to its end, starting it again when a rank dies: for ever, as long as it gets on between its deaths."""
+    from ray.train import TrainingFailedError
+
+    for name, value in NOTICE.items():
+        os.environ.setdefault(name, value)
+    while True:
+        before = _newest_checkpoint(given)
+        try:
+            _trainer(given).fit()
+            return
+        except TrainingFailedError:
+            if _newest_checkpoint(given) == before:
+                raise
+
+
+def _newest_checkpoint(given: dict[str, Any]) -> str:
+    """Its name, "" before the first."""
+    found = (Path(given["folder"]) / "checkpoints").glob("update-*")
+    return max((path.name for path in found if path.suffix != ".partial"), default="")
+
+
+def _trainer(given: dict[str, Any]) -> Any:
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     pools, gpus = given["config"].pools, given["gpus"]
-    TorchTrainer(
+    return TorchTrainer(
         learn,
         train_loop_config=given,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=pools.learner_ranks,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": pools.learner_threads, **({"GPU": gpus} if gpus else {})},
+            resources_per_worker=rank_resources(pools.learner_threads, gpus, set(ray.cluster_resources())),
         ),
         run_config=RunConfig(
             name="ray_train",
             storage_path=given["folder"],
             failure_config=FailureConfig(max_failures=RESTARTS),
         ),
-    ).fit()
+    )
+
+
+def rank_resources(threads: int, gpus: float, offered: set[str]) -> dict[str, float]:
+    """What Ray is asked for, for each rank: on the nodes marked `learner` where the cluster has such nodes."""
+    asked: dict[str, float] = {"CPU": threads}
+    if gpus:
+        asked["GPU"] = gpus
+    if GROUP in offered:
+        asked[GROUP] = NODE_SHARE
+    return asked
 
 
 def learn(given: dict[str, Any]) -> None:
@@ -88,7 +133,7 @@ def learn(given: dict[str, Any]) -> None:
     rank = dist.get_rank()
     logs.configure(f"learner-{rank}", connection.run)
     use_threads(config.pools.learner_threads)
-    meter, address = serve_metrics()
+    meter, address = serve_metrics(connection.metrics_host)
     publisher = None
     if rank == 0:
         publisher = ObjectStorePublisher(find_directory(connection.directory), DTYPES[config.weights])
@@ -97,6 +142,8 @@ def learn(given: dict[str, Any]) -> None:
     _say(config, broker, "joined", f"learner-{rank} {address}")
     try:
         build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device).run()
+    except BlobMissing:
+        raise  # Redis lost what was being learned from: Ray Train starts all ranks again, from the newest checkpoint
     except DroverError as error:
         # Said before it is raised: the driver ends the run at once, where Ray Train would try the same again.
         _say(config, broker, "failed", str(error))

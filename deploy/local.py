@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from deploy.watch import Watcher
 def train(config: RunConfig, folder: RunFolder, view: Progress, meter: Meter, stopping: Callable[[], bool]) -> Watcher:
     """Run to the end, or until ``stopping``. The watcher knows how it ended."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = replace(config, pools=replace(config.pools, evaluators=0))  # the one actor there is does everything
     use_threads(config.pools.learner_threads)
     broker, weights = MemoryBroker("local"), MemoryWeights(DTYPES[config.weights])
     streams = Streams(broker, config)

@@ -28,11 +28,8 @@ class Model(Protocol):
     def build(self, device: str) -> Policy:
         """The policy with its initial weights, the same on every role and rank. Raises `ConfigError`."""
 
-    def save(self, weights: Mapping[str, Tensor], folder: Path, *, suffix: str = "") -> Path:
-        """Write the fine-tuned model in its ecosystem's own format; the folder or file written.
-
-        ``suffix`` ends its name, so that results of one run lie side by side: "_ema" for averaged weights.
-        """
+    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
+        """Write the fine-tuned model in its ecosystem's own format; the folder or file written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +61,15 @@ class StableDiffusionModel:
         policy = self._unguided(device)
         return policy if self.guidance == 1 else Guided(policy, self.guidance)
 
-    def save(self, weights: Mapping[str, Tensor], folder: Path, *, suffix: str = "") -> Path:
+    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
         """``pipeline/`` for plain diffusers, or ``lora/`` for its ``load_lora_weights``."""
         policy = self._unguided("cpu")
         _bind(weights, policy)
         if self.lora is not None:
-            written = folder / f"lora{suffix}"
-            save_lora(policy, written)
+            written = folder / "lora"
+            save_lora(policy, written, base=self.checkpoint)
         else:
-            written = folder / f"pipeline{suffix}"
+            written = folder / "pipeline"
             policy.save_pipeline(written)
         return written
 
@@ -92,10 +89,10 @@ class ToyModel:
     def build(self, device: str) -> Policy:
         return ToyChain(device)
 
-    def save(self, weights: Mapping[str, Tensor], folder: Path, *, suffix: str = "") -> Path:
+    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
         from safetensors.torch import save_file
 
-        path = folder / f"toy{suffix}.safetensors"
+        path = folder / "toy.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
         return path
 

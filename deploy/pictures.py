@@ -42,15 +42,18 @@ def curves_png(history: History, *, title: str) -> bytes:
     figure = _figure(*CURVES_PX)
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08)
     figure.suptitle(title, fontsize=16, fontweight="bold", parse_math=False)
-    rewards_rows = 1 if len(history.rewards) <= 4 else 2
+    names, watched = history.rewards or [""], bool(history.watched("gap")[1])
+    rewards_rows = 1 if len(names) + watched <= 4 else 2
     grid = figure.add_gridspec(3, 1, height_ratios=(1.2 * rewards_rows, 1, 1))
     rewards, health, times = (figure.add_subfigure(grid[row]) for row in range(3))
-    columns = max(1, math.ceil(len(history.rewards) / rewards_rows))
+    columns = math.ceil((len(names) + watched) / rewards_rows)
     axes = list(np.ravel(rewards.subplots(rewards_rows, columns)))
-    for ax, name in zip(axes, history.rewards or [""], strict=False):
+    for ax, name in zip(axes, names, strict=False):
         _reward_panel(ax, history, name)
-    for ax in axes[len(history.rewards or [""]) :]:
+    for ax in axes[len(names) :]:
         ax.set_axis_off()
+    if watched:
+        _watch_panel(axes[len(names)], history)
     _health_panels(list(health.subplots(1, 5)), history)
     _time_panels(list(times.subplots(1, len(ROLES))), history)
     return _png(figure)
@@ -68,6 +71,20 @@ def _reward_panel(ax: Axes, history: History, name: str) -> None:
     if held:
         ax.plot(held_x, held, ":", color=RED, marker="D", markersize=7, linewidth=1.5, label="held-out mean")
     _finish(ax, history, bool(mean or held))
+
+
+def _watch_panel(ax: Axes, history: History) -> None:
+    """Truth and proxy at the evaluations, each from its first one on in its own standard deviations; and how far they part."""
+    ax.set_axis_on()
+    _dress(ax, "over-optimisation, std. dev.")
+    for what, colour, marker in (("proxy", ORANGE, "s"), ("truth", GREEN, "o"), ("gap", RED, "D")):
+        x, y = history.watched(what)
+        label = "proxy less truth" if what == "gap" else f"held-out {what}"
+        ax.plot(
+            x, y, ":" if what == "gap" else "-", color=colour, marker=marker, markersize=5, linewidth=1.5, label=label
+        )
+    ax.axhline(0.0, color="black", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    _finish(ax, history, True)
 
 
 def _health_panels(axes: Sequence[Axes], history: History) -> None:

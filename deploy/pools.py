@@ -1,233 +1,280 @@
-"""The pools of actors and reward servers as Ray actors: placed, watched, replaced when they die, stopped in order."""
+"""The pools of actors and reward servers as Ray actors: placed, watched, resized, replaced when they die or hang, stopped."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-from actors.worker import Actor
-from common import log as logs
 from common.errors import DroverError
-from common.weights.object_store import ObjectStoreSubscriber, find_directory
 from deploy.config import RunConfig
-from deploy.connection import Connection, serve_metrics
-from deploy.environments import failure, packages_of, runtime_env
-from deploy.roles import build_actor, build_reward_server, use_threads
-from reward_servers.server import RewardServer
+from deploy.connection import Connection
+from deploy.discovery import Endpoint
+from deploy.environments import failure, runtime_env
+from deploy.worker import Place, Pool, Worker
 
 DESCRIBE_S = 5.0  # what workers get to answer a last question
 STOP_S = 15.0  # what workers get to finish what they hold
-REWARD_CPUS = 0.1  # Ray's share of a reward server on the CPU; it sleeps most of the time
+WEDGED_S = 20.0  # a worker that was well and has not answered for so long is replaced
+DEAD_S = 60.0  # a pool that was well and of which no worker has answered for so long ends the run,
+DEAD_STARTS = 3  # or for as many times what it took to start: a large model takes minutes to load again
+NODE_SHARE = 0.001  # of a node's mark: it says where to be, not how many fit
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One process: its role, its rewards if it serves some, what it may use, and the packages of its own environment."""
+@dataclass(slots=True)
+class _Member:
+    """One worker as the driver knows it."""
 
-    name: str
-    role: str  # "actor" or "reward"
-    rewards: tuple[str, ...]
-    threads: int
-    gpus: float
-    packages: tuple[str, ...] = ()  # none: it shares drover's
-
-    @property
-    def pools(self) -> tuple[str, ...]:
-        """The scalars that count the pools it is in."""
-        return ("pool/rollout",) if self.role == "actor" else tuple(f"pool/reward/{name}" for name in self.rewards)
+    place: Place
+    handle: Any
+    end: Any  # future of its `run`
+    asked: Any = None  # future of its `describe`
+    asked_s: float = 0.0
+    known: dict[str, Any] = field(default_factory=dict)  # its newest description
+    answering: bool = False  # it has answered since it last (re)started
+    leaves_by_s: float | None = None  # told to go; ended by force then
 
     @property
-    def cpus(self) -> float:
-        """What Ray is asked for."""
-        return float(self.threads) if self.role == "actor" else REWARD_CPUS
-
-
-def places(config: RunConfig, *, gpus: float) -> list[Place]:
-    """Every worker of the run, rewards first: they have the least to load."""
-    pools = config.pools
-    servers = [
-        Place(f"{name}-{i}", "reward", rewards, 1, pools.reward_gpus, packages)
-        for name, rewards, packages in _served(config)
-        for i in range(pools.reward_servers)
-    ]
-    return servers + [Place(f"actor-{i}", "actor", (), pools.actor_threads, gpus) for i in range(pools.actors)]
-
-
-Served = tuple[str, tuple[str, ...], tuple[str, ...]]
-
-
-def _served(config: RunConfig) -> list[Served]:
-    """(name, rewards, packages) of each kind of reward process."""
-    own: list[Served] = [(reward.name, (reward.name,), packages_of(reward)) for reward in config.rewards]
-    if not config.pools.share_rewards:
-        return own
-    together = tuple(name for name, _, packages in own if not packages)
-    alone = [kind for kind in own if kind[2]]
-    return [("-".join(together) if len(together) == 1 else "rewards", together, ()), *alone] if together else alone
-
-
-class Worker:
-    """The process of an actor or of a reward server. `run` blocks; the other calls answer beside it.
-
-    When the process dies, Ray starts another one and calls `run` again; what the dead one held is claimed by whoever
-    is first once its lease ends.
-    """
-
-    def __init__(self, place: Place, config: RunConfig, connection: Connection) -> None:
-        logs.configure(place.name, connection.run)
-        use_threads(place.threads)
-        meter, self._metrics = serve_metrics()
-        self._broker, self._stop = connection.open(), threading.Event()
-        self._loops: list[Actor | RewardServer]
-        if place.role == "actor":
-            weights = ObjectStoreSubscriber(find_directory(connection.directory))
-            device = "cuda" if place.gpus else "cpu"
-            self._loops = [build_actor(config, self._broker, weights, meter, name=place.name, device=device)]
-        else:
-            device = "cuda" if place.gpus else "cpu"
-            self._loops = [
-                build_reward_server(config, reward, self._broker, meter, name=f"{place.name}.{i}", device=device)
-                for reward in place.rewards
-                for i in range(config.pools.reward_loops)
-            ]
-
-    def run(self) -> None:
-        """Work until `stop`. A loop that fails stops the others, and its error is raised."""
-        with ThreadPoolExecutor(len(self._loops)) as threads:
-            ends = [threads.submit(loop.run, self._stop.is_set) for loop in self._loops]
-            wait(ends, return_when=FIRST_EXCEPTION)
-            self._stop.set()
-            for end in ends:
-                end.result()
-        self._broker.close()
-
-    def stop(self) -> None:
-        """Finish what is held, hand back the rest, return from `run`."""
-        self._stop.set()
-
-    def describe(self) -> dict[str, Any]:
-        """{"pid", "metrics": "HOST:PORT", "spent": seconds by part, summed over the loops, "trouble": "" or a reason}."""
-        spent: Counter[str] = Counter()
-        for loop in self._loops:
-            spent.update(loop.spent)
-        troubles = [loop.trouble for loop in self._loops if isinstance(loop, RewardServer) and loop.trouble]
-        trouble = troubles[0] if troubles else ""
-        return {"pid": os.getpid(), "metrics": self._metrics, "spent": dict(spent), "trouble": trouble}
+    def active(self) -> bool:
+        return self.leaves_by_s is None
 
 
 class Pools:
     """Every worker of the run, seen from the driver. Only the driver's main thread calls this."""
 
     def __init__(
-        self, config: RunConfig, connection: Connection, wanted: list[Place], on_event: Callable[[str], None]
+        self,
+        config: RunConfig,
+        connection: Connection,
+        pools: Sequence[Pool],
+        *,
+        claim_cpus: bool,
+        on_event: Callable[[str], None],
     ) -> None:
-        """``on_event`` hears of workers that died and were replaced."""
+        """``claim_cpus``: each worker has CPUs of its own, and waits until Ray has them free. ``on_event`` hears of
+        workers that came, went, or died and were replaced.
+        """
+        self._claim_cpus = claim_cpus
         self._config, self._connection, self._on_event = config, connection, on_event
-        self._places = {place.name: place for place in wanted}
-        self._workers: dict[str, Any] = {}
-        self._running: dict[Any, str] = {}  # future of `run` -> worker
-        self._asked: dict[Any, str] = {}  # future of `describe` -> worker
-        self._known: dict[str, dict[str, Any]] = {}  # worker -> its newest description
+        self._pools = {pool.name: pool for pool in pools}
+        self._members: dict[str, _Member] = {}
+        self._marks: set[str] = set()  # node groups that the cluster has
+        self._started_s = 0.0
+        self._heard_s: dict[str, float] = {}  # pool -> when one of its workers last answered, once one has
+        self._patience_s: dict[str, float] = {}  # pool -> silence after which it is dead
 
     def start(self) -> None:
         """Ask Ray for every worker; returns at once."""
         import ray
 
-        for place in self._places.values():
-            name = f"{self._connection.run}-{place.name}"
-            resources = {"num_cpus": place.cpus, "num_gpus": place.gpus}
-            options = {**RESTARTS, **resources, **runtime_env(place.packages), "name": name}
-            worker = ray.remote(**options)(Worker).remote(place, self._config, self._connection)
-            self._workers[place.name] = worker
-            self._running[worker.run.remote()] = place.name
+        self._marks, self._started_s = set(ray.cluster_resources()), time.monotonic()
+        for pool in self._pools.values():
+            for number in range(pool.size):
+                self._add(pool.place(number))
+
+    # ------------------------------------------------------------------------------------------- size
+
+    def sizes(self) -> dict[str, int]:
+        """Pool -> workers that are or will be there."""
+        return {name: len(self._active(name)) for name in self._pools}
+
+    def resize(self, sizes: Mapping[str, int]) -> None:
+        """Start or stop workers. One that leaves finishes what it holds and hands back the rest: nothing is lost."""
+        for name, wanted in sizes.items():
+            assert wanted >= 1, (name, wanted)
+            mine = sorted(self._active(name), key=lambda member: _number(member.place))
+            for member in mine[wanted:]:
+                self._on_event(f"{member.place.name} leaves: {name} goes from {len(mine)} to {wanted}")
+                member.leaves_by_s = time.monotonic() + STOP_S
+                member.handle.stop.remote()
+            for _ in range(wanted - len(mine)):
+                place = self._vacant(self._pools[name])
+                self._on_event(f"{place.name} joins: {name} goes from {len(mine)} to {wanted}")
+                self._add(place)
+
+    def _active(self, pool: str) -> list[_Member]:
+        return [member for member in self._members.values() if member.active and member.place.pool.name == pool]
+
+    def _vacant(self, pool: Pool) -> Place:
+        """The place of the lowest number that no worker has, one on its way out included."""
+        number = 0
+        while (place := pool.place(number)).name in self._members:
+            number += 1
+        return place
+
+    def _add(self, place: Place) -> None:
+        import ray
+
+        pool = place.pool
+        options = {
+            **RESTARTS,
+            "num_cpus": pool.cpus if self._claim_cpus else 0,
+            "num_gpus": pool.gpus,
+            "name": f"{self._connection.run}-{place.name}",
+            **({"resources": {pool.group: NODE_SHARE}} if pool.group in self._marks else {}),
+            **runtime_env(pool.packages),
+        }
+        handle = ray.remote(**options)(Worker).remote(place, self._config, self._connection)
+        self._members[place.name] = _Member(place, handle, handle.run.remote())
+
+    # ------------------------------------------------------------------------------------------ watch
 
     def look(self) -> None:
-        """Learn what the workers say of themselves. Raises `DroverError` when one failed for good."""
-        for future in _ready(self._running):
-            self._raise_failure(self._running.pop(future), future)
-        for future in _ready(self._asked):
-            self._note(self._asked.pop(future), future)
-        waiting = set(self._asked.values())
-        for name, worker in self._workers.items():
-            if name not in waiting:
-                self._asked[worker.describe.remote()] = name
+        """Learn what the workers say of themselves. Raises `DroverError` when one failed, or a pool is dead, for good."""
+        now_s = time.monotonic()
+        ended = _ready([member.end for member in self._members.values()])
+        for member in list(self._members.values()):
+            if member.end in ended:
+                self._bury(member)
+            elif member.leaves_by_s is not None and now_s > member.leaves_by_s:
+                self._remove(member)  # what it still holds is claimed by others when its lease ends
+            else:
+                self._ask(member, now_s)
+        for name, heard_s in self._heard_s.items():
+            if now_s - heard_s > self._patience_s[name]:
+                raise DroverError(
+                    f"no worker of the pool {name!r} has answered for {now_s - heard_s:.0f} s: they die as often as they are "
+                    "replaced, or there is no node left for them; look at their logs and at `ray status`"
+                )
 
     def preparing(self) -> list[str]:
         """Rewards of which no worker has answered yet, among those in an environment of their own: it takes minutes."""
-        own = {place.rewards for place in self._places.values() if place.packages}
-        return sorted(name for names in own - {self._places[known].rewards for known in self._known} for name in names)
+        own = [pool for pool in self._pools.values() if pool.packages and pool.name not in self._heard_s]
+        return sorted(name for pool in own for name in pool.rewards)
 
     def scalars(self) -> dict[str, float]:
         """``pool/...`` sizes and ``account/ROLE/PART`` seconds, summed over each pool."""
-        found = {pool: 0.0 for place in self._places.values() for pool in place.pools}
-        for name, known in self._known.items():
-            place = self._places[name]
-            for pool in place.pools:
-                found[pool] += 1
-            for part, seconds in known["spent"].items():
-                key = f"account/{place.role}/{part}"
+        found = {name: 0.0 for pool in self._pools.values() for name in pool.scalars}
+        for member in self._members.values():
+            if not member.known:
+                continue
+            for name in member.place.pool.scalars:
+                found[name] += 1
+            for part, seconds in member.known["spent"].items():
+                key = f"account/{member.place.pool.role}/{part}"
                 found[key] = found.get(key, 0.0) + seconds
         return found
 
-    def targets(self) -> dict[str, str]:
-        """Worker -> HOST:PORT of its metrics."""
-        return {name: known["metrics"] for name, known in self._known.items()}
+    def spent(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Pool -> worker -> its seconds by part, of the workers that have said so and are to stay."""
+        return {
+            name: {member.place.name: dict(member.known["spent"]) for member in self._active(name) if member.known}
+            for name in self._pools
+        }
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Worker -> where its metrics are and what is set aside for it."""
+        known = {name: member for name, member in self._members.items() if member.known}
+        pools = {name: member.place.pool for name, member in known.items()}
+        return {
+            name: Endpoint(pools[name].role, member.known["metrics"], pools[name].cpus, pools[name].gpus)
+            for name, member in known.items()
+        }
 
     def troubles(self) -> list[str]:
         """What rewards could not do, for whoever has to explain a failure: asks every worker once more."""
         import ray
 
-        asked = {worker.describe.remote(): name for name, worker in self._workers.items()}
+        asked = {_describe(member.handle): member for member in self._members.values()}
         ray.wait(list(asked), num_returns=len(asked), timeout=DESCRIBE_S)
-        for future in _ready(asked):
-            self._note(asked[future], future)
-        return [f"{name}: {known['trouble']}" for name, known in self._known.items() if known["trouble"]]
+        for future in _ready(list(asked)):
+            with suppress(ray.exceptions.RayError):
+                asked[future].known = ray.get(future)
+        return [f"{name}: {m.known['trouble']}" for name, m in self._members.items() if m.known and m.known["trouble"]]
 
     def stop(self) -> None:
         """Let every worker finish what it holds, then end it."""
         import ray
 
-        for worker in self._workers.values():
-            worker.stop.remote()
+        for member in self._members.values():
+            member.handle.stop.remote()
         # One whose environment is still being built holds nothing.
-        ends = [end for end, name in self._running.items() if name in self._known or not self._places[name].packages]
+        ends = [member.end for member in self._members.values() if member.known or not member.place.pool.packages]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_S)
-        for worker in self._workers.values():
-            ray.kill(worker)
+        for member in self._members.values():
+            ray.kill(member.handle)
 
-    def _note(self, name: str, future: Any) -> None:
-        import ray
-
-        try:
-            found = ray.get(future)
-        except ray.exceptions.RayError:  # it is being restarted; the next look finds its successor
+    def _ask(self, member: _Member, now_s: float) -> None:
+        """Take the answer to the last question, if there is one, and ask again; end a worker that does not answer."""
+        if member.asked is not None and not _ready([member.asked]):
+            if member.answering and now_s - member.asked_s > WEDGED_S:
+                self._end_wedged(member)
             return
-        if self._known.get(name, found)["pid"] != found["pid"]:
-            self._on_event(f"{name} died and was replaced")
-        self._known[name] = found
+        if member.asked is not None:
+            self._note(member, now_s)
+        member.asked, member.asked_s = _describe(member.handle), now_s
 
-    def _raise_failure(self, name: str, future: Any) -> None:
+    def _note(self, member: _Member, now_s: float) -> None:
         import ray
 
         try:
-            ray.get(future)
+            found = ray.get(member.asked)
+        except ray.exceptions.RayError:  # it is being restarted
+            member.answering = False
+            return
+        if member.known.get("pid", found["pid"]) != found["pid"]:
+            self._on_event(f"{member.place.name} died and was replaced")
+        member.known, member.answering = found, True
+        pool = member.place.pool.name
+        self._patience_s.setdefault(pool, max(DEAD_S, DEAD_STARTS * (now_s - self._started_s)))
+        self._heard_s[pool] = now_s
+
+    def _end_wedged(self, member: _Member) -> None:
+        """Kill the process where it is: one that hangs does not hear Ray either. Ray then starts another."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._on_event(f"{member.place.name} has not answered for {WEDGED_S:.0f} s and is replaced")
+        there = NodeAffinitySchedulingStrategy(member.known["node"], soft=False)
+        ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill).remote(member.known["pid"])
+        member.answering = False
+
+    def _bury(self, member: _Member) -> None:
+        """Its `run` has ended: because it was told to, or by a failure that restarts do not mend."""
+        import ray
+
+        pool = member.place.pool
+        try:
+            ray.get(member.end)
         except ray.exceptions.RuntimeEnvSetupError as error:
-            raise failure(", ".join(self._places[name].rewards), str(error)) from error
+            raise failure(", ".join(pool.rewards), str(error)) from error
         except ray.exceptions.RayError as error:
-            raise DroverError(f"{name} failed: {cause(error)}") from error
+            if member.active:
+                raise DroverError(f"{member.place.name} failed: {cause(error)}") from error
+        if member.active:
+            raise DroverError(f"{member.place.name} stopped working without being told to")
+        self._remove(member)
+
+    def _remove(self, member: _Member) -> None:
+        import ray
+
+        ray.kill(member.handle)
+        del self._members[member.place.name]
 
 
-def _ready(futures: dict[Any, str]) -> list[Any]:
+def _describe(handle: Any) -> Any:
+    """Not retried when the worker dies: then the failure says so, which a retry would hide."""
+    return handle.describe.options(max_task_retries=0).remote()
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _number(place: Place) -> int:
+    return int(place.name.rpartition("-")[2])
+
+
+def _ready(futures: list[Any]) -> set[Any]:
     import ray
 
-    return ray.wait(list(futures), num_returns=len(futures), timeout=0)[0] if futures else []
+    return set(ray.wait(futures, num_returns=len(futures), timeout=0)[0]) if futures else set()
 
 
 def cause(error: BaseException) -> str:

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Literal
 
 from common.errors import CheckpointError, ConfigError
 from common.types import Report
 from deploy.history import History
 from deploy.pictures import SamplePair, curves_png, samples_png
 
+Resume = Literal["never", "must", "may"]
+"""Whether a run of that name is begun, gone on with, or either."""
+
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -34,9 +41,10 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.samples = self.path / "samples.png"
         self.checkpoints = self.path / "checkpoints"
+        self._lock: IO[str] | None = None  # held by the process that runs it, for as long as this lives
 
     @classmethod
-    def create(cls, name: str, root: Path, *, resume: bool = False) -> RunFolder:
+    def create(cls, name: str, root: Path, *, resume: Resume = "never") -> RunFolder:
         """The folder of a new run, or with ``resume`` of one that exists; ConfigError where it is the other way."""
         if not _NAME.fullmatch(name):
             raise ConfigError(
@@ -45,12 +53,14 @@ class RunFolder:
             )
         folder = cls(Path(root) / name)
         started = folder.path.is_dir() and any(folder.path.iterdir())
-        if resume and not started:
-            raise ConfigError(f"no run to resume at {folder.path}; drop --resume, or give another --run-name.")
-        if started and not resume:
+        if resume == "must" and not started:
+            raise ConfigError(
+                f"no run to resume at {folder.path}; begin it with --run-name {name}, or correct the name."
+            )
+        if started and resume == "never":
             state = "finished" if folder.summary.exists() else "started"
             raise ConfigError(
-                f"{folder.path} holds a {state} run; pass --resume to go on with it, "
+                f"{folder.path} holds a {state} run; pass --resume {name} to go on with it, "
                 "or another --run-name to begin anew."
             )
         try:
@@ -59,9 +69,15 @@ class RunFolder:
             raise ConfigError(
                 f"cannot create {folder.path} ({error.strerror}); make room or choose another place."
             ) from error
-        if resume:
+        folder._lock = _hold(folder.path)
+        if started:
             folder._cut_torn_line()
         return folder
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.summary.exists() and json.loads(self.summary.read_text()).get("ended") == "finished"
 
     def discard_unless_begun(self) -> None:
         """Remove the folder of a run that failed before its first update: its name is free again."""
@@ -100,9 +116,8 @@ class RunFolder:
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         return [_report(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, start=1)]
 
-    def note_metrics(self, targets: Mapping[str, str]) -> None:
-        """Replace metrics_targets.json: role names and the addresses of their metrics, as Prometheus' file discovery reads it."""
-        groups = [{"targets": [address], "labels": {"worker": name}} for name, address in sorted(targets.items())]
+    def note_metrics(self, groups: Sequence[Mapping[str, object]]) -> None:
+        """Replace metrics_targets.json: where every role's metrics are, as Prometheus' file discovery reads it."""
         write_whole(self.path / "metrics_targets.json", (json.dumps(groups, indent=2) + "\n").encode())
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
@@ -124,6 +139,27 @@ class RunFolder:
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
                 os.truncate(self.metrics, whole)
+
+
+def _hold(folder: Path) -> IO[str]:
+    """Keep other processes from running the same folder; the lock ends with this process, however it ends."""
+    import fcntl
+
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        raise ConfigError(
+            f"{folder} is being run by {file.read() or 'another process'}; stop that first, or give another --run-name."
+        ) from error
+    except OSError as error:  # storage that knows no locks
+        log.warning("%s cannot be locked (%s): see to it that only one process runs it", folder, error.strerror)
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -3,8 +3,9 @@
 | role          | reads (consumer group)                       | writes                     |
 |---------------|----------------------------------------------|----------------------------|
 | actor         | work (actors)                                | rollouts, measurements*    |
+| evaluator     | evaluation (evaluators)                      | rollouts, measurements*    |
 | reward server | rollouts (reward:NAME)                       | measurements               |
-| learner       | rollouts, measurements, control (learner)    | work, reports              |
+| learner       | rollouts, measurements, control (learner)    | work, evaluation, reports  |
 | watcher       | reports (watcher)                            | control                    |
 
 \\* only `GroupFailed`.
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.worker import Actor, ActorWiring
+from actors.worker import Actor, ActorWiring, Role, never
 from common.diffusion.kernels.density import require_density
 from common.metrics import Account
 from common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
@@ -28,6 +29,8 @@ from common.tensors import DTYPES
 from common.transport import keys
 from common.transport.broker import Broker
 from deploy.config import RunConfig
+from deploy.results import RunFolder
+from deploy.resuming import check, describe
 from learner.assembler import Assembler
 from learner.checkpoint import Checkpoints
 from learner.evaluation import Evaluation
@@ -45,11 +48,16 @@ class Streams:
         self._broker, self._lease_s = broker, config.lease_s
         self._readers = {
             broker.keys.work: (keys.ACTORS,),
+            broker.keys.evaluation: (keys.EVALUATORS,),
             broker.keys.rollouts: (keys.LEARNER, *(keys.reward_group(reward.name) for reward in config.rewards)),
             broker.keys.measurements: (keys.LEARNER,),
             broker.keys.reports: (keys.WATCHER,),
             broker.keys.control: (keys.LEARNER,),
         }
+
+    def readers(self) -> list[tuple[str, str]]:
+        """(key, group) of all that is read."""
+        return [(key, group) for key, groups in self._readers.items() for group in groups]
 
     def open(self, key: str, group: str | None = None, consumer: str | None = None) -> Stream:
         """For taking as ``consumer`` of ``group``, or for putting alone."""
@@ -57,17 +65,29 @@ class Streams:
 
 
 def build_actor(
-    config: RunConfig, broker: Broker, weights: WeightSubscriber, meter: Meter, *, name: str, device: str
+    config: RunConfig,
+    broker: Broker,
+    weights: WeightSubscriber,
+    meter: Meter,
+    *,
+    name: str,
+    device: str,
+    role: Role = "actor",
 ) -> Actor:
-    """One rollout worker, its policy loaded."""
+    """One rollout worker, its policy loaded; as evaluator it takes the orders of evaluations alone."""
     streams = Streams(broker, config)
+    if role == "actor":
+        work, give_way = streams.open(broker.keys.work, keys.ACTORS, name), never
+    else:
+        work, give_way = streams.open(broker.keys.evaluation, keys.EVALUATORS, name), _while_behind(config, broker)
     wiring = ActorWiring(
-        work=streams.open(broker.keys.work, keys.ACTORS, name),
+        work=work,
         rollouts=streams.open(broker.keys.rollouts),
         failures=streams.open(broker.keys.measurements),
         blobs=broker.blobs(),
         weights=weights,
         meter=meter,
+        give_way=give_way,
     )
     return Actor(
         name,
@@ -77,9 +97,22 @@ def build_actor(
         fingerprint=config.fingerprint,
         storage=DTYPES[config.storage],
         device=device,
+        role=role,
         batch_groups=config.pools.actor_groups,
         batch_samples=config.pools.actor_samples,
     )
+
+
+def _while_behind(config: RunConfig, broker: Broker) -> Callable[[], bool]:
+    """Whether a reward that training and evaluations share has more groups than its servers have in hand.
+
+    What evaluators add then would wait in front of what training adds next: a queue knows no priority.
+    """
+    trained = {name for task in config.tasks for name in task.rewards}
+    held_out = {name for held in config.heldout for name in held.rewards}
+    streams, servers = Streams(broker, config), config.pools.reward_servers * config.pools.reward_loops
+    queues = [streams.open(broker.keys.rollouts, keys.reward_group(name)) for name in sorted(trained & held_out)]
+    return lambda: any(queue.backlog()[0] > servers for queue in queues)
 
 
 def build_reward_server(
@@ -94,7 +127,14 @@ def build_reward_server(
         blobs=broker.blobs(),
         meter=meter,
     )
-    return RewardServer(name, reward, description.load(device), wiring)
+    return RewardServer(
+        name,
+        reward,
+        description.load(device),
+        wiring,
+        max_batch=config.pools.reward_batch,
+        deadline_s=config.pools.reward_deadline_s or None,
+    )
 
 
 def build_learner(
@@ -109,14 +149,17 @@ def build_learner(
 ) -> Learner:
     """This rank's learner, resumed from the newest checkpoint of the folder if there is one.
 
-    The process group must be up. ``wait``: see `learner.intake.Intake`.
+    The process group must be up, and rank 0 has the publisher. ``wait``: see `learner.intake.Intake`.
     """
     account = Account("learner", meter)
     checkpoints = Checkpoints(folder / "checkpoints")
+    chosen = checkpoints.choose()
+    told = [*chosen.told, *_changes(config, folder, chosen.folder)]
     intake = streams = None
     if dist.get_rank() == 0:
-        streams = _learner_streams(config, broker)
-        intake = _intake(config, streams, account, wait)
+        streams = learner_streams(config, broker)
+        assert publisher is not None
+        intake = build_intake(config, streams, publisher, account, wait)
 
     def finish(weights: Mapping[str, Tensor]) -> None:
         config.model.save(weights, folder)
@@ -124,6 +167,7 @@ def build_learner(
     wiring = LearnerWiring(
         blobs=broker.blobs(),
         checkpoints=checkpoints,
+        recipe=describe(config),
         meter=meter,
         account=account,
         intake=intake,
@@ -135,29 +179,46 @@ def build_learner(
     policy = config.model.build(device)
     require_density(config.kernel, policy.schedule, range(config.record.first))
     learner = Learner(config.learner_spec(), policy, config.kernel, config.objective, wiring, device=device)
-    newest = checkpoints.newest()
-    if newest is not None:
-        learner.resume(newest)
+    if chosen.folder is not None:
+        learner.resume(chosen.folder)
+    for text in told:
+        learner.tell(text)
     return learner
 
 
-def _learner_streams(config: RunConfig, broker: Broker) -> LearnerStreams:
+def _changes(config: RunConfig, folder: Path, checkpoint: Path | None) -> list[str]:
+    """What a person should know of a run that goes on. Raises `ConfigError` where it cannot."""
+    if checkpoint is not None:
+        return check(config, checkpoint)
+    if any(report.kind == "update" for report in RunFolder(folder).reports()):
+        return ["there is no checkpoint to go on from: begins again at update 0"]
+    return []
+
+
+def learner_streams(config: RunConfig, broker: Broker) -> LearnerStreams:
     """Emptied of what a former life of the learner left."""
     streams = Streams(broker, config)
     opened = LearnerStreams(
         work=streams.open(broker.keys.work),
+        evaluation=streams.open(broker.keys.evaluation if config.pools.evaluators else broker.keys.work),
         rollouts=streams.open(broker.keys.rollouts, keys.LEARNER),
         measurements=streams.open(broker.keys.measurements, keys.LEARNER),
         reports=streams.open(broker.keys.reports),
         control=streams.open(broker.keys.control, keys.LEARNER),
         blobs=broker.blobs(),
     )
-    for stream in (opened.work, opened.rollouts, opened.measurements):
+    for stream in (opened.work, opened.evaluation, opened.rollouts, opened.measurements):
         stream.clear()
     return opened
 
 
-def _intake(config: RunConfig, streams: LearnerStreams, account: Account, wait: Callable[[], None] | None) -> Intake:
+def build_intake(
+    config: RunConfig,
+    streams: LearnerStreams,
+    weights: WeightPublisher,
+    account: Account,
+    wait: Callable[[], None] | None,
+) -> Intake:
     spec, epoch = config.learner_spec(), time.time_ns()
     slots, ledger = Slots(spec.max_lag, spec.groups), Ledger()
     assembler = Assembler(streams.rollouts, streams.measurements, streams.blobs, epoch=epoch)
@@ -165,10 +226,17 @@ def _intake(config: RunConfig, streams: LearnerStreams, account: Account, wait: 
         Feeder(spec.order, streams.work, slots, ledger, epoch=epoch),
         assembler,
         Evaluation(
-            spec.evaluation, streams.work, assembler, epoch=epoch, seed=config.seed, fingerprint=config.fingerprint
+            spec.evaluation,
+            streams.evaluation,
+            assembler,
+            weights,
+            epoch=epoch,
+            seed=config.seed,
+            fingerprint=config.fingerprint,
         ),
         slots,
         ledger,
+        streams,
         max_lag=spec.max_lag,
         account=account,
         wait=wait,

@@ -12,6 +12,8 @@ from common import seeds
 from common.diffusion.kernels.renoise import Ddim, Renoise
 from common.errors import ConfigError
 from common.policies import conditioning
+from common.policies.lora import base_of, load_lora
+from common.protocols import Policy
 from common.tensors import DTYPES
 from deploy.models import StableDiffusionModel
 
@@ -21,7 +23,7 @@ class SampleOptions:
     """Draw pictures with a diffusers Stable Diffusion model, one row a prompt."""
 
     model: str
-    """Pipeline folder, hub id, or a run folder, which means its fine-tuned pipeline."""
+    """Pipeline folder, hub id, or a run folder, which means what it fine-tuned: a pipeline, or adapters and their base."""
     prompts: tuple[str, ...]
     """What to draw."""
     out: Path = Path("samples.png")
@@ -48,9 +50,7 @@ def draw(options: SampleOptions) -> Path:
     if not options.prompts or options.count < 1:
         raise ConfigError("give at least one prompt and a count of at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = Path(options.model) / "pipeline"
-    checkpoint = str(folder) if folder.is_dir() else options.model
-    policy = StableDiffusionModel(checkpoint=checkpoint, guidance=options.guidance).build(device)
+    policy = _policy(Path(options.model), options, device)
     kernel, cond = Renoise(options.steps, Ddim(options.eta)), policy.encode(options.prompts)
     rows = []
     for i in range(len(options.prompts)):
@@ -66,3 +66,13 @@ def draw(options: SampleOptions) -> Path:
         rows.append(policy.decode(trajectory.x0))
     write_whole(options.out, grid_png(np.stack(rows), options.prompts))
     return options.out
+
+
+def _policy(run: Path, options: SampleOptions, device: str) -> Policy:
+    whole, adapters = run / "pipeline", run / "lora"
+    if adapters.is_dir():
+        policy = StableDiffusionModel(checkpoint=base_of(adapters), guidance=options.guidance).build(device)
+        load_lora(policy, adapters)
+        return policy
+    checkpoint = str(whole) if whole.is_dir() else options.model
+    return StableDiffusionModel(checkpoint=checkpoint, guidance=options.guidance).build(device)

@@ -30,6 +30,7 @@ class Watcher:
         former = folder.reports()
         self._started = time.monotonic() - (former[-1].at_s if former else 0.0)
         self.extra: dict[str, float] = {}  # what only the driver knows, added to every update
+        self.last: dict[str, float] = {}  # the newest update's scalars
         self.ended: str | None = None
         self.failure: str | None = None
         self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
@@ -57,6 +58,7 @@ class Watcher:
             self._keep_pictures(report)
         if report.kind == "update":
             report = replace(report, scalars=report.scalars | self.extra)
+            self.last = dict(report.scalars)
         self._folder.append(report)
         self._view.update(report)
         if report.kind == "end":

@@ -44,8 +44,17 @@ class Assembler:
         self.masked: dict[tuple[str, str], int] = {}  # (reward, reason) -> samples, ever
 
     def expect(self, key: Key) -> None:
-        """An order was issued under this key."""
+        """An order was issued under this key; what was known of a former one is forgotten."""
+        self.complete.pop(key, None)
         self._open[key] = {}
+
+    def start_over(self, epoch: int) -> None:
+        """Only answers of this epoch count from now on. What is complete stays so, the rest is awaited anew."""
+        self._epoch = epoch
+        for key, attempts in self._open.items():
+            self._open[key] = {}
+            for attempt in attempts.values():
+                self._drop(attempt)
 
     def poll(self, wait_s: float) -> bool:
         """Read what has arrived, waiting at most ``wait_s`` for the first measurement; whether anything came.

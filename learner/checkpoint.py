@@ -2,72 +2,126 @@
 
     checkpoints/update-000040/rank-0.safetensors ... state.json
 
-All files are written into ``*.partial``, which is renamed when the last rank is done: a folder without that suffix is whole. A
-checkpoint written by one number of ranks can be read by another: shards are pieces along the first axis, in rank order.
+Saving copies to the host and returns; a thread of each rank writes (`learner/checkpoint_files.py`), without a collective, which
+would mix with those of training. A checkpoint of one number of ranks can be read by another: shards are pieces along the first
+axis, in rank order.
+
+What a resumed run needs is either saved or follows from what is:
+
+- in the shards: weights, AdamW's moments and step count, the moving average of weights;
+- in ``state.json``: counts of updates, versions, samples, optimiser steps, iterations without any reward; the ledger; the next
+  place and group, open groups, vacant places; the watch's verdict; evaluations that were under way; and what the run is: every
+  parameter that decides what is learned, the rewards among them, with the content of the files that they name;
+- task, prompt and recorded steps follow from a group's place, free slots from the open groups, the learning rate from the step;
+- no generator has a state: noise follows from run seed, group and sample, pretraining pictures with their times and noise from
+  the round or the step, held-out noise from the order of the prompts;
+- no objective keeps a baseline from one iteration to the next: advantages are taken within an iteration;
+- what had been sampled of open groups is not kept. It is sampled again, and comes out the same where a run is on-policy.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import xxhash
 from torch import Tensor, nn
 
 from common.errors import CheckpointError
-from learner import fsdp
+from learner import fsdp, ranks
+from learner.checkpoint_files import Writer, damage, explained, number_of, read_state, set_aside, whole
+from learner.shards import HostBuffer
 from learner.step import AVERAGE
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, besides its step count
+LEAVE_S = 30.0  # what a rank that fails gives the checkpoint that it is writing
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What to resume from, if anything, and what a person should be told of the choice."""
+
+    folder: Path | None
+    told: tuple[str, ...] = ()
 
 
 class Checkpoints:
-    """The checkpoint folder of one run. ``keep`` newest stay. Every method is called by all ranks together."""
+    """The checkpoint folder of one run; ``keep`` newest stay. All ranks call together, but for `check` and `close`."""
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self._folder, self._keep = folder, keep
+        self._buffer = HostBuffer()
+        self._writer: Writer | None = None
+        self._life = 0  # tells this life's partial folders from those of a former one that is not quite dead
 
     def save(self, update: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
-        """Write everything this rank holds, and ``state`` (JSON) once. Raises `CheckpointError`; the old ones stay."""
+        """Copy everything this rank holds and leave it to be written, with ``state`` (JSON), to the folder returned.
+
+        Waits for the checkpoint before this one. Raises its `CheckpointError`; older ones stay.
+        """
+        self.finish()
+        copied = self._buffer.copy(_shard_tensors(module, optimizer))
+        snapshot = json.loads(json.dumps(state))  # it goes on changing while the writer writes
+        self._life = self._life or int(ranks.all_sum([time.time_ns() // 1_000_000 if dist.get_rank() == 0 else 0])[0])
         target = self._folder / f"update-{update:06d}"
-        partial = target.with_suffix(".partial")
-        rank = dist.get_rank()
-        with _explained(f"checkpoint {target} cannot be written"):
-            if rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-        dist.barrier()
-        with _explained(f"checkpoint {target} cannot be written"):
-            _write_shard(partial / f"rank-{rank}.safetensors", _shard_tensors(module, optimizer))
-        dist.barrier()
-        if rank == 0:
-            with _explained(f"checkpoint {target} cannot be written"):
-                _write_state(partial, state)
-                shutil.rmtree(target, ignore_errors=True)
-                partial.rename(target)
-                for old in self._whole()[: -self._keep]:
-                    shutil.rmtree(old)
-        dist.barrier()
+        self._writer = Writer(copied, target, life=self._life, state=snapshot, keep=self._keep)
+        self._writer.start()
         return target
 
-    def newest(self) -> Path | None:
-        """The newest whole and undamaged checkpoint. Each rank looks for itself, at the same files."""
-        for folder in reversed(self._whole()):
-            if _undamaged(folder):
-                return folder
-        return None
+    def check(self) -> None:
+        """Raise the `CheckpointError` of the checkpoint being written, if it has failed already."""
+        if self._writer is not None and self._writer.error is not None:
+            raise self._writer.error
+
+    def finish(self) -> None:
+        """Wait until the checkpoint being written, if there is one, is whole. Raises its `CheckpointError`."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        writer.join()
+        failures = ranks.all_sum([float(writer.error is not None)])[0]
+        if writer.error is not None:
+            raise writer.error
+        if failures:
+            raise CheckpointError(f"{writer.target} is not whole: another rank could not write its part, and says why")
+
+    def close(self) -> None:
+        """Give what is being written a little time, when this rank ends for another reason."""
+        if self._writer is not None:
+            self._writer.join(LEAVE_S)
+
+    def choose(self) -> Chosen:
+        """The newest undamaged checkpoint, which rank 0 finds for all; before anything is saved.
+
+        Damaged ones that are newer are set aside as ``.damaged`` until the next checkpoint is whole, and told. Raises
+        `CheckpointError` when there are checkpoints and all are damaged.
+        """
+        found, number = Chosen(None), 0.0
+        error: CheckpointError | None = None
+        if dist.get_rank() == 0:
+            try:
+                found = self._look()
+                number = -1.0 if found.folder is None else float(number_of(found.folder))
+            except CheckpointError as none_left:
+                error, number = none_left, -2.0
+        number = ranks.all_sum([number])[0]
+        if error is not None:
+            raise error
+        if number == -2:
+            raise CheckpointError(f"rank 0 can read no checkpoint in {self._folder}, and says why")
+        return Chosen(self._folder / f"update-{int(number):06d}" if number >= 0 else None, found.told)
 
     def load(self, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Fill this rank's shards; returns the state. Raises `CheckpointError` when it was made by another model."""
         from safetensors import safe_open
 
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        state = read_state(folder)
         files = [safe_open(folder / f"rank-{i}.safetensors", "pt") for i in range(state["ranks"])]
         parameters = fsdp.trainable(module)
         saved = {key.removeprefix("weight/") for key in files[0].keys() if key.startswith("weight/")}  # noqa: SIM118
@@ -81,13 +135,27 @@ class Checkpoints:
             _fill(parameter, _whole_tensor(files, f"weight/{name}"))
             keys = [key for key in (*MOMENTS, AVERAGE) if f"{key}/{name}" in files[0].keys()]  # noqa: SIM118
             moments = {key: fsdp.like(parameter, _whole_tensor(files, f"{key}/{name}")) for key in keys}
-            optimizer.state[parameter] = {"step": files[0].get_tensor(f"step/{name}"), **moments}
+            steps = files[0].get_tensor(f"step/{name}").to(parameter.device)
+            optimizer.state[parameter] = {"step": steps, **moments}
         return state
 
-    def _whole(self) -> list[Path]:
-        return sorted(
-            p for p in self._folder.glob("update-*") if p.suffix != ".partial" and (p / "state.json").exists()
-        )
+    def _look(self) -> Chosen:
+        damaged: list[tuple[Path, str]] = []
+        with explained(f"{self._folder} cannot be tidied"):
+            for partial in self._folder.glob("update-*.partial"):
+                shutil.rmtree(partial)
+            for folder in reversed(whole(self._folder)):
+                trouble = damage(folder)
+                if not trouble:
+                    return Chosen(folder, tuple(set_aside(old, why, instead=folder) for old, why in damaged))
+                damaged.append((folder, trouble))
+        if damaged:
+            listed = "; ".join(f"{folder.name}: {trouble}" for folder, trouble in damaged)
+            raise CheckpointError(
+                f"every checkpoint in {self._folder} is damaged ({listed}); restore one from a backup, "
+                "or begin anew under another --run-name"
+            )
+        return Chosen(None)
 
 
 def _shard_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -100,40 +168,7 @@ def _shard_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         if AVERAGE in state:
             tensors[f"{AVERAGE}/{name}"] = fsdp.local(state[AVERAGE])
         tensors[f"step/{name}"] = state["step"] if state else torch.zeros(())
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-
-
-def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    shards = sorted(folder.glob("rank-*.safetensors"))
-    sums = {shard.name: _file_sum(shard) for shard in shards}
-    with (folder / "state.json").open("w") as file:
-        json.dump({**state, "ranks": len(shards), "checksums": sums}, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _undamaged(folder: Path) -> bool:
-    try:
-        state = json.loads((folder / "state.json").read_text())
-        return all(_file_sum(folder / name) == value for name, value in state["checksums"].items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _file_sum(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {key: tensor.detach() for key, tensor in tensors.items()}
 
 
 def _whole_tensor(files: list[Any], key: str) -> Tensor:
@@ -148,21 +183,3 @@ def _fill(parameter: Tensor, whole: Tensor) -> None:
             f"a tensor of shape {tuple(whole.shape)} was saved where the model has {tuple(parameter.shape)}"
         )
     fsdp.local(parameter).copy_(fsdp.local(fsdp.like(parameter, whole)))
-
-
-class _explained:
-    """Turns an error of the disk into a `CheckpointError` that says what to do."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from safetensors import SafetensorError  # how its writer reports a full disk
-
-        if isinstance(error, OSError | SafetensorError):
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise CheckpointError(
-                f"{self._what}: {reason}; free space or fix permissions, then resume from the one before"
-            ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from common.protocols import Stream
@@ -35,6 +35,13 @@ class Feeder:
             insort(self.open, chosen)
             issued.append(chosen[1])
         return issued
+
+    def start_over(self, epoch: int, groups: Collection[int]) -> None:
+        """Issue those of the open groups once more, in a new epoch: the same orders, of which nothing is left."""
+        self._epoch = epoch
+        for place, group in self.open:
+            if group in groups:
+                self._work.put(self._item(place, group))
 
     def end(self, group: int, *, lost: bool) -> None:
         """The group is done with; its place needs another one if it was ``lost``."""

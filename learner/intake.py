@@ -1,20 +1,29 @@
-"""Everything rank 0 does for all ranks: issue orders, wait for measured groups, account for each one's ending."""
+"""Everything rank 0 does for all ranks: issue orders, wait for measured groups, account for each one's ending.
+
+Whatever an open group is made of at the moment, some stream holds an entry for it, for every role puts its product before
+it acknowledges. When all streams are empty and nothing has come, what is open has been lost by Redis: it is ordered again.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.errors import DroverError
+from common.errors import BlobMissing, DroverError
 from common.metrics import Account
 from common.protocols import BlobStore, Stream
-from common.types import Ending, Purpose
-from learner.assembler import Assembler
+from common.types import Ending, Purpose, Report
+from learner.assembler import Assembler, Key
 from learner.evaluation import Evaluation
 from learner.examples import MeasuredGroup
 from learner.feeder import Feeder
 from learner.slots import Ledger, Slots
+
+LOSS_CHECK_S = 1.0  # without an arrival, before each look whether Redis has lost what is awaited
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +31,7 @@ class LearnerStreams:
     """The transport as the learner sees it. ``control`` brings the wish to stop, ``reports`` takes progress."""
 
     work: Stream
+    evaluation: Stream  # orders of evaluations; the same as ``work`` where the actors do them
     rollouts: Stream
     measurements: Stream
     reports: Stream
@@ -39,6 +49,7 @@ class Intake:
         evaluation: Evaluation,
         slots: Slots,
         ledger: Ledger,
+        streams: LearnerStreams,
         *,
         max_lag: int,
         account: Account,
@@ -56,7 +67,9 @@ class Intake:
             slots,
             ledger,
         )
-        self._max_lag, self._account, self._wait, self._stall_s = max_lag, account, wait, stall_s
+        self._streams, self._max_lag, self._account = streams, max_lag, account
+        self._wait, self._stall_s = wait, stall_s
+        self._looked_s = 0.0  # when the last look for losses was
 
     def collect(
         self, count: int, *, total: int, version: int, stopping: Callable[[], bool]
@@ -75,6 +88,8 @@ class Intake:
                 return found
             if self._advance():
                 quiet_since = time.monotonic()
+            else:
+                self._mend(quiet_since)
             self._check_stall(quiet_since)
 
     def await_evaluation(self) -> None:
@@ -83,7 +98,9 @@ class Intake:
         while not self.evaluation.done:
             if self._advance():
                 quiet_since = time.monotonic()
-            self._check_stall(quiet_since)
+            else:
+                self._mend(quiet_since)
+            self._check_stall(quiet_since, "an evaluation")
 
     def end(self, group: int, ending: Ending, reason: str = "") -> None:
         """The group's one ending. Its slot is given back separately, by `release`."""
@@ -122,13 +139,49 @@ class Intake:
                 self._wait()
             return self.assembler.poll(0.0 if self._wait is not None else 0.2)
 
-    def _check_stall(self, quiet_since: float) -> None:
+    def _mend(self, quiet_since: float) -> None:
+        """Order again what is open and of which nothing is left: Redis came back empty, or has dropped a part."""
+        now_s = time.monotonic()
+        if now_s - max(quiet_since, self._looked_s) < LOSS_CHECK_S:
+            return
+        self._looked_s = now_s
+        streams = self._streams
+        # In the order in which work moves on, so that nothing passes behind our back.
+        if any(s.outstanding() for s in (streams.work, streams.evaluation, streams.rollouts, streams.measurements)):
+            return
+        epoch, lost = time.time_ns(), self._lost()
+        text = f"Redis has lost what was under way; {len(lost)} groups are ordered again"
+        log.warning(text)
+        self.assembler.start_over(epoch)
+        for group in lost:
+            self.assembler.expect((Purpose.TRAIN, group))
+        self.feeder.start_over(epoch, lost)
+        self.evaluation.start_over(epoch)
+        streams.reports.put(Report(kind="event", at_s=0.0, version=-1, scalars={}, text=text))
+
+    def _lost(self) -> list[int]:
+        """Open training groups that have not ended and whose samples are not there."""
+        keys = {group: (Purpose.TRAIN, group) for group in self._waiting}
+        return [group for group, key in keys.items() if key not in self.assembler.failed and not self._stored(key)]
+
+    def _stored(self, key: Key) -> bool:
+        """Whether the group is complete and can be trained."""
+        complete = self.assembler.complete.get(key)
+        if complete is None or complete.rollout.transitions is None:
+            return False
+        try:
+            self._streams.blobs.get(complete.rollout.transitions.states.blob, 0, 1)
+        except BlobMissing:
+            return False
+        return True
+
+    def _check_stall(self, quiet_since: float, missing: str = "") -> None:
         if time.monotonic() - quiet_since > self._stall_s:
             sampled = any(self.assembler.sampled((Purpose.TRAIN, group)) for group in self._waiting[:1])
-            missing = "a reward" if sampled else "samples"
+            missing = missing or ("a reward" if sampled else "samples")
             raise DroverError(
                 f"nothing arrived for {self._stall_s:.0f} s while the learner waits for {missing}; "
-                "look at the logs of the rollout and reward pools: one of them is dead or far too slow (--stall-s)"
+                "look at the logs of the rollout, evaluation and reward pools: one is dead or far too slow (--stall-s)"
             )
 
     def _check_futility(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ from common.types import Ending
 from learner import fsdp, ranks
 from learner.batcher import By, Fetcher, count_terms, divide
 from learner.checkpoint import Checkpoints
-from learner.evaluation import EvaluationSpec
+from learner.checkpoint_files import read_state
+from learner.evaluation import Due, EvaluationSpec
 from learner.examples import MeasuredGroup
 from learner.intake import Intake, LearnerStreams
 from learner.objective import Objective
@@ -81,6 +82,7 @@ class LearnerWiring:
 
     blobs: BlobStore
     checkpoints: Checkpoints
+    recipe: Mapping[str, str]  # what is learned, field by field: kept with every checkpoint
     meter: Meter
     account: Account
     intake: Intake | None
@@ -112,23 +114,44 @@ class Learner:
         self.progress = Progress()
         self._reporter = _reporter(spec, wiring)
         self._gathered: list[MeasuredGroup] = []
+        self._cut_off: list[Due] = []  # evaluations that were under way when the checkpoint was made
+        self._published = -1  # the newest version
+        self._saved = -1  # the update of the newest checkpoint
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint. Before `run`, on every rank."""
-        state = self._wiring.checkpoints.load(folder, self._policy.trainable, self._stepper.optimizer)
+        state = read_state(folder)
+        self._cut_off = [Due(**due) for due in state["evaluations"]]
+        start = Progress()
+        if state["progress"]["update"] and any(due.moment == "before" for due in self._cut_off):
+            start = self._evaluate_start()
+        self._wiring.checkpoints.load(folder, self._policy.trainable, self._stepper.optimizer)
         self._stepper.steps = state["optimizer_steps"]
         self.progress = Progress.restored(state["progress"])
+        if start.verdict.first is not None:
+            self.progress.verdict = start.verdict
+        self._saved = self.progress.update
         if self._wiring.intake is not None:
             self._wiring.intake.feeder.restore(state["feeder"])
             self._wiring.intake.ledger.restore(state["ledger"])
 
+    def tell(self, text: str) -> None:
+        """Have rank 0 say something that a person should know."""
+        if self._reporter is not None:
+            self._reporter.event(text, self.progress)
+
     def run(self) -> bool:
         """Learn to the end, or until told to stop; whether the end was reached."""
-        if self._wiring.publisher is not None:
-            self.progress.version = max(self.progress.version, self._wiring.publisher.floor + 1)
+        try:
+            return self._run()
+        finally:
+            self._wiring.checkpoints.close()
+
+    def _run(self) -> bool:
+        self._new_version(self.progress.version)
         self._publish()
-        if self.progress.update == 0 and self._reporter is not None:
-            self._reporter.evaluate("before")
+        if self._reporter is not None:
+            self._begin_evaluating(self._reporter)
         finished = True
         while self.progress.update < self._spec.iterations:
             iteration = ranks.share(self._gather() if self._wiring.intake is not None else None)
@@ -136,8 +159,9 @@ class Learner:
                 finished = iteration.stop == "overoptimised"
                 break
             self._iterate(iteration)
-        if not finished or self.progress.update % self._spec.checkpoint_every:
-            self._checkpoint()
+        self._checkpoint()
+        with self._wiring.account.part("checkpoint"):
+            self._wiring.checkpoints.finish()
         if finished and self._stepper.average():
             self.progress.version += 1
             self._publish()
@@ -152,7 +176,8 @@ class Learner:
         """Rank 0: the next groups with their credit."""
         intake, progress = self._wiring.intake, self.progress
         assert intake is not None
-        if self._reporter is not None and self._reporter.overoptimised:
+        if self._reporter is not None and self._reporter.overoptimised(progress):
+            self._reporter.say_overoptimised(progress)
             return Iteration(stop="overoptimised")
         total = self._spec.iterations * self._spec.groups
         groups = intake.collect(
@@ -172,6 +197,7 @@ class Learner:
 
     def _iterate(self, iteration: Iteration) -> None:
         started = time.monotonic()
+        self._wiring.checkpoints.check()
         with self._wiring.account.part("compute"):
             stats = self._learn(iteration)
             beside = self._pretrain()
@@ -204,15 +230,20 @@ class Learner:
             by=self._spec.updates_by,
         )
         terms = count_terms(iteration.credits, iteration.groups) / max(1, len(shares))
-        return [
-            self._stepper.step(
-                self._fetcher.batches(iteration, share),
-                num_batches=share.num_batches,
-                count=terms if self._spec.reduction == "mean" else 1.0,
-                beside=self._beside(),
+        stats, read = [], self._fetcher.bytes_read
+        for share in shares:
+            started = time.monotonic()
+            stats.append(
+                self._stepper.step(
+                    self._fetcher.batches(iteration, share),
+                    num_batches=share.num_batches,
+                    count=terms if self._spec.reduction == "mean" else 1.0,
+                    beside=self._beside(),
+                )
             )
-            for share in shares
-        ]
+            self._wiring.meter.add(metrics.OPTIMIZER_STEP_S, time.monotonic() - started)
+        self._wiring.meter.add(metrics.BLOB_READ_BYTES, self._fetcher.bytes_read - read, role="learner")
+        return stats
 
     def _beside(self) -> Callable[[], Tensor] | None:
         """The pretraining loss of the next optimiser step, where it is a part of every one."""
@@ -238,7 +269,7 @@ class Learner:
         reporter.evaluation(self.progress)
         every = self._spec.evaluate_every
         if every and self.progress.update % every == 0 and self.progress.update < self._spec.iterations:
-            reporter.evaluate("during")
+            reporter.evaluate("during", self.progress)
 
     def _settle(self, iteration: Iteration) -> None:
         """Every group ends; its slot is free only now that the new weights are visible."""
@@ -250,8 +281,14 @@ class Learner:
 
     # ---------------------------------------------------------------------------------- weights, state
 
+    def _new_version(self, least: int) -> None:
+        """Go on with a version that no other weights had, in this life or a former one."""
+        floor = -1 if self._wiring.publisher is None else self._wiring.publisher.floor
+        self.progress.version = max(least, floor + 1, self._published + 1)
+
     def _publish(self) -> None:
         started = time.monotonic()
+        self._published = self.progress.version
         with self._wiring.account.part("weights"):
             value = canary_log_prob(self._policy, self._kernel, self._device)
             with fsdp.gathered(self._policy.trainable) as weights:
@@ -262,24 +299,51 @@ class Learner:
         self._wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role="learner")
 
     def _checkpoint(self) -> None:
+        """Begin a checkpoint, unless there is one of this update: what was issued since then follows from it."""
         intake, progress = self._wiring.intake, self.progress
-        state: dict[str, Any] = {"optimizer_steps": self._stepper.steps, "progress": progress.saved()}
+        if progress.update == self._saved:
+            return
+        state: dict[str, Any] = {"recipe": dict(self._wiring.recipe), "optimizer_steps": self._stepper.steps}
+        state["progress"] = progress.saved()
         if intake is not None:
             state |= {"feeder": intake.feeder.saved(), "ledger": intake.ledger.as_dict()}
+            state["evaluations"] = [asdict(due) for due in intake.evaluation.under_way]
         with self._wiring.account.part("checkpoint"):
             self._wiring.checkpoints.save(progress.update, self._policy.trainable, self._stepper.optimizer, state)
+        self._saved = progress.update
+
+    def _evaluate_start(self) -> Progress:
+        """The evaluation before the run, which was cut off: of the weights that it starts with, as they are now."""
+        self._new_version(0)
+        self._publish()
+        if self._reporter is not None and self._wiring.intake is not None:
+            self._reporter.evaluate("before", self.progress)
+            self._wiring.intake.await_evaluation()
+            self._reporter.evaluation(self.progress)
+        return self.progress
+
+    def _begin_evaluating(self, reporter: Reporter) -> None:
+        """The evaluation before the run, or again the one that a resumed run was cut off in."""
+        if self.progress.update == 0:
+            reporter.evaluate("before", self.progress)
+        elif during := [due for due in self._cut_off if due.moment == "during"]:
+            reporter.evaluate("during", self.progress)
+            if during[-1].update != self.progress.update:
+                reporter.event(
+                    f"the evaluation of update {during[-1].update} was cut off, and its weights are gone: "
+                    f"those of update {self.progress.update} are evaluated instead",
+                    self.progress,
+                )
 
     def _conclude(self, reporter: Reporter, finished: bool, weights: Mapping[str, Tensor]) -> None:
         """Rank 0: wait for what is still being evaluated, evaluate the result, hand over the weights."""
         intake = self._wiring.intake
         assert intake is not None
         if finished:
-            if intake.evaluation.running:
+            reporter.evaluate("after", self.progress)
+            while intake.evaluation.running:
                 intake.await_evaluation()
                 reporter.evaluation(self.progress)
-            reporter.evaluate("after")
-            intake.await_evaluation()
-            reporter.evaluation(self.progress)
             self._wiring.finish(weights)
         reporter.end(self.progress, "finished" if finished else "stopped")
 

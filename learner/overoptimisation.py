@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from common.errors import ConfigError
 
@@ -28,21 +29,65 @@ class Watch:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One reward at one evaluation: over its samples."""
+
+    mean: float
+    std: float
+    count: float
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, as if samples were independent."""
+        return self.std / math.sqrt(self.count)
+
+    def above(self, first: Level) -> float:
+        """Rise of the mean since ``first``, in standard deviations of the samples then; NaN where they were all alike."""
+        return (self.mean - first.mean) / first.std if first.std else math.nan
+
+
 @dataclass(slots=True)
 class Verdict:
-    """What the evaluations so far say. ``best`` is (truth, its standard error, proxy) where the truth was highest."""
+    """What the evaluations so far say: (truth, proxy) at the first, and at the one where the truth was highest."""
 
-    best: tuple[float, float, float] | None = None
+    first: tuple[Level, Level] | None = None
+    best: tuple[Level, Level] | None = None
     strikes: int = 0
 
     def hear(self, watch: Watch, scalars: Mapping[str, float]) -> dict[str, float]:
-        """Take one evaluation in; what there is to report of it. Nothing, where one of the two was not measured."""
-        truth, proxy = (scalars.get(f"heldout/{name}/mean", math.nan) for name in (watch.truth, watch.proxy))
-        if math.isnan(truth) or math.isnan(proxy):
+        """Take one evaluation in; what there is to report of it. Nothing, where one of the two was not measured.
+
+        ``truth`` and ``proxy`` are how far each has risen since the first evaluation (`Level.above`), ``gap`` is proxy
+        less truth; they are left out where the first evaluation knows no standard deviation to measure them in.
+        """
+        truth, proxy = (_level(scalars, name) for name in (watch.truth, watch.proxy))
+        if truth is None or proxy is None:
             return {}
-        error = scalars[f"heldout/{watch.truth}/std"] / math.sqrt(scalars[f"heldout/{watch.truth}/count"])
-        if self.best is None or truth > self.best[0]:
-            self.best = (truth, error, proxy)
-        fell = self.best[0] - truth > watch.margin * math.hypot(error, self.best[1])
-        self.strikes = self.strikes + 1 if fell and proxy > self.best[2] else 0
-        return {"overoptimisation/gap": proxy - truth, "overoptimisation/strikes": float(self.strikes)}
+        self.first = self.first or (truth, proxy)
+        if self.best is None or truth.mean > self.best[0].mean:
+            self.best = truth, proxy
+        fell = self.best[0].mean - truth.mean > watch.margin * math.hypot(truth.error, self.best[0].error)
+        self.strikes = self.strikes + 1 if fell and proxy.mean > self.best[1].mean else 0
+        rises = truth.above(self.first[0]), proxy.above(self.first[1])
+        found = {"truth": rises[0], "proxy": rises[1], "gap": rises[1] - rises[0], "strikes": float(self.strikes)}
+        return {f"overoptimisation/{name}": value for name, value in found.items() if math.isfinite(value)}
+
+    def saved(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> Verdict:
+        """The inverse of `saved`."""
+        first, best = (None if pair is None else _pair(*pair) for pair in (saved["first"], saved["best"]))
+        return cls(first, best, saved["strikes"])
+
+
+def _level(scalars: Mapping[str, float], name: str) -> Level | None:
+    values = [scalars.get(f"heldout/{name}/{what}", math.nan) for what in ("mean", "std", "count")]
+    return Level(*values) if all(map(math.isfinite, values)) else None
+
+
+def _pair(truth: Mapping[str, float], proxy: Mapping[str, float]) -> tuple[Level, Level]:
+    return Level(**truth), Level(**proxy)

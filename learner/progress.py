@@ -14,7 +14,7 @@ from common import metrics
 from common.metrics import Account
 from common.protocols import Meter
 from common.types import Ending, Report
-from learner.evaluation import Evaluated
+from learner.evaluation import Due, Evaluated
 from learner.examples import MeasuredGroup
 from learner.intake import Intake, LearnerStreams
 from learner.overoptimisation import Verdict, Watch
@@ -33,6 +33,7 @@ class Progress:
     max_lag_seen: int = 0
     former_s: float = 0.0
     blind: int = 0  # iterations in a row without a valid reward
+    verdict: Verdict = field(default_factory=Verdict)  # of the watch over a proxy, where there is one
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -42,13 +43,13 @@ class Progress:
 
     def saved(self) -> dict[str, Any]:
         """For JSON."""
-        counts = {"update": self.update, "version": self.version, "samples": self.samples}
-        return counts | {"max_lag_seen": self.max_lag_seen, "former_s": self.at_s}
+        counts = {"update": self.update, "version": self.version, "samples": self.samples, "blind": self.blind}
+        return counts | {"max_lag_seen": self.max_lag_seen, "former_s": self.at_s, "verdict": self.verdict.saved()}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> Progress:
         """The inverse of `saved`; the clock of the new life starts now."""
-        return cls(**saved)
+        return cls(**{**saved, "verdict": Verdict.restored(saved["verdict"])})
 
 
 class Reporter:
@@ -67,31 +68,32 @@ class Reporter:
     ) -> None:
         self._intake, self._streams, self._meter, self._account = intake, streams, meter, account
         self._updates_total, self._max_lag, self._watch = updates_total, max_lag, watch
-        self._verdict = Verdict()
-        self._moment = ""
         self._told: dict[str, int] = {}  # the ledger as the counters have it
+        meter.add(metrics.UPDATES, 0)  # there from the start: a run without a first update must be noticed
+        meter.set(metrics.LAG_BOUND, max_lag)
         self._paces: deque[tuple[float, int]] = deque(maxlen=PACE_UPDATES)  # (at_s, samples) of the last updates
 
-    @property
-    def overoptimised(self) -> bool:
+    def overoptimised(self, progress: Progress) -> bool:
         """Whether the watch ends the run."""
-        return self._watch is not None and self._watch.stop and self._verdict.strikes >= self._watch.patience
+        return self._watch is not None and self._watch.stop and progress.verdict.strikes >= self._watch.patience
 
-    def evaluate(self, moment: str) -> None:
-        """Start the held-out evaluation, unless one is running; `evaluation` reports it once it is there."""
-        if self._intake.evaluation.running:
-            return
-        self._moment = moment
-        self._intake.evaluation.issue()
+    def evaluate(self, moment: str, progress: Progress) -> None:
+        """Have the newest version evaluated, at once or after the evaluation that is running; see `evaluation`."""
+        self._intake.evaluation.want(Due(moment, progress.version, progress.update))
 
     def evaluation(self, progress: Progress) -> None:
-        """Report the running evaluation if it is complete."""
+        """Report the running evaluation if it is complete: under the version and the update that it is of."""
         if self._intake.evaluation.running and self._intake.evaluation.done:
             found = self._intake.evaluation.collect()
-            scalars = {**found.scalars(), "update": float(progress.update), "weights_version": float(found.version)}
+            scalars = found.scalars()
+            for name, values in found.values.items():
+                if values.size:
+                    self._meter.set(metrics.HELDOUT_MEAN, float(values.mean()), reward=name)
             if self._watch is not None:
-                scalars |= self._verdict.hear(self._watch, scalars)
-            self._send("eval", progress, scalars, self._moment, found)
+                scalars |= progress.verdict.hear(self._watch, scalars)
+                if "overoptimisation/gap" in scalars:
+                    self._meter.set(metrics.OVEROPTIMISATION_GAP, scalars["overoptimisation/gap"])
+            self._send("eval", progress, scalars, found.due.moment, found)
 
     def update(
         self,
@@ -105,6 +107,7 @@ class Reporter:
         """Report one iteration."""
         scalars = {
             **rewards_by_name(groups),
+            **costs(groups),
             **times,
             "update": float(progress.update),
             "updates_total": float(self._updates_total),
@@ -123,8 +126,20 @@ class Reporter:
             if stats:
                 scalars["pretraining/grad_ratio"] = beside.grad_norm / max(stats[-1].grad_norm, 1e-12)
         self._meter.add(metrics.UPDATES)
+        self._meter.add(metrics.TRAINED_SAMPLES, sum(group.rollout.num_samples for group in groups))
         self._set_gauges(scalars)
         self._send("update", progress, scalars)
+
+    def event(self, text: str, progress: Progress) -> None:
+        """Something that a person should know of."""
+        self._send("event", progress, {}, text)
+
+    def say_overoptimised(self, progress: Progress) -> None:
+        """Why the run ends before its last iteration."""
+        assert self._watch is not None
+        truth, proxy = self._watch.truth, self._watch.proxy
+        often = f"{progress.verdict.strikes} evaluations in a row"
+        self._send("event", progress, {}, f"ends here: held-out {truth} fell while {proxy} rose, at {often}")
 
     def end(self, progress: Progress, how: str) -> None:
         """The last word: "finished" or "stopped"."""
@@ -145,13 +160,11 @@ class Reporter:
         for name, stream in (("rollouts", self._streams.rollouts), ("measurements", self._streams.measurements)):
             backlog, age_s = stream.backlog()
             scalars |= {f"queue/{name}/backlog": float(backlog), f"queue/{name}/age_s": age_s}
-            self._meter.set(metrics.QUEUE_BACKLOG, backlog, stream=name)
-            self._meter.set(metrics.QUEUE_AGE_S, age_s, stream=name)
         self._streams.reports.put(
             Report(
                 kind=kind,
                 at_s=progress.at_s,
-                version=progress.version,
+                version=progress.version if found is None else found.due.version,
                 scalars=scalars,
                 text=text,
                 prompts=() if found is None else found.prompts,
@@ -197,3 +210,16 @@ def rewards_by_name(groups: Sequence[MeasuredGroup]) -> dict[str, float]:
             scalars[f"reward/{name}/mean"] = float(values[valid].mean())
             scalars[f"reward/{name}/std"] = float(values[valid].std())
     return scalars
+
+
+def costs(groups: Sequence[MeasuredGroup]) -> dict[str, float]:
+    """``cost/rollout/s_per_sample`` and ``cost/reward/NAME/s_per_sample``: seconds of one worker's time over an iteration."""
+    scalars = {"cost/rollout/s_per_sample": _per_sample([(group.rollout.sampling_s, group) for group in groups])}
+    for name in dict.fromkeys(name for group in groups for name in group.rollout.rewards):
+        mine = [(group.measurements[name].scoring_s, group) for group in groups if name in group.measurements]
+        scalars[f"cost/reward/{name}/s_per_sample"] = _per_sample(mine)
+    return scalars
+
+
+def _per_sample(spent: Sequence[tuple[float, MeasuredGroup]]) -> float:
+    return sum(seconds for seconds, _ in spent) / sum(group.rollout.num_samples for _, group in spent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -112,7 +113,7 @@ class Stepper:
 
     def average(self) -> bool:
         """Put the moving average in the place of the weights, for good; whether there is one."""
-        if not self._spec.ema or not self.optimizer.state:
+        if not self._averaged:
             return False
         with torch.no_grad():
             for parameter in self._parameters:
@@ -131,19 +132,31 @@ class Stepper:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self._spec.rate(self.steps)
+        starts = self._starts()
         self.optimizer.step()
         fsdp.reshard(self._policy.trainable)
-        self._follow()
+        self._follow(starts)
         loss, terms = total.pop("loss"), total.pop("terms")
         return StepStats(loss, norm, {name: value / max(terms, 1) for name, value in total.items()})
 
+    @property
+    def _averaged(self) -> bool:
+        """Whether there is an average: from the first step on, where one is wanted."""
+        return AVERAGE in self.optimizer.state.get(self._parameters[0], {})
+
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _starts(self) -> list[Tensor]:
+        """Copies of the weights before the very first step, where the average begins; nothing at the others."""
+        if not self._spec.ema or self._averaged:
+            return []
+        return [fsdp.local(parameter).clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def _follow(self, starts: list[Tensor]) -> None:
         """Move the average a little towards the weights. It lives with the optimiser's moments, and is saved with them."""
         if not self._spec.ema:
             return
-        for parameter in self._parameters:
-            state, weight = self.optimizer.state[parameter], fsdp.local(parameter)
-            if AVERAGE not in state:
-                state[AVERAGE] = weight.clone()
-            fsdp.local(state[AVERAGE]).lerp_(weight, 1 - self._spec.ema)
+        for parameter, start in zip_longest(self._parameters, starts):
+            state = self.optimizer.state[parameter]
+            average = fsdp.local(state.setdefault(AVERAGE, start))
+            average.lerp_(fsdp.local(parameter), 1 - self._spec.ema)

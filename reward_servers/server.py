@@ -170,6 +170,7 @@ class RewardServer:
         """None where nobody waits for this reward's measurement: it is not asked for, or the group has ended."""
         group = delivery.message
         assert isinstance(group, RolloutGroup), group
+        self.wiring.meter.add(metrics.REDELIVERIES, float(delivery.attempt > 1), stream="rollouts")
         if self.reward not in group.rewards or group.media is None:
             return None
         if delivery.attempt > MAX_ATTEMPTS:
@@ -237,6 +238,8 @@ class RewardServer:
     def _count(self, answer: _Answer) -> None:
         meter, reward = self.wiring.meter, self.reward
         meter.add(metrics.REWARD_DELAY_S, monotonic() - answer.job.arrived_s, reward=reward)
+        meter.add(metrics.SCORED_SAMPLES, answer.job.size, reward=reward)
+        meter.add(metrics.MASKED_SAMPLES, 0, reward=reward, reason=ERROR)  # there from the start, to be seen rising
         for reason in answer.scores.reasons or ():
             if reason:
                 meter.add(metrics.MASKED_SAMPLES, 1, reward=reward, reason=reason)

@@ -36,6 +36,7 @@ CONFINED = {
 }
 # Their loaders execute what they read.
 CODE_EXECUTING = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+RUNS_CODE = {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"}
 HEAVY = ("diffusers", "transformers", "ray", "matplotlib")
 
 
@@ -91,6 +92,11 @@ def keyword(node: ast.Call, name: str) -> object:
     return next((k.value.value for k in node.keywords if k.arg == name and isinstance(k.value, ast.Constant)), None)
 
 
+def given(node: ast.Call, name: str) -> bool:
+    """Whether that keyword is in the call, whatever its value."""
+    return any(k.arg == name for k in node.keywords)
+
+
 def within(name: str, homes: tuple[str, ...]) -> bool:
     return any(name == home or name.startswith(home + ".") for home in homes)
 
@@ -122,11 +128,28 @@ def code_executing_loads(module: Module) -> list[str]:
         for line, name in imports(module)
         if name.partition(".")[0] in CODE_EXECUTING
     ]
+    found += [
+        f"{module.path}:{node.lineno} imports load from torch; call torch.load, where weights_only can be seen"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ImportFrom)
+        and node.module == "torch"
+        and any(a.name in ("load", "hub") for a in node.names)
+    ]
     for node, name in calls(module):
         if name == "torch.load" and keyword(node, "weights_only") is not True:
             found.append(f"{module.path}:{node.lineno} torch.load needs weights_only=True written out")
-        if keyword(node, "allow_pickle") is True:
+        if given(node, "allow_pickle") and keyword(node, "allow_pickle") is not False:
             found.append(f"{module.path}:{node.lineno} allows pickle")
+        if given(node, "trust_remote_code") and keyword(node, "trust_remote_code") is not False:
+            found.append(f"{module.path}:{node.lineno} may run code from a model hub")
+        if given(node, "use_safetensors") and keyword(node, "use_safetensors") is not True:
+            found.append(f"{module.path}:{node.lineno} may load pickled weights")
+        if given(node, "safe_serialization") and keyword(node, "safe_serialization") is not True:
+            found.append(f"{module.path}:{node.lineno} writes pickled weights")
+        if name == "torch.save" and module.package != "worlds":  # there it keeps what only its own author reads
+            found.append(f"{module.path}:{node.lineno} writes a pickle; store safetensors or JSON")
+        if name in RUNS_CODE or name.startswith("torch.hub."):
+            found.append(f"{module.path}:{node.lineno} calls {name}, which executes what it is given")
     return found
 
 
@@ -202,6 +225,14 @@ def test_importing_every_module_loads_no_heavy_library() -> None:
         (code_executing_loads, "learner.checkpoint", "torch.load(path)"),
         (code_executing_loads, "learner.checkpoint", "torch.load(path, weights_only=False)"),
         (code_executing_loads, "common.tensors", "np.load(path, allow_pickle=True)"),
+        (code_executing_loads, "common.tensors", "np.load(path, allow_pickle=asked)"),
+        (code_executing_loads, "learner.checkpoint", "from torch import load"),
+        (code_executing_loads, "common.policies.checkpoints", "Pipeline.from_pretrained(x, trust_remote_code=True)"),
+        (code_executing_loads, "common.policies.checkpoints", "Pipeline.from_pretrained(x, trust_remote_code=asked)"),
+        (code_executing_loads, "reward_servers.clip", "CLIPModel.from_pretrained(x, use_safetensors=False)"),
+        (code_executing_loads, "common.policies.lora", "model.save_pretrained(x, safe_serialization=False)"),
+        (code_executing_loads, "reward_servers.clip", "torch.hub.load('a/b', 'c')"),
+        (code_executing_loads, "deploy.local", "eval(text)"),
         (prints, "common.log", "print('here')"),
     ],
 )
@@ -218,6 +249,8 @@ def test_a_broken_rule_is_found(rule, name: str, source: str) -> None:
         (escaped_libraries, "common.policies.stable_diffusion", "import diffusers"),
         (escaped_libraries, "learner.loop", "import redis_like_name"),
         (code_executing_loads, "learner.checkpoint", "torch.load(path, weights_only=True)"),
+        (code_executing_loads, "learner.checkpoint", "module.eval()\nre.compile(x)"),
+        (code_executing_loads, "reward_servers.vision", "Auto.from_pretrained(x, trust_remote_code=False)"),
     ],
 )
 def test_what_is_allowed_passes(rule, name: str, source: str) -> None:

@@ -36,7 +36,7 @@ def open_pipeline(checkpoint: str | Path) -> Any:
         raise
     # What the libraries raise for damaged files depends on the file; all of it means that this checkpoint is unusable.
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"cannot load {str(checkpoint)!r}: {_first_line(error)}; {fix}") from error
+        raise ConfigError(f"cannot load {str(checkpoint)!r}: {first_line(error)}; {fix}") from error
 
 
 def check_pipeline(checkpoint: str | Path) -> None:
@@ -50,7 +50,7 @@ def check_pipeline(checkpoint: str | Path) -> None:
             with safe_open(path, "numpy"):
                 pass  # its header names every tensor and must cover the file
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{str(path)!r} is damaged ({_first_line(error)}); copy the checkpoint again") from error
+            raise ConfigError(f"{str(path)!r} is damaged ({first_line(error)}); copy the checkpoint again") from error
 
 
 def _from_pretrained(checkpoint: str | Path, *, is_folder: bool) -> Any:
@@ -99,5 +99,5 @@ def _check_tokenizer(folder: Path) -> None:
         raise ConfigError(f"{str(folder)!r} holds neither tokenizer.json nor vocab.json; {_FIX}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".;") or type(error).__name__

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from common.errors import ConfigError
+from common.policies.checkpoints import first_line
 from common.policies.folders import quiet_libraries, replacing
 from common.protocols import Policy
 
 P = TypeVar("P", bound=Policy)
 
+CARD, WEIGHTS = "README.md", "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -39,8 +44,12 @@ def with_lora(policy: P, *, rank: int, alpha: float, targets: Sequence[str] = AT
     return policy
 
 
-def save_lora(policy: Policy, folder: str | Path) -> None:
-    """Write pytorch_lora_weights.safetensors, which ``pipe.load_lora_weights(folder)`` reads. Whole or not at all."""
+def save_lora(policy: Policy, folder: str | Path, *, base: str) -> None:
+    """Write pytorch_lora_weights.safetensors, which ``pipe.load_lora_weights(folder)`` reads. Whole or not at all.
+
+    ``base`` is the folder or hub id of the pipeline that they belong to. It is written beside them in README.md, as model
+    cards name it; `load_lora` needs it there.
+    """
     module: Any = policy.trainable
     if not getattr(module, "peft_config", None):
         raise ConfigError("the policy has no adapters to save; build it with with_lora, or use save_pipeline")
@@ -49,6 +58,30 @@ def save_lora(policy: Policy, folder: str | Path) -> None:
 
         # The file of XL is the same: the UNet's layers by name.
         StableDiffusionPipeline.save_lora_weights(written, unet_lora_layers=_portable_weights(module))
+        origin = str(Path(base).resolve()) if Path(base).is_dir() else base
+        (written / CARD).write_text(
+            f"---\nbase_model: {json.dumps(origin)}\nlibrary_name: diffusers\ntags: [lora]\n---\n"
+        )
+
+
+def base_of(folder: Path) -> str:
+    """The pipeline folder or hub id that the adapters `save_lora` wrote belong to. Raises `ConfigError`."""
+    card = folder / CARD
+    found = re.search(r"^base_model: (\".*\")$", card.read_text(), re.MULTILINE) if card.is_file() else None
+    if found is None:
+        raise ConfigError(f"{card} names no base_model; give a folder that a run has written")
+    return str(json.loads(found[1]))
+
+
+def load_lora(policy: Policy, folder: Path) -> None:
+    """Put adapters that `save_lora` wrote on the policy, to sample with. Raises `ConfigError` where they do not fit."""
+    module: Any = policy.trainable
+    try:
+        with quiet_libraries():
+            module.load_lora_adapter(str(folder), prefix="unet", weight_name=WEIGHTS, local_files_only=True)
+    # What the library raises for damaged or foreign files depends on the file.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"the adapters of {folder} do not fit their base: {first_line(error)}") from error
 
 
 def _portable_weights(module: Any) -> dict[str, torch.Tensor]:

@@ -12,7 +12,8 @@ from common.transport.keys import Keys
 
 LEASE_S = 30.0  # a dead consumer's messages go to another after this long; a live one's are renewed
 BLOB_LIFETIME_S = 3600.0  # blobs are dropped when their group ends; this catches those of a crash
-RECHECK_S = 0.1  # how soon a waiting consumer notices what was handed back
+RECHECK_S = 0.1  # how soon a consumer that begins to wait looks for what others left,
+LONGEST_RECHECK_S = 1.0  # and how rarely at last
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Broker(Protocol):
 
         ``groups`` are all groups that read this key: an entry is kept until each of them has acknowledged it. Whoever
         puts or takes should name them, so that no group misses what came before it started. ``consumer`` defaults to
-        a unique name.
+        a unique name; one that was in use before is the successor's, and what the former life held goes out again at once.
         """
 
     def blobs(self) -> BlobStore: ...

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, quote, urlsplit
 
 import redis
 from redis import exceptions as failures
@@ -31,7 +32,34 @@ log = logging.getLogger(__name__)
 def mask(url: str) -> str:
     """The URL with its password starred out, for logs and errors."""
     starred = re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url)
+    # A user without a password is more often a password without its colon.
+    starred = re.sub(r"://[^:@/]+@", "://***@", starred)
     return re.sub(r"([?&]password=)[^&]*", r"\1***", starred)
+
+
+def complete(url: str, *, password: str = "", ca: str = "") -> str:
+    """The URL with what it need not spell out: the password, and the file of the CA that signed the server's certificate.
+
+    Raises `TransportError` where the URL says something else about either.
+    """
+    try:
+        parts = urlsplit(url)
+        has_password, options = bool(parts.password), parse_qs(parts.query)
+    except ValueError:
+        return url  # `open_client` says what is wrong with it
+    if password:
+        if has_password or "password" in options:
+            raise TransportError(f"{mask(url)} brings a password, and the environment another; keep one of them")
+        user, _, address = parts.netloc.rpartition("@")
+        parts = parts._replace(netloc=f"{user.rstrip(':')}:{quote(password, safe='')}@{address}")
+    if ca:
+        if parts.scheme != "rediss":
+            raise TransportError(f"a CA is given for {mask(url)}, which does not use TLS; write rediss://")
+        if "ssl_ca_certs" in options:
+            raise TransportError(f"{mask(url)} names a CA, and the environment another; keep one of them")
+        query = f"ssl_ca_certs={quote(ca, safe='/')}"
+        parts = parts._replace(query=f"{parts.query}&{query}" if parts.query else query)
+    return parts.geturl()
 
 
 def open_client(url: str) -> redis.Redis:
@@ -81,13 +109,15 @@ def explain(error: Exception, url: str) -> TransportError:
     if isinstance(error, failures.OutOfMemoryError) or "OOM" in said:
         text, fix = "has no memory left", "raise its maxmemory, or lower samples per group or max_lag"
     elif "NOAUTH" in said or "Authentication required" in said:
-        text, fix = "wants a password and the URL has none", "write redis://:PASSWORD@HOST:PORT"
+        text = "wants a password and the URL has none"
+        fix = "write redis://:PASSWORD@HOST:PORT, or set DROVER_REDIS_PASSWORD_FILE"
     elif "without any password configured" in said:
         text, fix = "has no password but the URL brings one", "remove it from the URL, or set requirepass"
     elif isinstance(error, REFUSED) or "WRONGPASS" in said:
         text, fix = "refuses the user or password", "check the URL, and %-escape special characters in the password"
     elif "SSL" in said or "certificate" in said:
-        text, fix = "does not agree on TLS", "use rediss:// for a TLS port with a trusted certificate, else redis://"
+        text = "does not agree on TLS"
+        fix = "use rediss:// for a TLS port and name the CA of its certificate in DROVER_REDIS_CA, else redis://"
     elif isinstance(error, failures.InvalidResponse):
         text, fix = "answers, but not as Redis does", "check the port, and use rediss:// if it speaks TLS"
     elif isinstance(error, failures.TimeoutError):

@@ -1,9 +1,14 @@
-"""A Redis of one's own for one machine: private, bounded in memory, gone with the process that started it."""
+"""A Redis of one's own for one machine: private, bounded in memory, gone with the process that started it.
+
+One that dies is started again at the same address, empty: its clients wait for it, and the learner orders anew what was
+lost with it.
+"""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import logging
 import os
 import secrets
 import shutil
@@ -16,6 +21,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock, Thread
 from typing import Self
 
 from common.errors import TransportError
@@ -27,7 +33,11 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 PORT_ATTEMPTS = 5
+RESTARTS = 5  # times in a row that it may die within LIVES_S of its start
+LIVES_S = 10.0
 PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
 
 
 def find_server() -> str:
@@ -58,6 +68,7 @@ class EmbeddedRedis:
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._lock = RLock()  # of _process: who stops it, and who starts it again
 
     @property
     def url(self) -> str:
@@ -83,6 +94,8 @@ class EmbeddedRedis:
         for attempt in range(PORT_ATTEMPTS):
             try:
                 self._launch(_free_port())
+                # A thread of its own, which lives as long as this process: the kernel ends what it starts with it.
+                Thread(target=self._keep_alive, name="embedded redis", daemon=True).start()
                 return
             except TransportError as error:
                 # Between choosing a port and binding it, another process may have taken it.
@@ -92,8 +105,9 @@ class EmbeddedRedis:
 
     def restart(self) -> None:
         """Kill it and start it empty on the same port: what a crash of Redis looks like to its clients."""
-        self._end(signal.SIGKILL)
-        self._launch(self._port)
+        with self._lock:
+            self._end(signal.SIGKILL)
+            self._launch(self._port)
 
     def stop(self) -> None:
         """Stopping twice is harmless."""
@@ -102,6 +116,30 @@ class EmbeddedRedis:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    def _keep_alive(self) -> None:
+        """Start it again whenever it dies, until it is stopped or does nothing but die."""
+        deaths, started_s = 0, time.monotonic()
+        while (process := self._current()) is not None:
+            code = process.wait()
+            with self._lock:
+                if self._process is not process:  # stopped, or restarted, on purpose
+                    continue
+                deaths = deaths + 1 if time.monotonic() - started_s < LIVES_S else 1
+                if deaths > RESTARTS:
+                    log.error("redis-server died %d times in a row; not starting it again", deaths)
+                    return
+                log.warning("redis-server ended with code %d; starting it again, empty", code)
+                try:
+                    self._launch(self._port)
+                except TransportError as error:
+                    log.error("%s", error)
+                    return
+                started_s = time.monotonic()
+
+    def _current(self) -> subprocess.Popen[bytes] | None:
+        with self._lock:
+            return self._process
 
     def _launch(self, port: int) -> None:
         assert self._folder is not None, "not started"
@@ -153,15 +191,16 @@ class EmbeddedRedis:
         connect(self.url).close()
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process is None:
-            return
-        self._process.send_signal(how)
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        with self._lock:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            process.send_signal(how)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _free_port() -> int:

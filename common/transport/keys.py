@@ -3,14 +3,16 @@
 | key              | type   | written by             | read by (group)                        | lives until         |
 |------------------|--------|------------------------|----------------------------------------|---------------------|
 | ``work``         | stream | learner                | actors (``actors``)                    | acknowledged        |
-| ``rollouts``     | stream | actors                 | rewards (``reward:NAME``), ``learner`` | acknowledged by all |
+| ``evaluation``   | stream | learner                | evaluators (``evaluators``)            | acknowledged        |
+| ``rollouts``     | stream | actors, evaluators     | rewards (``reward:NAME``), ``learner`` | acknowledged by all |
 | ``measurements`` | stream | reward servers, actors | learner (``learner``)                  | acknowledged        |
 | ``reports``      | stream | learner                | who started the run (``watcher``)      | acknowledged        |
 | ``dead``         | stream | anyone who buries      | people                                 | 10,000 newer        |
 | ``weights``      | hash   | learner                | actors                                 | the run ends        |
 | ``blob:ID``      | string | actors, reward servers | whoever holds a `TensorRef`            | dropped, or expired |
 
-Failures (`GroupFailed`) travel to the learner on ``measurements``.
+Failures (`GroupFailed`) travel to the learner on ``measurements``. Where a run has no evaluators, the orders of its
+evaluations are among the actors' own on ``work``.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from common.errors import ConfigError
 
 ACTORS = "actors"
+EVALUATORS = "evaluators"
 LEARNER = "learner"
 WATCHER = "watcher"
 MAX_DEAD = 10_000
@@ -48,6 +51,10 @@ class Keys:
     @property
     def work(self) -> str:
         return f"drover:{self.run}:work"
+
+    @property
+    def evaluation(self) -> str:
+        return f"drover:{self.run}:evaluation"
 
     @property
     def rollouts(self) -> str:

@@ -161,6 +161,10 @@ class MemoryStream:
             ]
         return len(put_at_s), monotonic() - put_at_s[0] if put_at_s else 0.0
 
+    def outstanding(self) -> int:
+        with self._topic.changed:
+            return len(self._topic.entries)
+
     def clear(self) -> None:
         with self._topic.changed:
             self._topic.entries.clear()

@@ -1,7 +1,7 @@
 """The transport between processes: Redis streams for messages, Redis strings for blobs. At least once, never trimmed.
 
 An entry is deleted when every group has acknowledged it, so memory is bounded by what is in flight. A put whose answer
-is lost with the connection is repeated and may arrive twice; groups and attempts tell such twins apart.
+is lost with the connection is repeated, unless its entry is there.
 """
 
 from __future__ import annotations
@@ -63,6 +63,17 @@ class RedisBroker:
             )
             for _, facts in entries
         ]
+
+    def buried_after(self, entry: str, limit: int = 1000) -> tuple[str, list[str]]:
+        """The newest dead letter's entry, and the streams of those put after ``entry`` ("0": all), oldest first."""
+        found = self.link.call(lambda client: send(client, "XRANGE", self.keys.dead, f"({entry}", "+", "COUNT", limit))
+        streams = [facts[b"stream"].decode().removeprefix(self.keys.prefix) for _, facts in found]
+        return (found[-1][0].decode() if found else entry), streams
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that Redis uses, of all its users, and bytes that it may use; 0 is no limit."""
+        facts = self.link.call(lambda client: client.info("memory"))
+        return int(facts["used_memory"]), int(facts.get("maxmemory", 0))
 
     def forget(self) -> None:
         """Delete every key of the run. Only for whoever started it, when it is over."""

@@ -14,7 +14,7 @@ from redis import exceptions as failures
 from common.errors import CodecError, TransportError
 from common.protocols import Delivery
 from common.transport import scripts
-from common.transport.broker import RECHECK_S, needs_group
+from common.transport.broker import LONGEST_RECHECK_S, RECHECK_S, needs_group
 from common.transport.codec import decode, encode
 from common.transport.connection import Link, send
 from common.transport.keys import MAX_DEAD
@@ -49,11 +49,24 @@ class RedisStream:
         self._held: set[str] = set()
         self._lock = Lock()  # of _held: the heartbeat reads it
         self._reclaims_at_s = 0.0
+        self._recheck_s = RECHECK_S
         self._create_groups()
+        self._losses = link.retries
+        if group is not None and consumer is not None:
+            # Whoever had this name before is dead or cut off: what it held must not wait for its lease to run out.
+            self._link.call(self._disown)
 
     def put(self, message: Message) -> None:
-        payload = encode(message)
-        self._link.call(lambda client: send(client, "XADD", self._key, "*", "m", payload))
+        payload, tried = encode(message), False
+
+        def once(client: redis.Redis) -> None:
+            nonlocal tried
+            if tried and self._script(client, scripts.HOLDS, payload):
+                return  # only the answer was lost with the connection
+            tried = True
+            send(client, "XADD", self._key, "*", "m", payload)
+
+        self._link.call(once)
 
     def take(self, limit: int, wait_s: float) -> list[Delivery]:
         ends_s = monotonic() + wait_s
@@ -75,6 +88,9 @@ class RedisStream:
     def backlog(self) -> tuple[int, float]:
         count, age_ms = self._in_group(lambda client: self._script(client, scripts.BACKLOG, self._reader()))
         return int(count), age_ms / 1000
+
+    def outstanding(self) -> int:
+        return int(self._link.call(lambda client: send(client, "XLEN", self._key)))
 
     def clear(self) -> None:
         self._run(scripts.CLEAR, *self._groups)
@@ -107,14 +123,20 @@ class RedisStream:
 
     def _claim(self, client: redis.Redis, limit: int, wait_s: float) -> list[tuple[str, bytes, int]]:
         """Up to ``limit`` of (entry, payload, attempt): first what others left, else what nobody has had."""
+        if self._losses != self._link.retries:
+            self._losses = self._link.retries
+            self._disown(client)
         if monotonic() >= self._reclaims_at_s:
             left = self._script(
                 client, scripts.RECLAIM, self._reader(), self._consumer, int(1000 * self.lease_s), limit
             )
             if left:
+                self._recheck_s = RECHECK_S
                 return [(entry.decode(), fields[1], attempt) for entry, fields, attempt in left]
-            self._reclaims_at_s = monotonic() + min(self.lease_s / 2, RECHECK_S)
-        block_ms = int(1000 * min(wait_s, RECHECK_S))
+            self._reclaims_at_s = monotonic() + min(self.lease_s / 2, self._recheck_s)
+            # A thousand idle consumers must not keep Redis busy with looking.
+            self._recheck_s = min(2 * self._recheck_s, LONGEST_RECHECK_S)
+        block_ms = int(1000 * min(wait_s, self._reclaims_at_s - monotonic()))
         block = ("BLOCK", block_ms) if block_ms > 0 else ()
         try:
             reply = send(
@@ -135,6 +157,12 @@ class RedisStream:
                 return []
             raise
         return [(entry.decode(), fields[b"m"], 1) for _, entries in reply or [] for entry, fields in entries]
+
+    def _disown(self, client: redis.Redis) -> None:
+        """Let go of what Redis believes we hold and we do not."""
+        with self._lock:
+            held = list(self._held)
+        self._script(client, scripts.DISOWN, self._reader(), self._consumer, *held)
 
     def _opened(self, claimed: list[tuple[str, bytes, int]]) -> list[Delivery]:
         with self._lock:

@@ -11,6 +11,14 @@ local function owns(group, id, consumer)
 end
 """
 
+# ARGV payload. Whether it is among the newest entries.
+HOLDS = """
+for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 100)) do
+  if entry[2][2] == ARGV[1] then return 1 end
+end
+return 0
+"""
+
 # ARGV group, id. Acknowledges, and deletes the entry once no group waits for it.
 SETTLE = """
 local function split(id)
@@ -78,6 +86,21 @@ end
 return 0
 """
 )
+
+# ARGV group, consumer, ids... Leaves to whoever reclaims next what Redis says this consumer holds, but for the ids, which
+# it does: the rest was given to a former life of it, or with an answer that was lost on its way.
+DISOWN = """
+local holds = {}
+for i = 3, #ARGV do holds[ARGV[i]] = true end
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000000, ARGV[2])
+if pending.err then return 0 end
+for _, entry in ipairs(pending) do
+  if not holds[entry[1]] then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], 'returned', 0, entry[1], 'TIME', 1, 'JUSTID')
+  end
+end
+return 0
+"""
 
 # ARGV group, consumer. Forgets a consumer that holds nothing; deleting one that holds something would lose it.
 LEAVE = """

@@ -11,25 +11,34 @@ from torch import Tensor, nn
 from common.errors import WeightsLost
 from common.protocols import Canary
 from common.weights import flat
+from common.weights.shelf import Shelf
 
 
 class MemoryWeights:
-    """Publisher and subscriber in one object; keeps the newest version only."""
+    """Publisher and subscriber in one object; keeps the newest version, and those that are pinned."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.floor = -1
-        self._newest: tuple[flat.Manifest, np.ndarray] | None = None
+        self._shelf: Shelf[tuple[flat.Manifest, np.ndarray]] = Shelf(newest=1)
 
     def publish(self, version: int, tensors: Mapping[str, Tensor], canary: Canary | None) -> None:
-        self._newest = flat.pack(version, tensors, self.dtype, canary)
+        self._shelf.put(version, flat.pack(version, tensors, self.dtype, canary))
+
+    def pin(self, version: int) -> None:
+        if not self._shelf.pin(version):
+            raise WeightsLost(f"version {version} cannot be pinned, it is gone; the newest is {self.latest()}")
+
+    def unpin(self, version: int) -> None:
+        self._shelf.unpin(version)
 
     def latest(self) -> int:
-        return -1 if self._newest is None else self._newest[0].version
+        return self._shelf.latest()
 
     def load(self, version: int, into: nn.Module) -> Canary | None:
-        if self._newest is None or self._newest[0].version != version:
+        found = self._shelf.get(version)
+        if found is None:
             raise WeightsLost(f"version {version} is not here; the newest is {self.latest()}")
-        manifest, buffer = self._newest
+        manifest, buffer = found
         flat.load(manifest, buffer, into)
         return manifest.canary

@@ -17,40 +17,47 @@ from torch import Tensor, nn
 from common.errors import WeightsLost
 from common.protocols import Canary
 from common.weights import flat
+from common.weights.shelf import Shelf
 
-KEPT = 2  # versions: the newest, and the one an actor may be loading while the newest arrives
+KEPT = 2  # versions: the newest, and the one an actor may be loading while the newest arrives; more where pinned
 
 
 class WeightDirectory:
     """Version -> reference. The class of a Ray actor that lives as long as the run; `start_directory` starts it."""
 
     def __init__(self) -> None:
-        self._versions: dict[int, tuple[flat.Manifest, list[Any]]] = {}
+        self._shelf: Shelf[tuple[flat.Manifest, list[Any]]] = Shelf(newest=KEPT)
 
     def register(self, manifest: flat.Manifest, refs: list[Any]) -> None:
         """``refs`` is the one-element list [buffer]; in a list, Ray passes the reference and not the value."""
-        self._versions[manifest.version] = (manifest, refs)
-        for version in sorted(self._versions)[:-KEPT]:
-            del self._versions[version]
+        self._shelf.put(manifest.version, (manifest, refs))
 
     def latest(self) -> int:
-        return max(self._versions, default=-1)
+        return self._shelf.latest()
 
     def find(self, version: int) -> tuple[flat.Manifest, list[Any]] | None:
-        return self._versions.get(version)
+        return self._shelf.get(version)
+
+    def pin(self, version: int) -> bool:
+        return self._shelf.pin(version)
+
+    def unpin(self, version: int) -> None:
+        self._shelf.unpin(version)
 
     def forget(self) -> int:
-        """Start over for a restarted learner; the newest version there was, -1 without one."""
-        newest = self.latest()
-        self._versions.clear()
+        """Start over for a restarted learner, pins included; the newest version there was, -1 without one."""
+        newest = self._shelf.latest()
+        self._shelf.clear()
         return newest
 
 
 def start_directory(name: str) -> Any:
-    """A handle to a new directory, which lives as long as the handle."""
+    """A handle to a new directory, which lives as long as the handle, on this node: it must not die with another's."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(num_cpus=0)(WeightDirectory).options(name=name).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(WeightDirectory).options(name=name).remote()
 
 
 def find_directory(name: str) -> Any:
@@ -76,6 +83,17 @@ class ObjectStorePublisher:
         manifest, self._buffer = flat.pack(version, tensors, self._dtype, canary, reuse=self._buffer)
         # The put copies: the buffer is free again, and the version cannot change once it is registered.
         ray.get(self._directory.register.remote(manifest, [ray.put(self._buffer)]))
+
+    def pin(self, version: int) -> None:
+        import ray
+
+        if not ray.get(self._directory.pin.remote(version)):
+            raise WeightsLost(f"version {version} cannot be pinned, it is not in the object store any more")
+
+    def unpin(self, version: int) -> None:
+        import ray
+
+        ray.get(self._directory.unpin.remote(version))
 
 
 class ObjectStoreSubscriber:

@@ -22,17 +22,21 @@ from learner.pretraining import Pretraining
 from learner.step import OptimizerSpec
 from learner.tasks import RecordSteps, Task
 from reward_servers.parity import uniform_floor
+from reward_servers.rewards.clip_score import ClipScore
 from reward_servers.rewards.image_reward import ImageReward
+from reward_servers.rewards.learned_preference import LearnedPreference
 from reward_servers.rewards.object_composition import ObjectComposition
+from reward_servers.rewards.pick_score import PickScore
 from reward_servers.rewards.statistical_parity import StatisticalParity
 from reward_servers.vision import ImageClassifier, ObjectDetector
 
-CLIP = 1e-4  # the released configuration, of mean log-probs at 4 x 64 x 64
-HELDOUT_PROMPTS = 2000  # the paper's held-out DiffusionDB prompts, of which EVALUATED are drawn at a time
-EVALUATED = 100
+CLIP = 1e-4  # the paper's, of mean log-probs at 4 x 64 x 64, so of pictures of
+CLIP_PX = 512  # on a side; other sizes get the same bound on the log-prob of a whole step
+EVALUATED = 100  # held-out prompts that are drawn for each evaluation
 PARITY_SAMPLES = 100  # of an occupation: fewer would mostly measure their own sampling floor
 
 TaskName = Literal["preference", "composition", "fairness"]
+PreferenceName = Literal["image_reward", "pick_score", "clip_score", "learned_preference"]
 
 
 def sd2_joint(
@@ -43,7 +47,9 @@ def sd2_joint(
     checkpoint: str = "stabilityai/stable-diffusion-2-base",
     portraits: Path | None = None,
     detector: str = "google/owlvit-base-patch32",
-    preference: str = "ImageReward-v1.0",
+    preference: PreferenceName = "image_reward",
+    preference_checkpoint: str = "",
+    heldout_share: float = 0.01,
     pretraining: Path | None = None,
     tasks: tuple[TaskName, ...] = ("preference", "composition", "fairness"),
     image_size: int = 512,
@@ -66,31 +72,36 @@ def sd2_joint(
     batch_size: int = 16,
     max_lag: int = 1,
     evaluate_every: int = 0,
-    actors: int = 96,
+    actors: int = 88,
+    evaluators: int = 0,
     actor_samples: int = 16,
     reward_servers: int = 8,
     reward_gpus: float = 0.25,
+    reward_batch: int = 64,
+    reward_deadline_s: float = 120.0,
     learner_ranks: int = 32,
     seed: int = 0,
 ) -> RunConfig:
     """The paper's run: three tasks in turn, five steps shared by an iteration, then a step on real pictures.
 
-    The same for Stable Diffusion 1.5 and SDXL: give their checkpoint and image size. Where no source is named, the default
-    is the paper's or its released configuration's.
+    The same for Stable Diffusion 1.5 and SDXL: give their checkpoint and image size. Where nothing else is said, the default
+    is the paper's or its released configuration's; "ours" is neither's.
 
     Args:
-        prompts: Text, JSONL, CSV or Parquet with what people ask for, such as DiffusionDB's metadata table; a share of
-            it is held out.
+        prompts: Text, JSONL, CSV or Parquet with what people ask for, such as DiffusionDB's metadata table, the paper's.
         tones: Folder or hub id of an image classifier of skin tones. The paper's is not published.
         tone_classes: Its classes that should be equally likely.
         checkpoint: Diffusers folder or hub id to start from.
         portraits: Prompts of people to train parity on; default: portraits of the paper's 100 occupations, the last fifth
             of which is held out.
-        detector: Object detector of the composition reward; the paper's UniDet is replaced by one of transformers.
-        preference: ImageReward-v1.0 or a folder in its layout.
+        detector: Folder or hub id of the composition reward's object detector; ours, as transformers lacks the paper's UniDet.
+        preference: Reward of what people prefer. All but the paper's image_reward run without an environment of their own.
+        preference_checkpoint: Folder or hub id of its weights; default: those it was published with. learned_preference has
+            none: give the folder that fit_evaluator's model was saved in.
+        heldout_share: Share of the prompts that is held out; ours. The paper: 2000 of 1.5 million.
         pretraining: Folder of pictures with captions, or of webdataset tars (the paper: LAION with aesthetic score of
             at least 6); default: no pretraining step.
-        tasks: Which to train, in which order. The paper does not say in which.
+        tasks: Which to train, in which order; the order is ours.
         image_size: Pixels on a side.
         rounds: Iterations of each task; the paper converges in about 1000.
         groups: Prompts per iteration: 128 with 16 samples each, as the paper has it for parity.
@@ -103,18 +114,23 @@ def sd2_joint(
         rooted: Parity as the root of the summed squares. The paper's text says so, its formula does not.
         parity_credit: What a sample is given: the parity of its set, as in the paper, or what it changes.
         pretraining_batch: Pictures of a pretraining step.
-        pretraining_weight: Of its loss; the paper gives none.
+        pretraining_weight: Of its loss; ours, as the paper gives none.
         pretraining_combined: Add that loss to every step instead, as the paper's eq. 8 prints it.
         lora_rank: 0 trains the whole UNet, as the paper does; otherwise adapters of this rank.
         ema: Share of the moving average of weights that an update keeps; 0 for none, as in the paper.
         compute: Autocast regime, of sampling and training alike; the release samples in float32, which biases its ratio.
-        batch_size: Recorded steps per micro-batch of a learner rank.
-        max_lag: How many versions old the weights that sampled a group may be; the paper is strictly on-policy, 0.
-        evaluate_every: Iterations between evaluations on held-out prompts; 0 for before and after alone.
-        actors: Rollout processes, a GPU each; the paper uses 128 GPUs for everything.
-        actor_samples: Samples that go through an actor's UNet at once.
-        reward_servers: Processes of each reward's pool.
-        reward_gpus: GPUs of each of those; 0 for none.
+        batch_size: Recorded steps per micro-batch of a learner rank: the paper's batch on a GPU.
+        max_lag: How many versions old the weights that sampled a group may be. Ours is 1, so that actors sample while the
+            learner learns; the paper is strictly on-policy, 0.
+        evaluate_every: Iterations between evaluations on held-out prompts; 0, ours, for before and after alone.
+        actors: Rollout processes, a GPU each. Ours: of the paper's 128 GPUs 88 sample, 32 learn and 8 judge.
+        evaluators: Further rollout processes that do evaluations alone, beside training; 0: the actors do them.
+        actor_samples: Samples that go through an actor's UNet at once: a prompt's; ours.
+        reward_servers: Processes of each of the four rewards' pools; ours.
+        reward_gpus: GPUs of each of those; 0 for none. Ours.
+        reward_batch: Samples of one call of a reward; ours.
+        reward_deadline_s: Seconds after which a call is left behind and its samples are masked; 0 for none. Ours: far longer
+            than a call takes.
         learner_ranks: FSDP ranks, a GPU each.
         seed: Of prompts and noise.
     """
@@ -122,14 +138,14 @@ def sd2_joint(
         raise ConfigError(f"{len(tasks)} tasks need as many task_weights, got {task_weights}")
     if not tasks or len(set(tasks)) < len(tasks):
         raise ConfigError(f"tasks must name each task at most once and at least one; got {tasks}")
-    asked = read_prompts(prompts, heldout=0.01, seed=seed)
+    asked = read_prompts(prompts, heldout=heldout_share, seed=seed)
     people = read_prompts(portraits, heldout=0.2, seed=seed) if portraits else None
     occupations = occupation_prompts()
     train_portraits = people.train if people else occupations[: len(occupations) * 4 // 5]
     heldout_portraits = people.heldout if people else occupations[len(occupations) * 4 // 5 :]
     classifier = ImageClassifier(tones, tone_classes)
     judges: dict[TaskName, Reward] = {
-        "preference": ImageReward(preference),
+        "preference": _preference(preference, preference_checkpoint),
         "composition": ObjectComposition(ObjectDetector(detector), objects=(*objects("train"), *objects("heldout"))),
         "fairness": StatisticalParity(classifier, rooted=rooted, credit=parity_credit, name="parity_credit"),
     }
@@ -139,6 +155,7 @@ def sd2_joint(
         "composition": pair_prompts(objects("train")),
         "fairness": tuple(train_portraits),
     }
+    clip = CLIP * (CLIP_PX / image_size) ** 2
     unseen = pair_prompts(objects("heldout"))
     return RunConfig(
         recipe="sd2_joint",
@@ -152,14 +169,14 @@ def sd2_joint(
         kernel=Renoise(steps, Ddim(eta=1.0)),
         rewards=(*judges.values(), evenly),
         objective=Joint(
-            tasks={name: Ddpo(weights={judges[name].name: 1.0}, clip=CLIP, normalise="batch") for name in tasks},
+            tasks={name: Ddpo(weights={judges[name].name: 1.0}, clip=clip, normalise="batch") for name in tasks},
             weights=dict(zip(tasks, task_weights, strict=True)) if task_weights else {},
         ),
         tasks=tuple(Task(name=name, prompts=sources[name], rewards=(judges[name].name,)) for name in tasks),
         heldout=(
             EvaluationSpec(
                 name="asked",
-                prompts=tuple(asked.heldout[:HELDOUT_PROMPTS][:EVALUATED]),
+                prompts=asked.heldout[:EVALUATED],
                 samples_per_prompt=1,
                 rewards=(judges["preference"].name,),
             ),
@@ -201,13 +218,27 @@ def sd2_joint(
         max_lag=max_lag,
         pools=Pools(
             actors=actors,
+            evaluators=evaluators,
             actor_samples=actor_samples,
             reward_servers=reward_servers,
             reward_gpus=reward_gpus,
+            reward_batch=reward_batch,
+            reward_deadline_s=reward_deadline_s,
             learner_ranks=learner_ranks,
         ),
         seed=seed,
     )
+
+
+def _preference(name: PreferenceName, checkpoint: str) -> Reward:
+    """With the published weights where no checkpoint is given."""
+    if name == "learned_preference":
+        if not checkpoint:
+            raise ConfigError("learned_preference has no published weights; give --preference-checkpoint FOLDER")
+        return LearnedPreference(checkpoint)
+    kinds: dict[str, type[ImageReward] | type[PickScore] | type[ClipScore]]
+    kinds = {"image_reward": ImageReward, "pick_score": PickScore, "clip_score": ClipScore}
+    return kinds[name](checkpoint=checkpoint) if checkpoint else kinds[name]()
 
 
 def _pairs(folder: Path, resolution: int) -> Pairs:

@@ -39,6 +39,7 @@ def shapes_ddpo(
     batch_size: int = 128,
     max_lag: int = 1,
     actors: int = 2,
+    evaluators: int = 0,
     actor_groups: int = 8,
     actor_threads: int = 1,
     reward_servers: int = 1,
@@ -65,6 +66,7 @@ def shapes_ddpo(
         batch_size: Recorded steps per micro-batch of the learner.
         max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
         actors: Rollout processes.
+        evaluators: Further rollout processes that do evaluations alone, beside training; 0: the actors do them.
         actor_groups: Prompts that one of them samples in one batch; 1 for the same bits whatever waits together.
         actor_threads: CPU threads of each.
         reward_servers: Processes of the reward's pool.
@@ -112,6 +114,7 @@ def shapes_ddpo(
         max_lag=max_lag,
         pools=Pools(
             actors=actors,
+            evaluators=evaluators,
             actor_groups=actor_groups,
             reward_servers=reward_servers,
             learner_ranks=learner_ranks,

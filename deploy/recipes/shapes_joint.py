@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from common.diffusion.kernels.renoise import Ddim, Renoise
@@ -18,6 +21,7 @@ from learner.pretraining import Pretraining
 from learner.step import OptimizerSpec
 from learner.tasks import RecordSteps, Task
 from reward_servers.parity import uniform_floor
+from reward_servers.rewards.diversity import Diversity
 from reward_servers.rewards.learned_preference import LearnedPreference
 from reward_servers.rewards.shapes_taste import ShapesTaste
 from reward_servers.rewards.shapes_truth import ShapesTruth
@@ -49,11 +53,11 @@ def shapes_joint(
     pretraining_weight: float = 0.1,
     pretraining_batch: int = 64,
     ema: float = 0.0,
-    evaluate_every: int = 0,
-    stop_when_overoptimised: bool = False,
+    evaluate_every: int = 15,
     batch_size: int = 128,
     max_lag: int = 1,
     actors: int = 2,
+    evaluators: int = 0,
     actor_groups: int = 4,
     actor_threads: int = 1,
     reward_servers: int = 1,
@@ -79,11 +83,13 @@ def shapes_joint(
         pretraining_weight: Of the step on pretraining pictures that ends a round; 0 for none.
         pretraining_batch: Pictures of that step.
         ema: Share of the moving average of weights that an update keeps; 0 for none.
-        evaluate_every: Iterations between evaluations on held-out prompts; 0 for before and after alone.
-        stop_when_overoptimised: End when what people truly like falls while the learned preference rises.
+        evaluate_every: Iterations between evaluations on held-out prompts, parity's aside, which takes many samples; 0 for
+            before and after alone. The run ends when they find what people truly like fallen while the learned preference,
+            trained on, has risen.
         batch_size: Recorded steps per micro-batch of the learner.
         max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
         actors: Rollout processes.
+        evaluators: Further rollout processes that do evaluations alone, beside training; 0: the actors do them.
         actor_groups: Prompts that one of them samples in one batch.
         actor_threads: CPU threads of each.
         reward_servers: Processes of each reward's pool.
@@ -105,6 +111,7 @@ def shapes_joint(
             StatisticalParity(Tones(), credit="leave_one_out", name="parity_credit"),
             StatisticalParity(Tones(), name="parity"),
             ShapesTaste(),
+            Diversity(),
         ),
         objective=Joint(
             tasks={name: Ddpo(weights={REWARD[name]: 1.0}, clip=clip, normalise="centred") for name in tasks}
@@ -125,10 +132,11 @@ def shapes_joint(
         samples=samples,
         batch_size=batch_size,
         evaluate_every=evaluate_every,
-        watch=Watch(truth="taste", proxy="preference", stop=stop_when_overoptimised) if evaluate_every else None,
+        watch=Watch(truth="taste", proxy="preference", stop="preference" in tasks) if evaluate_every else None,
         max_lag=max_lag,
         pools=Pools(
             actors=actors,
+            evaluators=evaluators,
             actor_groups=actor_groups,
             reward_servers=reward_servers,
             share_rewards=True,
@@ -138,6 +146,53 @@ def shapes_joint(
         ),
         seed=seed,
     )
+
+
+def alone(task: TaskName, what: str) -> Callable[..., RunConfig]:
+    """The recipe ``shapes_TASK``, of one task of `shapes_joint`; ``what`` is the first sentence of its help."""
+
+    def recipe(
+        *,
+        iterations: int = 20,
+        lr: float = 1e-4,
+        pretraining_weight: float = 0.1,
+        evaluate_every: int = 5,
+        max_lag: int = 1,
+        actors: int = 2,
+        evaluators: int = 0,
+        learner_ranks: int = 2,
+        seed: int = 0,
+    ) -> RunConfig:
+        """Everything else is as in shapes_joint, so that the two can be compared.
+
+        Args:
+            iterations: Times new samples are drawn and learned from.
+            lr: AdamW's learning rate, reached after 5 steps and falling to 0 at the last.
+            pretraining_weight: Of the step on pretraining pictures after every iteration; 0 for none.
+            evaluate_every: As in shapes_joint.
+            max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
+            actors: Rollout processes.
+            evaluators: Further rollout processes that do evaluations alone, beside training; 0: the actors do them.
+            learner_ranks: FSDP ranks.
+            seed: Of prompts and noise.
+        """
+        config = shapes_joint(
+            tasks=(task,),
+            rounds=iterations,
+            lr=lr,
+            pretraining_weight=pretraining_weight,
+            evaluate_every=evaluate_every,
+            max_lag=max_lag,
+            actors=actors,
+            evaluators=evaluators,
+            learner_ranks=learner_ranks,
+            seed=seed,
+        )
+        return replace(config, recipe=f"shapes_{task}")
+
+    recipe.__name__ = recipe.__qualname__ = f"shapes_{task}"
+    recipe.__doc__ = f"{what}\n\n{inspect.getdoc(recipe)}"
+    return recipe
 
 
 def training_prompts(task: TaskName) -> tuple[str, ...]:
@@ -156,7 +211,10 @@ def heldout_sets() -> tuple[EvaluationSpec, ...]:
     """The same for every run on this world, so that runs of different tasks can be compared."""
     return (
         EvaluationSpec(
-            name="liked", prompts=_mixed("heldout", LIKED), samples_per_prompt=4, rewards=("preference", "taste")
+            name="liked",
+            prompts=_mixed("heldout", LIKED),
+            samples_per_prompt=4,
+            rewards=("preference", "taste", "diversity"),
         ),
         EvaluationSpec(name="relations", prompts=heldout_prompts(), samples_per_prompt=4, rewards=("composition",)),
         EvaluationSpec(
@@ -165,6 +223,7 @@ def heldout_sets() -> tuple[EvaluationSpec, ...]:
             samples_per_prompt=PORTRAIT_SAMPLES,
             rewards=("parity",),
             limits={"parity": -uniform_floor(PORTRAIT_SAMPLES, TONES)},
+            during=False,
         ),
     )
 

@@ -20,6 +20,7 @@ def toy_ddpo(
     lr: float = 0.05,
     max_lag: int = 1,
     actors: int = 1,
+    evaluators: int = 0,
     learner_ranks: int = 1,
     seed: int = 0,
 ) -> RunConfig:
@@ -32,6 +33,7 @@ def toy_ddpo(
         lr: AdamW's learning rate.
         max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
         actors: Rollout processes.
+        evaluators: Further rollout processes that do evaluations alone, beside training; 0: the actors do them.
         learner_ranks: FSDP ranks.
         seed: Of prompts and noise.
     """
@@ -50,6 +52,6 @@ def toy_ddpo(
         samples=samples,
         batch_size=4096,
         max_lag=max_lag,
-        pools=Pools(actors=actors, learner_ranks=learner_ranks),
+        pools=Pools(actors=actors, evaluators=evaluators, learner_ranks=learner_ranks),
         seed=seed,
     )

@@ -10,6 +10,7 @@ The wire, one request for at most ``batch_size`` samples::
 
 ``values`` has one number per sample, in order, in the reward's own unit. ``reasons``, which may be left out, has "" where
 a value counts, else the word for why it does not: at most 32 of a-z, 0-9 and "_", from a letter. Other keys are ignored.
+`drover serve` answers such requests with any reward of drover's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import io
 import json
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from common import secrets
 from common.errors import ConfigError
 from common.protocols import Scores
 
@@ -40,7 +41,6 @@ REPLY_BYTES, REPLY_BYTES_PER_SAMPLE = 4096, 256  # more is refused unread
 MAX_PAUSE_S = 30.0  # between two tries
 MAX_WORDS = 16  # of the endpoint's own, that one server passes on; they become labels of a metric
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 log = logging.getLogger(__name__)
 
 
@@ -56,15 +56,17 @@ class HttpReward:
     times, after ``backoff_s``, then twice that, and so on. After ``breaker_failures`` failed tries in a row nothing is
     asked for ``breaker_s``; then one try decides whether the endpoint is asked again.
 
-    ``token_variable`` names the environment variable, on the reward's node, that holds the bearer token; the token is in
-    no option, log or message. Secrets do not belong into the URL, which is in all of them. Proxies are not used.
+    The bearer token is what the environment variable ``token_variable`` of the reward's process holds (or the file that the
+    variable with _FILE at its end names), or what is in ``token_file`` on its node; the token is in no option, log or
+    message. Secrets do not belong into the URL, which is in all of them. Proxies are not used.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
 
     name: str
     url: str
-    token_variable: str = ""  # none: no Authorization header
+    token_variable: str = ""
+    token_file: str = ""  # neither: no Authorization header
     timeout_s: float = 60.0  # of one try; a reply that drips in is given up after at most twice that
     retries: int = 3
     backoff_s: float = 0.5
@@ -82,6 +84,8 @@ class HttpReward:
             raise ConfigError(f"HttpReward {self.name!r} wants a url like https://host/score; this is none")
         if parts.username is not None or parts.password is not None:
             raise ConfigError(f"the url of HttpReward {self.name!r} holds a user or password; use token_variable")
+        if self.token_variable and self.token_file:
+            raise ConfigError(f"HttpReward {self.name!r} has token_variable and token_file; give one of them")
         if not 0 <= self.retries <= 10:
             raise ConfigError(f"retries must be 0 to 10, got {self.retries}")
         for option in ("batch_size", "breaker_failures"):
@@ -92,13 +96,15 @@ class HttpReward:
                 raise ConfigError(f"{option} must be above 0 seconds, got {getattr(self, option)}")
 
     def load(self, device: str) -> HttpScorer:
-        if not self.token_variable:
+        if self.token_file:
+            token = secrets.from_file(self.token_file, f"token_file of HttpReward {self.name!r}")
+        elif self.token_variable:
+            token = secrets.from_environment(self.token_variable)
+        else:
             return HttpScorer(self, {})
-        token = os.environ.get(self.token_variable, "")
-        if not _TOKEN.fullmatch(token):
-            state = "holds spaces or characters outside ASCII" if token else "is not set"
+        if not token:
             raise ConfigError(
-                f"HttpReward {self.name!r} takes its token from {self.token_variable}, which {state}; "
+                f"HttpReward {self.name!r} takes its token from {self.token_variable}, which is not set; "
                 "set it in the environment of the reward's node"
             )
         return HttpScorer(self, {"Authorization": f"Bearer {token}"})

@@ -17,6 +17,7 @@ import numpy as np
 from common.errors import ConfigError, ScoringFailed
 from common.protocols import Scores
 from reward_servers.parity import leave_one_out, statistical_parity
+from reward_servers.sets import members
 
 Judge = Callable[[np.ndarray], list[int | None]]
 """Media [N, H, W, 3] uint8 to [N] class indices; None where the picture shows none of the classes."""
@@ -70,9 +71,7 @@ class ParityScorer:
 
     def score_sets(self, prompts: Sequence[str], media: np.ndarray, sets: Sequence[slice]) -> Scores:
         """Raises `ScoringFailed` when the sets leave a sample out or share one: its value would be unknown."""
-        members = [range(len(media))[rows] for rows in sets]
-        if sorted(row for rows in members for row in rows) != list(range(len(media))):
-            raise ScoringFailed(f"the sets {list(sets)} do not hold each of {len(media)} samples once")
+        together = members(sets, len(media))
         judged = self.judge(media)
         known = range(len(self.reward.classifier.classes))
         if len(judged) != len(media) or any(index is not None and index not in known for index in judged):
@@ -80,7 +79,7 @@ class ParityScorer:
                 f"the classifier answered {judged[:8]}..., wanted {len(media)} of 0 to {known[-1]} or None"
             )
         values, reasons = [math.nan] * len(media), [""] * len(media)
-        for rows in members:
+        for rows in together:
             credits = self._credits([judged[row] for row in rows])
             for row in rows:
                 index = judged[row]

@@ -178,6 +178,53 @@ def test_new_weights_are_taken_up_at_the_next_order(shop):
     assert (points[1] - points[0]).mean() == pytest.approx(moved, abs=1e-3)
 
 
+def test_an_order_for_a_version_is_sampled_from_that_one_and_the_next_from_the_newest_again(shop):
+    shop.weights.pin(0)
+    shop.publish(4, 0.5)
+    for group, version in ((0, 0), (1, None), (2, 0), (3, 4)):
+        shop.work.put(order(group, draw=0, version=version))
+        shop.actor.run_once(0.0)
+    made = shop.messages(shop.rollouts)
+    assert [group.version for group in made] == [0, 4, 0, 4]
+    points = [read_points(tensors.read(shop.broker.blobs(), group.media).numpy()) for group in made]
+    assert (points[0] == points[2]).all() and (points[1] == points[3]).all()
+    assert abs(points[1] - points[0]).min() > 0.5
+
+
+def test_orders_for_several_versions_that_wait_together_are_each_sampled_from_their_own():
+    shop = Workshop(batch_groups=4)
+    shop.weights.pin(0)
+    shop.publish(4, 0.5)
+    for group, version in enumerate((0, 0, None, 4)):
+        shop.work.put(order(group, version=version))
+    assert shop.actor.run_once(0.0) and not shop.actor.run_once(0.0)
+    assert [(group.group, group.version) for group in shop.messages(shop.rollouts)] == [(0, 0), (1, 0), (2, 4), (3, 4)]
+
+
+def test_an_order_for_a_version_that_is_gone_fails_and_is_sampled_from_no_other():
+    shop = Workshop(batch_groups=2)
+    shop.publish(4, 0.5)
+    shop.work.put(order(0, version=0))
+    shop.work.put(order(1))
+    shop.actor.run_once(0.0)
+    (failed,) = shop.messages(shop.failures)
+    assert (failed.group, failed.stage) == (0, Stage.SAMPLE)
+    assert failed.reason == "its weights are lost: version 0 is not here; the newest is 4"
+    assert [(group.group, group.version) for group in shop.messages(shop.rollouts)] == [(1, 4)]
+    assert len(shop.broker.dead_letters()) == 1 and shop.mine.backlog()[0] == 0
+
+
+def test_an_evaluators_time_is_its_own_roles():
+    shop = Workshop(role="evaluator")
+    roles = []
+    shop.meter.set = lambda metric, value, **given: roles.append(given.get("role"))
+    shop.work.put(order())
+    shop.actor.run_once(0.0)
+    assert roles.count("evaluator") >= 1 and "actor" not in roles
+    with pytest.raises(ValueError, match="role='judge' is none of"):
+        Workshop(role="judge").actor.run_once(0.0)
+
+
 def test_orders_sampled_in_one_batch_give_what_each_gives_alone():
     together, alone = Workshop(batch_groups=4), Workshop()
     orders = [order(0), order(1, record=(2,)), order(2, record=(), samples_per_prompt=2, prompts=("a", "b"))]

@@ -254,6 +254,20 @@ def test_concurrent_consumers_share_a_stream_without_loss_or_repetition(broker):
     assert producer.backlog() == (0, 0.0)
 
 
+def test_outstanding_is_what_some_group_has_not_acknowledged(broker):
+    one, other = (actor(broker, name, groups=("one", "other")) for name in ("one", "other"))
+    assert one.outstanding() == 0
+    one.put(note(1))
+    one.put(note(2))
+    assert broker.stream(broker.keys.work).outstanding() == 2
+    for delivery in one.take(2, SOON_S):
+        one.ack(delivery)
+    assert one.outstanding() == 2
+    for delivery in other.take(2, SOON_S):
+        other.ack(delivery)
+    assert one.outstanding() == 0
+
+
 def test_a_stream_without_a_group_can_put_and_says_why_it_cannot_take(broker):
     stream = broker.stream(broker.keys.work)
     stream.put(note(1))

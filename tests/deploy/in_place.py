@@ -82,7 +82,7 @@ class Done:
 
 def train(config: RunConfig, root: Path, *, name: str = "run", resume: bool = False, **when: float) -> Done:
     """Run it to its end, or until ``stop_after`` or ``crash_after`` updates."""
-    folder, view = RunFolder.create(name, root, resume=resume), View(**when)
+    folder, view = RunFolder.create(name, root, resume="must" if resume else "never"), View(**when)
     return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
 
 

@@ -176,7 +176,7 @@ def test_a_value_of_another_type_is_refused(drover, value):
         (["--lr", "nan"], "lr and grad_clip must be positive"),
         (["--actors", 0], "every pool needs at least one"),
         (["--run-name", "../elsewhere"], "cannot be a folder"),
-        (["--resume", "--run-name", "nothing"], "no run to resume"),
+        (["--resume", "nothing"], "no run to resume"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
@@ -195,7 +195,7 @@ def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
     code, out, _ = drover("status")
     assert code == 0 and "first: finished; 3 updates, 192 samples; held out: point -" in out
-    assert json.loads(drover("status", "--run", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
+    assert json.loads(drover("status", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
     code, _, err = drover(*TOY, *options)
     assert code == 2 and "pass --resume" in one_line(err)
 
@@ -246,7 +246,7 @@ def test_a_run_that_fails_leaves_exit_code_1_and_the_reason(drover, tmp_path):
 
 def test_status_of_nothing_and_of_an_unknown_run(drover):
     assert drover("status")[:2] == (0, "no runs in runs\n")
-    code, _, err = drover("status", "--run", "other")
+    code, _, err = drover("status", "other")
     assert code == 2 and "there is no run 'other' in runs" in one_line(err)
 
 
@@ -255,12 +255,12 @@ def test_status_of_a_run_that_was_stopped_or_is_under_way(drover, tmp_path):
     done.conclude()
     assert "halved: stopped; 2 updates, 128 samples" in drover("status")[1]
     done.folder.summary.unlink()
-    assert "halved: running or killed, last heard of" in drover("status", "--run", "halved")[1]
+    assert "halved: running or killed, last heard of" in drover("status", "halved")[1]
 
 
 def test_status_of_a_run_that_has_not_reported_yet(drover, tmp_path):
     RunFolder.create("young", tmp_path / "runs")
-    code, out, _ = drover("status", "--run", "young")
+    code, out, _ = drover("status", "young")
     assert code == 0 and "young: running or killed" in out and "not evaluated yet" in out
 
 

@@ -7,9 +7,9 @@ from common.diffusion.kernels.renoise import Ddim, Renoise
 from common.errors import ConfigError
 from deploy.config import Pools, RunConfig
 from deploy.models import StableDiffusionModel
-from deploy.pools import places
 from deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
 from deploy.recipes.toy_ddpo import toy_ddpo
+from deploy.worker import Place, pools_of
 from learner.evaluation import EvaluationSpec
 from learner.overoptimisation import Watch
 from learner.tasks import RecordSteps, Task
@@ -66,20 +66,30 @@ def test_every_pool_needs_someone(name):
         Pools(**{name: 0})
 
 
+@pytest.mark.parametrize("wrong", [-1.0, math.inf, math.nan])
+def test_a_deadline_is_seconds_or_none(wrong):
+    with pytest.raises(ConfigError, match="reward_deadline_s is seconds, or 0 for none; got"):
+        Pools(reward_deadline_s=wrong)
+
+
 def test_rewards_share_processes_only_where_they_are_told_to_and_need_no_packages_of_their_own():
     class Packed(ToyPoint):
         packages = ("something",)
 
     apart = replace(toy_ddpo(), rewards=(ToyPoint(), ToyPoint(name="other"), Packed(name="packed")))
     shared = replace(apart, pools=Pools(share_rewards=True, reward_servers=2))
-    assert [place.name for place in places(apart, gpus=0.0)] == ["point-0", "other-0", "packed-0", "actor-0"]
-    assert [(place.name, place.rewards, place.packages) for place in places(shared, gpus=0.0)] == [
+    assert [place.name for place in places(apart)] == ["point-0", "other-0", "packed-0", "actor-0"]
+    assert [(place.name, place.pool.rewards, place.pool.packages) for place in places(shared)] == [
         ("rewards-0", ("point", "other"), ()),
         ("rewards-1", ("point", "other"), ()),
         ("packed-0", ("packed",), ("something",)),
         ("packed-1", ("packed",), ("something",)),
         ("actor-0", (), ()),
     ]
+
+
+def places(config: RunConfig) -> list[Place]:
+    return [pool.place(number) for pool in pools_of(config, gpus=0.0) for number in range(pool.size)]
 
 
 @pytest.mark.parametrize(("prompts_", "samples"), [((), 4), (("a",), 0)])

@@ -192,7 +192,7 @@ def test_only_two_checkpoints_stay(tmp_path):
 
 def test_a_started_run_is_not_overwritten_and_an_unknown_one_not_resumed(tmp_path):
     train(small(iterations=1), tmp_path)
-    with pytest.raises(ConfigError, match="pass --resume to go on"):
+    with pytest.raises(ConfigError, match="pass --resume run to go on"):
         train(small(iterations=1), tmp_path)
     with pytest.raises(ConfigError, match="no run to resume"):
         train(small(iterations=1), tmp_path, name="unknown", resume=True)

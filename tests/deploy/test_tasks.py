@@ -1,5 +1,7 @@
 """Runs of several tasks, with a pretraining step, a moving average and a watch: the toy, in one process."""
 
+import itertools
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from common.policies.toy import ToyChain, read_points
-from deploy.config import RunConfig
+from deploy.config import Pools, RunConfig
 from learner.evaluation import EvaluationSpec
 from learner.objectives.ddpo import Ddpo
 from learner.objectives.joint import Joint
@@ -135,9 +137,8 @@ class Liar:
         return ToyPoint(goal=(0.0, -8.0)).load(device)
 
 
-@pytest.mark.parametrize("stop", [True, False])
-def test_a_run_ends_when_the_truth_falls_while_its_proxy_rises_if_it_is_told_to(tmp_path, stop):
-    config = joint(
+def lied_to(*, stop: bool, **fields) -> RunConfig:
+    return joint(
         rewards=(Liar(), UP),
         objective=Ddpo(weights={"proxy": 1.0}, clip=0.2, normalise="batch"),
         tasks=(Task(name="proxy", prompts=("anywhere",), rewards=("proxy",)),),
@@ -145,12 +146,74 @@ def test_a_run_ends_when_the_truth_falls_while_its_proxy_rises_if_it_is_told_to(
         iterations=60,
         evaluate_every=5,
         watch=Watch(truth="up", proxy="proxy", stop=stop),
+        **fields,
     )
-    done = train(config, tmp_path)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_run_ends_when_the_truth_falls_while_its_proxy_rises_if_it_is_told_to(tmp_path, stop):
+    done = train(lied_to(stop=stop), tmp_path)
     evaluations = [report.scalars for report in done.folder.reports() if report.kind == "eval"]
     assert max(each["overoptimisation/strikes"] for each in evaluations) >= 2
     assert done.ended == "finished" and (done.summary["updates"] < 60) == stop
+    said = [report.text for report in done.folder.reports() if report.kind == "event"]
+    assert said == ["ends here: held-out up fell while proxy rose, at 2 evaluations in a row"] * stop
     assert done.summary["reward_after"]["up"] < done.summary["reward_before"]["up"]
+
+
+def test_a_watch_goes_on_with_what_it_saw_before_a_crash(tmp_path):
+    config = lied_to(stop=True, checkpoint_every=1)
+    whole = train(config, tmp_path, name="whole")
+    with pytest.raises(Crash):
+        train(config, tmp_path, name="cut", crash_after=whole.summary["updates"] - 2)
+    resumed = train(config, tmp_path, name="cut", resume=True)
+    assert resumed.summary["updates"] == whole.summary["updates"] < 60
+    gaps = [
+        [r.scalars["overoptimisation/gap"] for r in done.folder.reports() if r.kind == "eval"][-1]
+        for done in (whole, resumed)
+    ]
+    assert gaps[0] == gaps[1] > 1
+
+
+def test_a_dear_held_out_set_is_left_to_before_and_after_and_moves_no_noise_of_the_others(tmp_path):
+    sets = [
+        EvaluationSpec(name=name, prompts=("anywhere",), samples_per_prompt=64, rewards=(name,))
+        for name in ("up", "right")
+    ]
+    dear = [replace(sets[0], during=False), sets[1]]
+    runs = (
+        train(joint(heldout=tuple(held), evaluate_every=2), tmp_path, name=name)
+        for name, held in (("dear", dear), ("cheap", sets))
+    )
+    found = [{r.scalars["update"]: r.scalars for r in done.folder.reports() if r.kind == "eval"} for done in runs]
+    assert ["heldout/up/mean" in each for each in found[0].values()] == [True, False, False, True]
+    assert all("heldout/up/mean" in each for each in found[1].values())
+    assert all(one["heldout/right/mean"] == found[1][at]["heldout/right/mean"] for at, one in found[0].items())
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """`ToyPoint` whose second call never returns."""
+
+    name: str = "point"
+
+    def load(self, device: str):
+        honest, calls = ToyPoint().load(device), itertools.count(1)
+
+        def score(prompts, media: np.ndarray):
+            if next(calls) == 2:
+                threading.Event().wait()
+            return honest(prompts, media)
+
+        return score
+
+
+def test_a_reward_that_hangs_costs_its_deadline_and_one_groups_samples(tmp_path):
+    pools = Pools(reward_batch=32, reward_deadline_s=2.0)
+    done = train(small(rewards=(Stuck(),), pools=pools), tmp_path)
+    assert done.ended == "finished"
+    assert (done.summary["ledger"]["trained"], done.summary["ledger"]["empty"]) == (11, 1)
+    assert [each["reward/point/valid_share"] for each in updates(done)] == [0.5, 1, 1, 1, 1, 1]
 
 
 def test_read_points_is_what_the_pairs_of_this_file_are_drawn_with():

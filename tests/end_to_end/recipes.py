@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.policies.toy import ToyChain
@@ -15,6 +16,8 @@ from deploy.config import RunConfig
 from deploy.models import ToyModel
 from deploy.recipes.shapes_ddpo import shapes_ddpo
 from deploy.recipes.toy_ddpo import toy_ddpo
+from learner.objectives.joint import Joint
+from learner.pretraining import Pretraining
 from reward_servers.rewards.toy_point import ToyPoint
 
 
@@ -26,6 +29,8 @@ def slow_toy(
     max_lag: int = 0,
     pause_s: float = 0.05,
     actors: int = 1,
+    evaluators: int = 0,
+    evaluate_every: int = 0,
     learner_ranks: int = 1,
     checkpoint_every: int = 5,
     lease_s: float = 2.0,
@@ -38,6 +43,7 @@ def slow_toy(
         samples=samples,
         max_lag=max_lag,
         actors=actors,
+        evaluators=evaluators,
         learner_ranks=learner_ranks,
     )
     return replace(
@@ -45,6 +51,7 @@ def slow_toy(
         recipe="slow_toy",
         model=SlowToy(pause_s),
         rewards=(SlowPoint(pause_s),),
+        evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
         lease_s=lease_s,
         stall_s=stall_s,
@@ -134,3 +141,38 @@ class Unloadable:
 
     def load(self, device: str) -> Scorer:
         raise FileNotFoundError("no weights at judge.safetensors")
+
+
+def rich_toy(*, pause_s: float = 0.02, seed: int = 0) -> RunConfig:
+    """The toy with two tasks, a pretraining step after each round, a moving average and evaluations in between."""
+    config = slow_toy(iterations=40, groups=2, samples=32, pause_s=pause_s, checkpoint_every=3)
+    point = config.rewards[0]
+    tasks = tuple(replace(config.tasks[0], name=name) for name in ("first", "second"))
+    return replace(
+        config,
+        recipe="rich_toy",
+        rewards=(point,),
+        objective=Joint(tasks={task.name: config.objective for task in tasks}),
+        tasks=tasks,
+        heldout=(replace(config.heldout[0], samples_per_prompt=64),),
+        optimizer=replace(config.optimizer, ema=0.9, warmup=3, decay=60),
+        pretraining=Pretraining(pairs=Origin(), batch_size=8),
+        evaluate_every=4,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Pictures of points near the origin."""
+
+    def open(self, seed: int) -> Origin:
+        return self
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        return {}
+
+    def batch(self, step: int, size: int) -> tuple[np.ndarray, list[str]]:
+        points = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
+        return ToyChain().decode(torch.tensor(points)), ["anywhere"] * size

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same
+from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same, command_lines, survivors
 
 pytestmark = pytest.mark.service
 
@@ -44,4 +45,35 @@ def test_a_killed_learner_resumes_from_its_newest_checkpoint_and_learns_the_same
         again = next(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1])
         assert numbers[again] % 5 == 1, f"went on at update {numbers[again]}, checkpoints are every 5"
         assert numbers[again] > 1
+        assert_same(run.weights, reference)
+
+
+def test_an_actor_and_a_reward_server_that_are_preempted_hand_back_what_they_hold_and_change_nothing(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    """Leases of an hour: what is not handed back would stop the run."""
+    with Train(SLOW_TOY, "--lease-s", "3600", runs_dir=tmp_path, env=shared) as run:
+        actor, server = run.worker("actor-0"), run.worker("point-0")
+        run.await_update(3)
+        actor.send_signal(signal.SIGTERM)
+        run.await_update(12)
+        server.send_signal(signal.SIGTERM)
+        ledger = account(run.finish())
+        assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
+        assert survivors({actor, server}) == {}
+        assert {"actor-0 died and was replaced", "point-0 died and was replaced"} <= set(run.events)
+        assert_same(run.weights, reference)
+
+
+def test_a_redis_that_dies_comes_back_empty_and_what_was_under_way_is_ordered_again(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    env = {name: value for name, value in shared.items() if name != "DROVER_REDIS_URL"}
+    with Train(SLOW_TOY, runs_dir=tmp_path, env=env) as run:
+        for update in (3, 20):
+            run.await_update(update)
+            (server,) = (pid for pid, line in command_lines(run.family).items() if "redis-server" in line)
+            psutil.Process(server).kill()
+        ledger = account(run.finish())
+        assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
         assert_same(run.weights, reference)

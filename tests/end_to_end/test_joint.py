@@ -27,7 +27,7 @@ def test_a_joint_run_goes_through_its_tasks_and_judges_all_of_them_on_held_out_p
     assert trained == [*names, *names]
     assert ["pretraining/loss" in each for each in updates] == [False, False, True] * 2
     for moment in ("reward_before", "reward_after"):
-        assert set(summary[moment]) == {"preference", "taste", "composition", "parity"}
+        assert set(summary[moment]) == {"preference", "taste", "composition", "parity", "diversity"}
         assert -0.87 <= summary[moment]["parity"] <= 0 and 0 <= summary[moment]["composition"] <= 1
     assert summary["reward_limit"] == {"parity": pytest.approx(-0.071, abs=0.001)}
     assert account(summary)["issued"] == 24 and account(summary)["in_flight"] == 0

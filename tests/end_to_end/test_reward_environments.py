@@ -29,9 +29,10 @@ from common.types import Measurement, Purpose, RolloutGroup
 from deploy.config import RunConfig
 from deploy.connection import Connection
 from deploy.environments import last_words, runtime_env, sweep
-from deploy.pools import Pools, places
+from deploy.pools import Pools
 from deploy.recipes.toy_ddpo import toy_ddpo
 from deploy.roles import Streams
+from deploy.worker import pools_of
 from reward_servers.rewards.image_reward import ImageReward
 from tests.end_to_end.environment_recipes import NO_PACKAGE, STALL_S, CowSays
 from tests.end_to_end.service import Train, survivors
@@ -120,8 +121,8 @@ def reward_pool(reward: Reward, redis_url: str) -> Iterator[tuple[RunConfig, Con
     """The pool of that reward alone, of a run of its own; this process is its driver."""
     config = replace(toy_ddpo(), rewards=(reward,))
     connection = Connection(f"environments-{time.time_ns()}", redis_url)
-    wanted = [place for place in places(config, gpus=0.0) if place.role == "reward"]
-    pools = Pools(config, connection, wanted, on_event=lambda text: None)
+    wanted = [pool for pool in pools_of(config, gpus=0.0) if pool.role == "reward"]
+    pools = Pools(config, connection, wanted, claim_cpus=False, on_event=lambda text: None)
     try:
         pools.start()
         yield config, connection, pools

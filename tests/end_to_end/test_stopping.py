@@ -25,16 +25,16 @@ def test_a_run_stopped_twice_goes_on_where_it_stopped_and_learns_the_same_bits(
         first = stop(run, lambda: run.process.send_signal(signal.SIGTERM))
         assert survivors(run.family) == {}
     assert 8 <= first < 40
-    assert f"--run-name {run.folder.path.name} --resume" in run.out
+    assert f"--resume {run.folder.path.name}" in run.out
 
-    with Train(SLOW_TOY, "--resume", runs_dir=tmp_path) as run:
+    with Train(SLOW_TOY, "--resume", "run", runs_dir=tmp_path) as run:
         run.await_update(first + 4)
         # A terminal sends Ctrl-C to the whole group: what the command started must leave the stopping to the command.
         second = stop(run, lambda: os.killpg(run.process.pid, signal.SIGINT))
         assert survivors(run.family) == {}
     assert first + 4 <= second < 40
 
-    with Train(SLOW_TOY, "--resume", runs_dir=tmp_path) as run:
+    with Train(SLOW_TOY, "--resume", "run", runs_dir=tmp_path) as run:
         summary = run.finish()
     assert account(summary)["trained"] == 40 * 4
     assert summary["updates"] == 40

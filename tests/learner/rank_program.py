@@ -25,9 +25,10 @@ def learn(model: str, pipeline: Path, folder: Path) -> dict[str, Any]:
     stats = learner.learn(ranks=ranks, rank=rank)
     mine = Checkpoints(folder / "two" / model)
     mine.save(5, learner.module, learner.stepper.optimizer, {"note": "kept"})
+    mine.finish()
 
     resumed, theirs = Rank(model, pipeline), Checkpoints(folder / "one" / model)
-    newest = theirs.newest()
+    newest = theirs.choose().folder
     assert newest is not None
     state = theirs.load(newest, resumed.module, resumed.stepper.optimizer)
     resumed.learn(ranks=ranks, rank=rank)

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,10 +12,11 @@ from common.errors import DroverError
 from common.metrics import Account, NullMeter
 from common.transport.memory import MemoryBroker
 from common.types import Ending
+from common.weights.memory import MemoryWeights
 from learner.assembler import Assembler
 from learner.evaluation import Evaluation, EvaluationSpec
 from learner.feeder import Feeder
-from learner.intake import Intake
+from learner.intake import Intake, LearnerStreams
 from learner.slots import Ledger, Slots
 from learner.tasks import Order, RecordSteps, Task
 from tests.learner.made_up import failure, measurement, rollout
@@ -44,12 +46,22 @@ class World:
         assembler = Assembler(self.rollouts, self.measurements, broker.blobs(), epoch=0)
         spec = EvaluationSpec(name="h", prompts=("h",), samples_per_prompt=1, rewards=("point",))
         put = broker.stream(keys.work, groups=("actors",))
+        streams = LearnerStreams(
+            work=put,
+            evaluation=put,
+            rollouts=self.rollouts,
+            measurements=self.measurements,
+            reports=broker.stream(keys.reports),
+            control=broker.stream(keys.control),
+            blobs=broker.blobs(),
+        )
         self.intake = Intake(
             Feeder(ORDER, put, slots, ledger, epoch=0),
             assembler,
-            Evaluation((spec,), put, assembler, epoch=0, seed=0, fingerprint="f"),
+            Evaluation((spec,), put, assembler, MemoryWeights(torch.float32), epoch=0, seed=0, fingerprint="f"),
             slots,
             ledger,
+            streams,
             max_lag=max_lag,
             account=Account("learner", NullMeter()),
             wait=self.turn,
@@ -71,7 +83,7 @@ class World:
             return
         (delivery, version), self.held[which] = self.held[which], None
         item, luck = delivery.message, self.chaos.random()
-        answers = {"group": item.group, "attempt": delivery.attempt}
+        answers = {"group": item.group, "attempt": delivery.attempt, "epoch": item.epoch}
         if luck < self.rates["dies"] and delivery.attempt < 4:
             self.work[which].hand_back(delivery)
             return
@@ -79,7 +91,7 @@ class World:
             self.measurements.put(failure(**answers))
         else:
             self.rollouts.put(rollout(**answers, samples=2, version=version))
-            self.measurements.put(measurement(item.group, [0.0, 1.0], attempt=delivery.attempt))
+            self.measurements.put(measurement(values=[0.0, 1.0], **answers))
             if luck > 1 - self.rates["answers twice"] and delivery.attempt < 4:
                 self.work[which].hand_back(delivery)
                 return

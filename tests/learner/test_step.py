@@ -110,14 +110,15 @@ def test_the_rate_rises_over_the_warm_up_and_reaches_zero_at_the_decay_step():
     assert OptimizerSpec(lr=2.0).rate(10_000) == 2.0
 
 
-def test_the_moving_average_follows_the_weights_and_takes_their_place_when_asked():
+def test_the_moving_average_begins_before_the_first_step_and_takes_the_weights_place_when_asked():
     rank = Rank("toy", None, spec=OptimizerSpec(lr=1e-2, grad_clip=100.0, ema=0.5))
+    start = rank.weights()["b"]
     rank.learn(updates=1)
     first = rank.weights()["b"]
     rank.learn(updates=1)
     second = rank.weights()["b"]
     assert rank.stepper.average()
-    assert torch.allclose(rank.weights()["b"], (first + second) / 2, atol=1e-7)
+    assert torch.allclose(rank.weights()["b"], start / 4 + first / 4 + second / 2, atol=1e-7)
 
 
 def test_without_a_moving_average_the_weights_stay():

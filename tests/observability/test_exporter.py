@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from common import metrics
 from common.errors import ConfigError
-from common.exporter import MAX_OPEN_VALUES, PrometheusMeter
+from common.exporter import MAX_OPEN_VALUES, PROCESS_METRICS, TEXT, PrometheusMeter, merged, read
 from common.metrics import ALL, Kind, Metric
 
 
@@ -65,8 +65,8 @@ def test_a_metric_declared_elsewhere_and_a_wrong_label_are_refused_in_the_call()
 def test_endless_reasons_do_not_make_endless_series() -> None:
     meter = PrometheusMeter()
     for number in range(3 * MAX_OPEN_VALUES):
-        meter.add(metrics.DEAD_LETTERS, reason=f"error at byte {number}")
-    family = next(family for family in meter.registry.collect() if family.name == "drover_dead_letters")
+        meter.add(metrics.MASKED_SAMPLES, reward="colour", reason=f"error at byte {number}")
+    family = next(family for family in meter.registry.collect() if family.name == "drover_masked_samples")
     values = {sample.labels["reason"]: sample.value for sample in family.samples}
     assert len(values) == MAX_OPEN_VALUES + 1
     assert values["other"] == 2 * MAX_OPEN_VALUES
@@ -75,7 +75,8 @@ def test_endless_reasons_do_not_make_endless_series() -> None:
 def test_two_meters_do_not_share_their_numbers() -> None:
     one, other = PrometheusMeter(), PrometheusMeter()
     one.add(metrics.UPDATES)
-    assert other.registry.get_sample_value("drover_updates_total") == 0
+    assert one.registry.get_sample_value("drover_updates_total") == 1
+    assert other.registry.get_sample_value("drover_updates_total") is None, "it shows what it does, and nothing else"
 
 
 def test_a_taken_port_is_named_with_the_way_out() -> None:
@@ -91,3 +92,45 @@ def test_closing_frees_the_port() -> None:
         scrape(port)
     again, _ = PrometheusMeter().serve(port=port)
     again.close()
+
+
+def test_a_process_tells_its_memory_and_processor_time_beside_what_is_declared() -> None:
+    found = {name for name, _, _ in read(PrometheusMeter().page())}
+    assert set(PROCESS_METRICS) <= found
+    assert not any(name.startswith("drover_") for name in found), "nothing was reported yet"
+
+
+def test_a_page_of_ones_own_is_answered_beside_the_metrics() -> None:
+    meter = PrometheusMeter()
+    meter.add(metrics.UPDATES)
+    server, port = meter.serve(pages={"/all": lambda: (TEXT, b"all 1\n")})
+    with server:
+        with urlopen(f"http://127.0.0.1:{port}/all", timeout=5) as answer:
+            assert (answer.headers["Content-Type"], answer.read()) == (TEXT, b"all 1\n")
+        assert scrape(port)["drover_updates_total", ()] == 1
+
+
+def test_merged_pages_tell_processes_apart_and_keep_what_a_series_says_itself() -> None:
+    """Each family has one heading and stays together; a role that a metric has is not overwritten by its page's."""
+    actor, driver = PrometheusMeter(), PrometheusMeter()
+    actor.add(metrics.SAMPLES, 8)
+    actor.add(metrics.ROLE_S, 2.0, role="actor", part="compute")
+    actor.add(metrics.MASKED_SAMPLES, 3, reward='a "quoted" one,role="x"', reason="line\nend \\ {}")
+    driver.set(metrics.WORKERS, 2, role="actor")
+    driver.add(metrics.SAMPLES, 1)
+    page = merged(
+        [
+            ({"run": "r", "role": "actor", "worker": "actor-0"}, actor.page()),
+            ({"run": "r", "role": "driver", "worker": 'the "driver"'}, driver.page()),
+        ]
+    )
+    found = {(name, tuple(sorted(labels.items()))): value for name, labels, value in read(page)}
+    actor_0 = (("role", "actor"), ("run", "r"), ("worker", "actor-0"))
+    assert found["drover_samples_total", actor_0] == 8
+    assert found["drover_samples_total", (("role", "driver"), ("run", "r"), ("worker", 'the "driver"'))] == 1
+    assert found["drover_role_seconds_total", tuple(sorted((*actor_0, ("part", "compute"))))] == 2
+    assert found["drover_workers", (("role", "actor"), ("run", "r"), ("worker", 'the "driver"'))] == 2
+    said = (("reason", "line\nend \\ {}"), ("reward", 'a "quoted" one,role="x"'), *actor_0)
+    assert found["drover_masked_samples_total", said] == 3
+    assert page.count("# TYPE drover_samples_total counter\n") == 1
+    assert page.count("# HELP process_resident_memory_bytes ") == 1

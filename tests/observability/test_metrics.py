@@ -1,5 +1,7 @@
 import math
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +122,16 @@ def test_a_call_that_does_not_fit_says_what_would(
 def test_a_declaration_without_its_unit_suffix_is_refused() -> None:
     with pytest.raises(AssertionError):
         Metric(name="drover_wait", kind=Kind.GAUGE, unit="seconds", help="Waiting.")
+
+
+def test_every_declared_metric_is_reported_by_some_role() -> None:
+    """A panel of one that nobody sets would stay empty."""
+    root = Path(metrics.__file__).parents[1]
+    sources = [
+        path
+        for name in ("actors", "common", "deploy", "learner", "reward_servers")
+        for path in root.glob(f"{name}/**/*.py")
+    ]
+    told = " ".join(path.read_text() for path in sources if path.name not in ("metrics.py", "panels.py", "standing.py"))
+    names = {name for name, value in vars(metrics).items() if isinstance(value, Metric)}
+    assert {name for name in names if not re.search(rf"metrics\.{name}\b", told)} == {"ROLE_S"}, "which accounts report"

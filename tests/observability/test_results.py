@@ -2,6 +2,8 @@ import errno
 import json
 import math
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from common.errors import CheckpointError, ConfigError
+from common.types import Report
 from deploy.history import History
 from deploy.pictures import SamplePair, curves_png, samples_png
 from deploy.results import RunFolder, write_whole
@@ -57,12 +60,28 @@ def test_a_run_of_that_name_is_not_overwritten_and_both_ways_out_are_named(tmp_p
     folder.write_summary({"updates": 50})
     with pytest.raises(ConfigError, match="holds a finished run"):
         RunFolder.create("shapes-7", tmp_path)
-    assert RunFolder.create("shapes-7", tmp_path, resume=True).path == folder.path
+    assert RunFolder.create("shapes-7", tmp_path, resume="must").path == folder.path
+    assert RunFolder.create("shapes-7", tmp_path, resume="may").path == folder.path
 
 
 def test_resuming_what_never_ran_is_an_error_that_names_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no run to resume at .*drop --resume"):
-        RunFolder.create("shapes-7", tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"no run to resume at .*begin it with --run-name"):
+        RunFolder.create("shapes-7", tmp_path, resume="must")
+    assert RunFolder.create("shapes-7", tmp_path, resume="may").checkpoints.is_dir()
+
+
+def test_what_another_process_runs_is_neither_resumed_nor_begun_until_that_process_is_gone(tmp_path: Path) -> None:
+    program = "import sys; from deploy.results import RunFolder; from pathlib import Path\n"
+    program += "folder = RunFolder.create('run', Path(sys.argv[1])); print('runs', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "runs\n"
+    with pytest.raises(ConfigError, match=rf"run is being run by process {other.pid} on .*; stop that first"):
+        RunFolder.create("run", tmp_path, resume="may")
+    other.kill()
+    other.communicate()
+    assert RunFolder.create("run", tmp_path, resume="may").path.is_dir()
 
 
 @pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden", "a b", "x" * 101])
@@ -84,7 +103,7 @@ def test_half_a_line_left_by_a_crash_is_ignored_and_cut_when_resuming(tmp_path: 
     with folder.metrics.open("a") as file:
         file.write('{"kind": "upd')
     assert len(folder.reports()) == 1
-    resumed = RunFolder.create("shapes-7", tmp_path, resume=True)
+    resumed = RunFolder.create("shapes-7", tmp_path, resume="must")
     resumed.append(report("phase", 2.0, "training"))
     assert [each.text for each in resumed.reports()] == ["evaluating", "training"]
 
@@ -122,7 +141,7 @@ def test_a_summary_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with files_limited_to(4096), pytest.raises(CheckpointError, match=r"summary\.json.*free space"):
         folder.write_summary({"colour": "x" * 10_000})
     assert json.loads(folder.summary.read_text()) == {"colour": 0.3}
-    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "summary.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "checkpoints", "summary.json"]
     folder.write_summary({"colour": 0.7})
     assert json.loads(folder.summary.read_text()) == {"colour": 0.7}
 
@@ -158,6 +177,23 @@ def test_nothing_but_rewards_is_drawn_with_the_other_panels_empty() -> None:
     reports = [report("update", i, update=i, **{f"reward__r{r}__mean": i * r for r in range(7)}) for i in range(1, 4)]
     empty = pixels(curves_png(History(), title="$x"))
     assert np.abs(pixels(curves_png(History.of(reports), title="$x")).astype(int) - empty).mean() > 1
+
+
+def watched(update: int, truth: float, proxy: float) -> Report:
+    found = {"truth": truth, "proxy": proxy, "gap": proxy - truth}
+    return report(
+        "eval", update, update=update, **{f"overoptimisation__{name}": value for name, value in found.items()}
+    )
+
+
+def test_a_watched_proxy_that_parts_from_the_truth_is_a_line_of_its_own() -> None:
+    evaluations = [watched(0, 0.0, 0.0), watched(10, 0.5, 0.5), watched(20, -1.0, 2.0)]
+    history = History.of([*run(50)[:40], *evaluations])
+    assert history.watched("gap") == ([0, 10, 20], [0.0, 0.0, 3.0])
+    drawn = pixels(curves_png(history, title="x"))
+    assert drawn.shape == (1000, 1600, 3)
+    green = (drawn[:350] == (0x00, 0x9E, 0x73)).all(axis=-1)  # of the truth's line; no reward's panel has it
+    assert green[:, 1100:].sum() > 50 and not green[:, :1100].any()
 
 
 def small_pair(num_prompts: int = 2, num_seeds: int = 3, size: int = 32, **scores: np.ndarray) -> SamplePair:

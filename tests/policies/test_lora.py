@@ -3,7 +3,7 @@ import torch
 
 from common.errors import ConfigError
 from common.policies.guided import Guided
-from common.policies.lora import save_lora, with_lora
+from common.policies.lora import base_of, load_lora, save_lora, with_lora
 from common.policies.stable_diffusion import StableDiffusion
 from common.policies.toy import ToyChain
 from tests.policies.sampling import PROMPTS, start
@@ -52,10 +52,20 @@ def test_what_cannot_be_adapted_or_saved_is_refused(tiny, tmp_path):
     with pytest.raises(ConfigError, match="named like"):
         with_lora(tiny, rank=4, alpha=4, targets=("no_such_layer",))
     with pytest.raises(ConfigError, match="no adapters to save"):
-        save_lora(tiny, tmp_path / "lora")
+        save_lora(tiny, tmp_path / "lora", base="some/base")
     with_lora(tiny, rank=4, alpha=4)
     with pytest.raises(ConfigError, match="already"):
         with_lora(tiny, rank=4, alpha=4)
     with pytest.raises(ConfigError, match=r"lora\.save_lora"):
         tiny.save_pipeline(tmp_path / "pipeline")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_adapters_name_their_base_and_damaged_ones_are_refused(tiny, tiny_folder, tmp_path):
+    save_lora(with_lora(tiny, rank=2, alpha=2), tmp_path / "lora", base="stabilityai/stable-diffusion-2-base")
+    assert base_of(tmp_path / "lora") == "stabilityai/stable-diffusion-2-base"
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="the adapters of .*lora do not fit their base"):
+        load_lora(StableDiffusion.load(tiny_folder), tmp_path / "lora")
+    with pytest.raises(ConfigError, match="names no base_model; give a folder that a run has written"):
+        base_of(tmp_path)

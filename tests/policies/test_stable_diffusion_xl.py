@@ -135,8 +135,8 @@ def test_adapters_sit_on_every_attention_of_a_deeper_transformer(tiny_xl, tmp_pa
     learning = [name for name, weight in tiny_xl.trainable.named_parameters() if weight.requires_grad]
     attentions = [name for name, module in tiny_xl.trainable.named_modules() if name.endswith((".attn1", ".attn2"))]
     assert len(learning) == len(attentions) * 4 * 2
-    save_lora(tiny_xl, tmp_path / "lora")
-    assert [file.name for file in (tmp_path / "lora").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    save_lora(tiny_xl, tmp_path / "lora", base="some/base")
+    assert {file.name for file in (tmp_path / "lora").iterdir()} == {"pytorch_lora_weights.safetensors", "README.md"}
 
 
 def test_a_folder_without_its_second_tokenizer_or_an_encoder_is_one_clear_error(tiny_xl_folder, tmp_path):

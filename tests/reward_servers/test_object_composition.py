@@ -22,7 +22,7 @@ from reward_servers.rewards.object_composition import (
     parse,
 )
 from reward_servers.vision import Detections, Found, ObjectDetector
-from tests.reward_servers.tiny_clip import MERGES, vocabulary
+from tests.reward_servers.tiny_vision import write_owl
 from worlds.shapes import truth
 from worlds.shapes.prompts import relation_prompts
 from worlds.shapes.renderer import BACKGROUND, render
@@ -298,27 +298,6 @@ def test_it_is_a_reward():
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 24, 48, 3), dtype=np.uint8)
 NAMES = [("red cat", "fire truck"), ("dog", "circle"), ("fire truck", "red cat")]
-
-
-def write_owl(folder: Path, kind: str) -> Path:
-    import transformers
-
-    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": len(vocabulary()), "eos_token_id": len(vocabulary()) - 1}
-    config_class, model_class, processor_class = (
-        getattr(transformers, f"{kind}{part}") for part in ("Config", "ForObjectDetection", "ImageProcessorPil")
-    )
-    vision = {**tower, "image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    model = model_class(config_class(text_config={**tower, **text}, vision_config=vision, projection_dim=32))
-    for weight in model.parameters():
-        if weight.ndim > 1:  # wide enough that pictures and names lie far apart
-            weight.data.normal_(std=0.2)
-    model.save_pretrained(folder)
-    processor_class(size={"height": 32, "width": 32}).save_pretrained(folder)
-    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary(), merges=MERGES, model_max_length=16)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def write_dino(folder: Path) -> Path:

@@ -71,6 +71,7 @@ ORDERS = st.builds(
     draw=COUNTS,
     record=st.lists(COUNTS, max_size=6).map(tuple),
     fingerprint=WORDS,
+    version=st.none() | INTS,
 )
 FAILURES = st.builds(GroupFailed, epoch=COUNTS, group=COUNTS, attempt=COUNTS, reason=WORDS)
 REPORTS = st.builds(Report, kind=WORDS, at_s=FLOATS, version=INTS, scalars=st.dictionaries(WORDS, FLOATS), text=WORDS)
@@ -122,6 +123,20 @@ def measurements(draw: st.DrawFn) -> Measurement:
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(ORDERS, FAILURES, REPORTS, rollouts(), measurements())
 
+ORDER = WorkItem(
+    epoch=0,
+    group=17,
+    purpose=Purpose.EVAL,
+    task="composition",
+    rewards=("composition",),
+    prompts=("a red circle",),
+    samples_per_prompt=8,
+    seed=4,
+    draw=17,
+    record=(),
+    fingerprint="9f3c",
+    version=3,
+)
 ROLLOUT = RolloutGroup(
     epoch=0,
     group=17,
@@ -187,6 +202,13 @@ def test_a_view_decodes_like_its_bytes_and_the_message_is_compact():
     assert decode(memoryview(data)) == ROLLOUT
     assert len(data) < 260
     assert b"sampling_s" not in data
+
+
+def test_an_order_for_the_newest_weights_is_not_one_for_version_0():
+    newest, first = (decode(encode(dataclasses.replace(ORDER, version=version))) for version in (None, 0))
+    assert (newest.version, first.version) == (None, 0)
+    with pytest.raises(CodecError, match=r"WorkItem\.version: wants int, got str 'newest'"):
+        decode(altered(ORDER, version="newest"))
 
 
 def test_whole_numbers_are_welcome_where_floats_are_declared():
@@ -262,8 +284,8 @@ def test_an_unknown_type_or_schema_says_what_came_and_what_is_known():
 
 
 def test_types_of_equal_shape_but_different_meaning_have_different_schemas():
-    schemas = [msgpack.unpackb(encode(message))[1] for message in (ROLLOUT, FAILED, MEASUREMENT)]
-    assert len(set(schemas)) == 3
+    schemas = [msgpack.unpackb(encode(message))[1] for message in (ORDER, ROLLOUT, FAILED, MEASUREMENT)]
+    assert len(set(schemas)) == 4
 
 
 HOSTILE = {
@@ -299,7 +321,7 @@ def test_hostile_bytes_are_refused_quickly_and_without_large_allocations(data):
 
 def test_twenty_thousand_damaged_messages_raise_codec_errors_or_decode_to_messages():
     draw = random.Random(20)
-    valid = [encode(message) for message in (ROLLOUT, FAILED, MEASUREMENT)]
+    valid = [encode(message) for message in (ORDER, ROLLOUT, FAILED, MEASUREMENT)]
     refused = 0
     for trial in range(20_000):
         data = bytearray(draw.choice(valid))

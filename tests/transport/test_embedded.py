@@ -176,3 +176,22 @@ def test_a_server_that_evicts_messages_is_refused(server):
 )
 def test_masked_urls_keep_everything_but_the_password(url, shown):
     assert mask(url) == shown
+
+
+def test_one_that_is_killed_is_started_again_at_the_same_address_until_it_is_stopped():
+    with EmbeddedRedis() as server:
+        url = server.url
+        for _ in range(2):
+            pid = server.pid
+            connect(url).set("key", "value")
+            os.kill(pid, signal.SIGKILL)
+            gives_up_s = time.monotonic() + 30.0
+            while time.monotonic() < gives_up_s:
+                try:
+                    assert connect(url).get("key") is None, "came back with what it had"
+                    break
+                except (TransportError, redis.RedisError):
+                    time.sleep(0.02)
+            assert server.pid != pid
+    with pytest.raises(TransportError, match="cannot be reached"):
+        connect(url)

@@ -1,14 +1,17 @@
 """What only the broker on a real Redis can show: restarts, a full memory, damaged entries, dead processes."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from threading import Thread, Timer
+from urllib.parse import urlsplit
 
 import pytest
 
+from benchmarks.chaos.own_redis import OwnRedis
 from common.errors import TransportError
 from common.transport import redis_broker
 from common.transport.embedded import EmbeddedRedis
@@ -171,3 +174,102 @@ def test_a_consumer_that_closes_is_forgotten_by_redis(broker):
     assert len(broker.link.client.xinfo_consumers(broker.keys.work, "actors")) == 1
     stream.close()
     assert broker.link.client.xinfo_consumers(broker.keys.work, "actors") == []
+
+
+def test_whoever_comes_back_under_a_name_hands_on_at_once_what_its_former_life_held(broker):
+    """A process that is started again must not wait for its own lease, which may be long."""
+    former = broker.stream(broker.keys.work, "actors", "actor-0", lease_s=30.0)
+    other = broker.stream(broker.keys.work, "actors", "actor-1", lease_s=30.0)
+    for group in (1, 2):
+        former.put(note(group))
+    assert [delivery.message.group for delivery in (*former.take(1, 1.0), *other.take(1, 1.0))] == [1, 2]
+    successor = broker.stream(broker.keys.work, "actors", "actor-0", lease_s=30.0)
+    again = successor.take(5, 1.0)
+    assert [(delivery.message.group, delivery.attempt) for delivery in again] == [(1, 2)]
+
+
+def test_an_emptied_redis_has_nothing_outstanding(server, broker):
+    stream = broker.stream(broker.keys.work, "actors")
+    stream.put(note(1))
+    assert stream.outstanding() == 1
+    server.restart()
+    assert stream.outstanding() == 0
+
+
+def test_a_redis_that_restarts_from_its_append_only_file_loses_nothing_that_was_put(tmp_path):
+    with OwnRedis(tmp_path) as server:
+        broker = RedisBroker(server.url, "run")
+        stream = broker.stream(broker.keys.work, "actors", "actor-0", lease_s=30.0)
+        for group in range(50):
+            stream.put(note(group))
+            if group % 10 == 9:
+                server.kill()
+                server.start()
+        held = stream.take(20, 1.0)
+        stream.ack(held[0])
+        server.kill()
+        server.start()
+        stream.ack(held[1])
+        rest = broker.stream(broker.keys.work, "actors", "actor-0", lease_s=30.0).take(100, 1.0)
+        fresh = stream.take(100, 1.0)
+        assert [delivery.message.group for delivery in (*rest, *fresh)] == list(range(2, 50))
+        broker.close()
+
+
+def test_what_was_given_with_an_answer_that_got_lost_goes_out_again_at_once(server, broker):
+    """Redis believes the consumer holds it, the consumer has never seen it: nobody would wait for its lease to end."""
+    stream = broker.stream(broker.keys.work, "actors", "actor-0", lease_s=30.0)
+    for group in (1, 2):
+        stream.put(note(group))
+    (held,) = stream.take(1, 1.0)
+    entries = ("STREAMS", broker.keys.work, ">")
+    broker.link.client.execute_command("XREADGROUP", "GROUP", "actors", "actor-0", "COUNT", 1, *entries)
+    assert stream.take(5, 0.3) == []
+    with RedisBroker(server.url, "other").link.client as operator:
+        Timer(0.2, operator.execute_command, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).start()
+        (again,) = stream.take(5, 10.0)
+    assert (again.message.group, again.attempt) == (2, 2)
+    stream.ack(held)
+    assert broker.link.retries >= 1
+
+
+class Deafened:
+    """Between a client and its server; `deafen` lets the next command with ``word`` through and loses its answer."""
+
+    def __init__(self, port: int) -> None:
+        self._server, self._word = port, b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        Thread(target=self._accept, daemon=True).start()
+
+    def deafen(self, word: bytes) -> None:
+        self._word = word
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._server)) as server:
+            while data := client.recv(1 << 16):
+                server.sendall(data)
+                answer = server.recv(1 << 16)
+                if self._word and self._word in data:
+                    self._word = b""
+                    return
+                client.sendall(answer)
+
+
+def test_a_put_whose_answer_got_lost_is_not_put_twice(server):
+    parts = urlsplit(server.url)
+    deafened = Deafened(parts.port)
+    broker = RedisBroker(server.url.replace(str(parts.port), str(deafened.port)), "run")
+    stream = broker.stream(broker.keys.work)
+    for group, word in enumerate((b"XADD", b"", b"XADD")):
+        deafened.deafen(word)
+        stream.put(note(group))
+    assert broker.link.retries == 2
+    reader = RedisBroker(server.url, "run")
+    taken = reader.stream(reader.keys.work, "actors").take(9, 1.0)
+    assert [delivery.message.group for delivery in taken] == [0, 1, 2]

@@ -1,0 +1,106 @@
+"""The run that is tormented: the on-policy toy, slow enough to have a middle, which notes every sample it draws or scores.
+
+Given to the command as ``recipe.py:chaos``. With ``max_lag 0`` what it learns is a fact, whatever befell it on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from common.policies.toy import ToyChain
+from common.protocols import Policy, Scorer, Scores
+from deploy.config import RunConfig
+from deploy.models import ToyModel
+from deploy.recipes.toy_ddpo import toy_ddpo
+from reward_servers.rewards.toy_point import ToyPoint
+
+SCHEME = "file:"  # not a plain path: a run that is resumed asks whether the files that it names still say the same
+
+
+def chaos(
+    *,
+    journal: Path,
+    iterations: int = 40,
+    groups: int = 4,
+    samples: int = 64,
+    max_lag: int = 0,
+    pause_s: float = 0.05,
+    actors: int = 1,
+    learner_ranks: int = 1,
+    checkpoint_every: int = 5,
+    lease_s: float = 30.0,
+    stall_s: float = 120.0,
+) -> RunConfig:
+    """The toy, whose actors and rewards take their time and keep a journal."""
+    where = f"{SCHEME}{journal.resolve()}"
+    config = toy_ddpo(
+        iterations=iterations,
+        groups=groups,
+        samples=samples,
+        max_lag=max_lag,
+        actors=actors,
+        learner_ranks=learner_ranks,
+    )
+    return replace(
+        config,
+        recipe="chaos",
+        model=SlowToy(pause_s, where),
+        rewards=(SlowPoint(pause_s, where),),
+        checkpoint_every=checkpoint_every,
+        lease_s=lease_s,
+        stall_s=stall_s,
+    )
+
+
+@dataclass(frozen=True)
+class SlowToy(ToyModel):
+    """The toy whose decoder takes ``pause_s`` a group, and says so."""
+
+    pause_s: float = 0.0
+    journal: str = ""
+
+    def build(self, device: str) -> Policy:
+        return SlowChain(device, self.pause_s, self.journal)
+
+
+class SlowChain(ToyChain):
+    def __init__(self, device: str, pause_s: float, journal: str) -> None:
+        super().__init__(device)
+        self._pause_s, self._journal = pause_s, journal
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        time.sleep(self._pause_s)
+        note(self._journal, "actor", len(x0))
+        return super().decode(x0)
+
+
+@dataclass(frozen=True)
+class SlowPoint:
+    """`ToyPoint` that takes ``pause_s`` a call, and says so."""
+
+    pause_s: float
+    journal: str
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        scorer = ToyPoint().load(device)
+
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            time.sleep(self.pause_s)
+            note(self.journal, "reward", len(prompts))
+            return scorer(prompts, media)
+
+        return score
+
+
+def note(journal: str, role: str, samples: int) -> None:
+    """One line of the journal: ``ROLE PID SAMPLES``. Lines of several processes never mix."""
+    with open(journal.removeprefix(SCHEME), "ab", buffering=0) as file:
+        file.write(f"{role} {os.getpid()} {samples}\n".encode())

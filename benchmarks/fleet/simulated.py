@@ -1,0 +1,234 @@
+"""The processes of a simulated fleet: real messages and blobs of real size through the real transport; computing is sleeping.
+
+An actor here is a thread that does what `actors.worker.Actor` does with an order, but for the sampling. So is a reward
+server. The learner is the real intake (feeder, slots, assembler, ledger) and reads every recorded state, as the ranks do.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from multiprocessing import Queue
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from threading import Thread
+from typing import Any
+
+import psutil
+import torch
+
+from common import tensors
+from common.metrics import Account, NullMeter
+from common.transport import keys
+from common.transport.redis_broker import RedisBroker
+from common.types import Ending, Measurement, RolloutGroup, TensorRef, Transitions, WorkItem
+from common.weights.memory import MemoryWeights
+from deploy.config import RunConfig
+from deploy.recipes.toy_ddpo import toy_ddpo
+from deploy.roles import Streams, build_intake, learner_streams
+
+REWARD = "point"
+JITTER = 0.2  # share by which the time of a group varies, as real sampling does
+SCRAPE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a group weighs and how long it takes, for example SD 2 at 512 px: 16 samples, (4, 64, 64), float16, 512 px."""
+
+    name: str
+    samples: int
+    latent: tuple[int, ...]
+    dtype: str
+    pixels: int
+    sampling_s: float  # of a group, on the card that an actor stands for
+    scoring_s: float  # of a group
+    steps: int = 5  # recorded; they share states where they are neighbours: none does at worst
+
+    @property
+    def states_shape(self) -> tuple[int, ...]:
+        return (self.samples, 2 * self.steps, *self.latent)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """How many there are of whom."""
+
+    load: Load
+    actors: int
+    rewards: int
+    max_lag: int = 2
+
+    def config(self) -> RunConfig:
+        """A run whose slots are enough to keep every actor busy while as many groups are scored and collected."""
+        groups = max(4, ceil(1.5 * self.actors / (self.max_lag + 1)))
+        config = toy_ddpo(groups=groups, samples=self.load.samples, max_lag=self.max_lag, iterations=1_000_000)
+        return replace(config, stall_s=120.0)
+
+
+def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], TensorRef, Transitions]:
+    """(media, recording, their references) of a group, made once: what is in them does not change how long they take."""
+    media = torch.zeros(load.samples, load.pixels, load.pixels, 3, dtype=torch.uint8)
+    states = torch.zeros(*load.states_shape, dtype=tensors.DTYPES[load.dtype])
+    media_parts, media_refs = tensors.pack("", {"media": media})
+    recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps)}
+    parts, refs = tensors.pack("", recording)
+    steps = tuple(range(load.steps))
+    transitions = Transitions(
+        steps=steps,
+        times=steps,
+        next_times=steps,
+        before=tuple(2 * step for step in steps),
+        after=tuple(2 * step + 1 for step in steps),
+        states=refs["states"],
+        log_probs=refs["log_probs"],
+    )
+    return media_parts, parts, media_refs["media"], transitions
+
+
+def actors(url: str, run: str, fleet: Fleet, numbers: Sequence[int], version: Synchronized[int], stop: Event) -> None:
+    """A process full of actors, a thread each."""
+    broker = RedisBroker(url, run)
+    streams = Streams(broker, fleet.config())
+    made = blob_parts(fleet.load)
+    threads = [Thread(target=_actor, args=(broker, streams, fleet, number, made, version, stop)) for number in numbers]
+    _run(threads)
+    broker.close()
+
+
+def _actor(
+    broker: RedisBroker, streams: Streams, fleet: Fleet, number: int, made: Any, version: Synchronized[int], stop: Event
+) -> None:
+    media_parts, parts, media, transitions = made
+    work = streams.open(broker.keys.work, keys.ACTORS, f"actor-{number}")
+    rollouts, blobs, draw = streams.open(broker.keys.rollouts), broker.blobs(), random.Random(number)
+    while not stop.is_set():
+        for delivery in work.take(1, 0.5):
+            item = delivery.message
+            assert isinstance(item, WorkItem)
+            began_with = version.value
+            time.sleep(fleet.load.sampling_s * draw.uniform(1 - JITTER, 1 + JITTER))
+            stem = f"{item.epoch}.{item.group}.{delivery.attempt}.{number}"
+            blobs.put(f"{stem}/media", media_parts)
+            blobs.put(f"{stem}/steps", parts)
+            rollouts.put(
+                RolloutGroup(
+                    epoch=item.epoch,
+                    group=item.group,
+                    attempt=delivery.attempt,
+                    purpose=item.purpose,
+                    task=item.task,
+                    rewards=item.rewards,
+                    version=began_with,
+                    prompts=item.prompts,
+                    samples_per_prompt=item.samples_per_prompt,
+                    fingerprint=item.fingerprint,
+                    media=replace(media, blob=f"{stem}/media"),
+                    x0=None,
+                    transitions=replace(
+                        transitions,
+                        states=replace(transitions.states, blob=f"{stem}/steps"),
+                        log_probs=replace(transitions.log_probs, blob=f"{stem}/steps"),
+                    ),
+                    worker=f"actor-{number}",
+                    sampling_s=fleet.load.sampling_s,
+                )
+            )
+            work.ack(delivery)
+    work.close()
+
+
+def rewards(url: str, run: str, fleet: Fleet, numbers: Sequence[int], stop: Event) -> None:
+    """A process full of reward servers, a thread each."""
+    broker = RedisBroker(url, run)
+    streams = Streams(broker, fleet.config())
+    _run([Thread(target=_reward, args=(broker, streams, fleet, number, stop)) for number in numbers])
+    broker.close()
+
+
+def _reward(broker: RedisBroker, streams: Streams, fleet: Fleet, number: int, stop: Event) -> None:
+    rollouts = streams.open(broker.keys.rollouts, keys.reward_group(REWARD), f"{REWARD}-{number}")
+    measurements, blobs = streams.open(broker.keys.measurements), broker.blobs()
+    while not stop.is_set():
+        for delivery in rollouts.take(1, 0.5):
+            group = delivery.message
+            assert isinstance(group, RolloutGroup)
+            assert group.media is not None
+            tensors.read(blobs, group.media)
+            time.sleep(fleet.load.scoring_s)
+            count = group.num_samples
+            measurements.put(
+                Measurement(
+                    epoch=group.epoch,
+                    group=group.group,
+                    attempt=group.attempt,
+                    purpose=group.purpose,
+                    reward=REWARD,
+                    values=(0.0,) * count,
+                    valid=(True,) * count,
+                    reasons=("",) * count,
+                    uncertainty=None,
+                    features=None,
+                    worker=f"{REWARD}-{number}",
+                    scoring_s=fleet.load.scoring_s,
+                    waited_s=0.0,
+                )
+            )
+            rollouts.ack(delivery)
+    rollouts.close()
+
+
+def learner(url: str, run: str, fleet: Fleet, version: Synchronized[int], stop: Event, said: Queue[Any]) -> None:
+    """The real intake; says every second what it has trained, how old that was, whether its ledger adds up, its memory."""
+    config = fleet.config()
+    broker = RedisBroker(url, run)
+    streams = learner_streams(config, broker)
+    intake = build_intake(config, streams, MemoryWeights(torch.float32), Account("learner", NullMeter()), None)
+    blobs, process = broker.blobs(), psutil.Process()
+    groups = lag = told_s = reading_s = 0.0
+    read_bytes = 0
+    while not stop.is_set():
+        found = intake.collect(
+            config.groups, total=config.iterations * config.groups, version=version.value, stopping=stop.is_set
+        )
+        if found is None:
+            break
+        for group in found:
+            transitions = group.rollout.transitions
+            assert transitions is not None
+            began = time.monotonic()
+            for ref in (transitions.states, transitions.log_probs):
+                tensors.read(blobs, ref)
+                read_bytes += ref.nbytes
+            reading_s += time.monotonic() - began
+            lag = max(lag, version.value - group.rollout.version)
+            groups += 1
+        with version.get_lock():
+            version.value += 1
+        for group in found:
+            intake.end(group.rollout.group, Ending.TRAINED)
+        intake.release(len(found))
+        if time.monotonic() - told_s > SCRAPE_S:
+            told_s = time.monotonic()
+            said.put(
+                {
+                    "at_s": told_s,
+                    "groups": groups,
+                    "lag": lag,
+                    "balanced": intake.ledger.balanced and intake.ledger.endings[Ending.TRAINED] == groups,
+                    "memory": process.memory_info().rss,
+                    "reading_s": reading_s,
+                    "read_bytes": read_bytes,
+                }
+            )
+    said.close()
+
+
+def _run(threads: Sequence[Thread]) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,58 @@
+"""`sleepers` with a held-out set that is judged while it trains, by another reward than its own or by both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from benchmarks.sleepers import SleepyPoint, sleepers
+from deploy.config import RunConfig
+from learner.evaluation import EvaluationSpec
+
+SAMPLES = 16  # of a group, and of an order of an evaluation
+
+
+def paced(
+    *,
+    iterations: int = 60,
+    groups: int = 8,
+    group_s: float = 0.2,
+    score_s: float = 0.02,
+    judged_by: Literal["other", "both"] = "other",
+    evaluate_every: int = 0,
+    orders: int = 4,
+    actors: int = 2,
+    evaluators: int = 0,
+) -> RunConfig:
+    """Training that its actors limit, or a busy reward.
+
+    Args:
+        iterations: Times new samples are drawn and learned from.
+        groups: Groups of 16 samples per iteration.
+        group_s: Seconds that an actor takes for a group.
+        score_s: Seconds that a reward takes for a group.
+        judged_by: Which rewards the held-out set is measured by.
+        evaluate_every: Iterations between evaluations.
+        orders: Of an evaluation, each as large as a group.
+        actors: Rollout processes.
+        evaluators: Processes that do evaluations alone.
+    """
+    config = sleepers(
+        rollout_s=group_s / SAMPLES, learn_s=0.0, iterations=iterations, groups=groups, samples=SAMPLES, actors=actors
+    )
+    rewards = tuple(SleepyPoint(score_s / SAMPLES, name) for name in ("point", "other"))
+    return replace(
+        config,
+        recipe="paced",
+        rewards=rewards,
+        heldout=(
+            EvaluationSpec(
+                name="anywhere",
+                prompts=("anywhere",) * orders,
+                samples_per_prompt=SAMPLES,
+                rewards=("other",) if judged_by == "other" else ("point", "other"),
+            ),
+        ),
+        evaluate_every=evaluate_every,
+        pools=replace(config.pools, evaluators=evaluators),
+    )

@@ -1,0 +1,123 @@
+"""A recipe whose roles sleep instead of computing, by given seconds, so that a small machine can run a large service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from common.policies.toy import ToyChain
+from common.protocols import Kernel, Policy, Scorer, Scores
+from deploy.config import Pools, RunConfig
+from deploy.models import ToyModel
+from deploy.recipes.toy_ddpo import toy_ddpo
+from learner.examples import Credit, MeasuredGroup, StepBatch
+from learner.objective import LossOutput
+from learner.objectives.ddpo import Ddpo
+from reward_servers.rewards.toy_point import ToyPoint
+
+
+def sleepers(
+    *,
+    rollout_s: float = 0.02,
+    reward_s: float = 0.01,
+    learn_s: float = 0.01,
+    iterations: int = 30,
+    groups: int = 4,
+    samples: int = 8,
+    max_lag: int = 1,
+    actors: int = 1,
+    reward_servers: int = 1,
+    reward_batch: int = 64,
+    seed: int = 0,
+) -> RunConfig:
+    """The toy chain, whose actors, rewards and learner sleep.
+
+    Args:
+        rollout_s: Of an actor, each sample.
+        reward_s: Of a reward server, each sample.
+        learn_s: Of the learner, each sample.
+        iterations: Times new samples are drawn and learned from.
+        groups: Prompts per iteration.
+        samples: Samples of each prompt.
+        max_lag: How many versions old the weights that sampled a group may be.
+        actors: Rollout processes.
+        reward_servers: Processes of the reward.
+        reward_batch: Samples of one call of it.
+        seed: Of the noise.
+    """
+    config = toy_ddpo(iterations=iterations, groups=groups, samples=samples, max_lag=max_lag, seed=seed)
+    (heldout,) = config.heldout
+    return replace(
+        config,
+        recipe="sleepers",
+        model=SleepyToy(rollout_s),
+        rewards=(SleepyPoint(reward_s),),
+        objective=SleepyDdpo(Ddpo(weights={"point": 1.0}, clip=0.2, normalise="batch"), learn_s),
+        heldout=(replace(heldout, samples_per_prompt=samples),),
+        pools=Pools(actors=actors, reward_servers=reward_servers, reward_batch=reward_batch),
+        checkpoint_every=10**6,
+    )
+
+
+@dataclass(frozen=True)
+class SleepyToy(ToyModel):
+    """The toy whose decoder takes ``sample_s`` a sample."""
+
+    sample_s: float = 0.0
+
+    def build(self, device: str) -> Policy:
+        return SleepyChain(device, self.sample_s)
+
+
+class SleepyChain(ToyChain):
+    def __init__(self, device: str, sample_s: float) -> None:
+        super().__init__(device)
+        self._sample_s = sample_s
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        time.sleep(self._sample_s * len(x0))
+        return super().decode(x0)
+
+
+@dataclass(frozen=True)
+class SleepyPoint:
+    """`ToyPoint` that takes ``sample_s`` a sample."""
+
+    sample_s: float
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        scorer = ToyPoint().load(device)
+
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            time.sleep(self.sample_s * len(media))
+            return scorer(prompts, media)
+
+        return score
+
+
+@dataclass(frozen=True)
+class SleepyDdpo:
+    """DDPO that takes ``sample_s`` a sample to judge an iteration."""
+
+    ddpo: Ddpo
+    sample_s: float
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        return self.ddpo.rewards
+
+    @property
+    def needs_groups(self) -> bool:
+        return self.ddpo.needs_groups
+
+    def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
+        time.sleep(self.sample_s * sum(group.rollout.num_samples for group in groups))
+        return self.ddpo.credit(groups)
+
+    def loss(self, policy: Policy, kernel: Kernel, batch: StepBatch) -> LossOutput:
+        return self.ddpo.loss(policy, kernel, batch)

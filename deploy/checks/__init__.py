@@ -1,0 +1,1 @@
+"""What `drover doctor` looks at, a file for each place where things go wrong."""

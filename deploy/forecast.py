@@ -1,0 +1,245 @@
+"""What a run of given sizes would do: the service as queues, simulated event by event. Pure; knows no run and no file.
+
+A group waits for an actor, is sampled, waits for a server of each of its rewards, and is done when all have answered. The
+learner takes whole iterations, in order, and issues a new one for each that it has learned, so that ``max_lag + 1`` are
+open. Without lag the roles take turns and their times add up; with much of it only the slowest counts; the simulation
+covers what is between. Times are means: no randomness, no time on the wire, and no two workers share a core.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+ROLLOUT, LEARNER = "rollout", "learner"
+ITERATIONS = 90  # simulated; as many as repeat whatever pattern the turns make
+FIRST = 30  # counted from here on
+FASTER = 0.9  # of its time: how much quicker a role is made to see how far it limits the others
+
+Sizes = Mapping[str, int]
+"""``rollout`` and every reward -> workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What does not change while a run goes on.
+
+    Example: ``Shape(groups=4, samples=64, max_lag=1, rewards=(("point",),))``.
+    """
+
+    groups: int  # of an iteration
+    samples: int  # of a group
+    max_lag: int
+    rewards: tuple[tuple[str, ...], ...]  # of the groups of an iteration; iterations take these in turn
+    actor_groups: int = 1  # groups that an actor samples at once
+    reward_groups: int = 1  # groups that a scoring call takes at most
+    reward_loops: int = 1  # calls that a server makes side by side
+
+    @property
+    def names(self) -> list[str]:
+        """All rewards, in the order of their first iteration."""
+        return list(dict.fromkeys(name for some in self.rewards for name in some))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Seconds of one worker."""
+
+    rollout_s: float  # a group
+    load_s: float  # new weights, in an actor
+    rewards_s: Mapping[str, float]  # a group
+    learner_s: float  # an iteration, publishing included
+
+    def faster(self, role: str) -> Costs:
+        """With one role at `FASTER` of its time."""
+        if role == LEARNER:
+            return replace(self, learner_s=self.learner_s * FASTER)
+        if role == ROLLOUT:
+            return replace(self, rollout_s=self.rollout_s * FASTER, load_s=self.load_s * FASTER)
+        return replace(self, rewards_s={**self.rewards_s, role: self.rewards_s[role] * FASTER})
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """``busy``: the share of its time that each role works."""
+
+    samples_per_s: float
+    busy: Mapping[str, float]
+
+
+def forecast(shape: Shape, costs: Costs, sizes: Sizes) -> Forecast:
+    """The steady state of the service at those sizes."""
+    return _Service(shape, costs, sizes).run()
+
+
+def limits(shape: Shape, costs: Costs, sizes: Sizes) -> dict[str, float]:
+    """How much of the pace each role decides: the gain when it gets quicker, as shares of 1. The largest limits the run."""
+    now = forecast(shape, costs, sizes).samples_per_s
+    gains = {
+        role: max(0.0, forecast(shape, costs.faster(role), sizes).samples_per_s / now - 1.0)
+        for role in (ROLLOUT, *shape.names, LEARNER)
+    }
+    whole = sum(gains.values()) or 1.0
+    return {role: gain / whole for role, gain in gains.items()}
+
+
+def propose(shape: Shape, costs: Costs, budget: int) -> dict[str, int]:
+    """The sizes of at most ``budget`` workers that promise the most samples; of about equal ones the smallest.
+
+    ``budget`` is at least one worker for each role. Starts from each role's share of the time that a group costs, and
+    moves one worker at a time for as long as that helps.
+    """
+    roles = [ROLLOUT, *shape.names]
+    assert budget >= len(roles), (budget, roles)
+
+    def pace(sizes: Sizes) -> float:
+        return forecast(shape, costs, sizes).samples_per_s
+
+    best = _shares({ROLLOUT: costs.rollout_s, **{name: costs.rewards_s[name] for name in shape.names}}, budget)
+    while True:
+        moves = [
+            {**best, giver: best[giver] - 1, taker: best[taker] + 1}
+            for giver in roles
+            for taker in roles
+            if giver != taker and best[giver] > 1
+        ]
+        better = max(moves, key=pace, default=best)
+        if pace(better) <= pace(best) * 1.001:
+            break
+        best = better
+    enough = 0.99 * pace(best)
+    while fewer := [
+        less for role in roles if best[role] > 1 and pace(less := {**best, role: best[role] - 1}) >= enough
+    ]:
+        best = max(fewer, key=pace)
+    return best
+
+
+def _shares(seconds: Mapping[str, float], budget: int) -> dict[str, int]:
+    """One worker for each, and the rest one by one to whoever has the most to do."""
+    sizes = dict.fromkeys(seconds, 1)
+    for _ in range(budget - len(sizes)):
+        sizes[max(sizes, key=lambda role: seconds[role] / sizes[role])] += 1
+    return sizes
+
+
+# ----------------------------------------------------------------------------------------- the simulation
+
+
+@dataclass(slots=True)
+class _Group:
+    iteration: int
+    rewards: tuple[str, ...]
+    missing: int
+
+
+@dataclass(slots=True)
+class _Station:
+    """Equal workers before one queue."""
+
+    workers: int
+    at_once: int
+    queue: deque[_Group] = field(default_factory=deque)
+    idle: deque[int] = field(default_factory=deque)  # workers, the longest idle first
+    worked_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.idle.extend(range(self.workers))
+
+    def take(self) -> list[_Group]:
+        return [self.queue.popleft() for _ in range(min(self.at_once, len(self.queue)))]
+
+
+class _Service:
+    """One simulated run."""
+
+    def __init__(self, shape: Shape, costs: Costs, sizes: Sizes) -> None:
+        self._shape, self._costs = shape, costs
+        self._stations = {ROLLOUT: _Station(sizes[ROLLOUT], shape.actor_groups)}
+        for name in shape.names:
+            self._stations[name] = _Station(sizes[name] * shape.reward_loops, shape.reward_groups)
+        self._loaded = [-1] * sizes[ROLLOUT]  # weight version of each actor
+        self._missing: Counter[int] = Counter()  # groups that an iteration lacks
+        self._issued = self._learned = 0
+        self._learning = False
+        self._now_s = 0.0
+        self._ends: list[float] = []  # of the iterations
+        self._events: list[tuple[float, int, str, int, list[_Group]]] = []  # (when, order, station, worker, its groups)
+        self._count = 0
+
+    def run(self) -> Forecast:
+        for _ in range(self._shape.max_lag + 1):
+            self._issue()
+        marks: dict[str, float] = {}
+        while self._learned < ITERATIONS:
+            self._now_s, _, station, worker, groups = heapq.heappop(self._events)
+            self._finish(station, worker, groups)
+            if self._learned == FIRST and not marks:
+                marks = self._worked_s
+        span_s = max(self._ends[-1] - self._ends[FIRST - 1], 1e-9)
+        busy = {
+            name: (self._worked_s[name] - marks[name]) / (span_s * station.workers)
+            for name, station in self._stations.items()
+        }
+        iterations = ITERATIONS - FIRST
+        busy[LEARNER] = iterations * self._costs.learner_s / span_s
+        samples = iterations * self._shape.groups * self._shape.samples
+        return Forecast(samples / span_s, {name: min(1.0, share) for name, share in busy.items()})
+
+    @property
+    def _worked_s(self) -> dict[str, float]:
+        return {name: station.worked_s for name, station in self._stations.items()}
+
+    def _issue(self) -> None:
+        rewards = self._shape.rewards[self._issued % len(self._shape.rewards)]
+        work = self._stations[ROLLOUT]
+        work.queue.extend(_Group(self._issued, rewards, len(rewards)) for _ in range(self._shape.groups))
+        self._missing[self._issued] = self._shape.groups
+        self._issued += 1
+        self._dispatch(ROLLOUT)
+
+    def _dispatch(self, name: str) -> None:
+        """Give what waits to whoever is idle."""
+        station = self._stations[name]
+        while station.queue and station.idle:
+            worker, groups = station.idle.popleft(), station.take()
+            if name == ROLLOUT:
+                seconds = len(groups) * self._costs.rollout_s + self._costs.load_s * (
+                    self._loaded[worker] < self._learned
+                )
+                self._loaded[worker] = self._learned
+            else:
+                seconds = len(groups) * self._costs.rewards_s[name]
+            station.worked_s += seconds
+            self._after(seconds, name, worker, groups)
+
+    def _finish(self, name: str, worker: int, groups: list[_Group]) -> None:
+        if name == LEARNER:
+            self._learning = False
+            self._learned += 1
+            self._ends.append(self._now_s)
+            self._issue()
+        else:
+            self._stations[name].idle.append(worker)
+            for group in groups:
+                self._pass_on(name, group)
+            self._dispatch(name)
+        if not self._learning and self._learned in self._missing and self._missing[self._learned] == 0:
+            self._learning = True
+            self._after(self._costs.learner_s, LEARNER, 0, [])
+
+    def _pass_on(self, name: str, group: _Group) -> None:
+        if name == ROLLOUT and group.rewards:
+            for reward in group.rewards:
+                self._stations[reward].queue.append(group)
+                self._dispatch(reward)
+            return
+        group.missing -= 1
+        if group.missing <= 0:
+            self._missing[group.iteration] -= 1
+
+    def _after(self, seconds: float, name: str, worker: int, groups: list[_Group]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (self._now_s + seconds, self._count, name, worker, groups))

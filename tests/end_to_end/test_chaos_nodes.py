@@ -1,0 +1,47 @@
+"""A cluster of three nodes, each in a network namespace of this host: what a dead or silent node held is not lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.chaos.service import Service
+from benchmarks.chaos.three_nodes import REWARD, ROLLOUT, ThreeNodes, possible
+from tests.end_to_end.service import account, assert_same
+
+pytestmark = [pytest.mark.service, pytest.mark.slow]
+
+SHORT_S = 6.0  # of silence; Ray gives a node up after some 30 s
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ThreeNodes]:
+    if not possible():
+        pytest.skip("needs root and the ip command, to make network namespaces")
+    with ThreeNodes(tmp_path / "cluster") as cluster:
+        yield cluster
+
+
+def test_a_node_that_dies_and_one_that_is_cut_off_for_a_while_change_nothing(
+    tmp_path: Path, cluster: ThreeNodes, reference: dict[str, torch.Tensor]
+) -> None:
+    where = {"env": cluster.env, "prefix": cluster.head.prefix, "beside": cluster.look}
+    with Service(tmp_path / "run", **where) as run:
+        run.until(lambda: run.furthest >= 5, "update 5")
+        cluster.nodes[ROLLOUT].kill()
+        run.until(lambda: run.furthest >= 15, "update 15")
+        cluster.nodes[REWARD].cut()
+        heals_s = time.monotonic() + SHORT_S
+        run.until(lambda: time.monotonic() > heals_s, "time to heal")
+        cluster.nodes[REWARD].heal()
+        run.until(lambda: run.finished, "the end")
+        assert run.starts == 1
+    ledger = account(run.summary)
+    assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
+    assert "actor-0 died and was replaced" in run.events
+    assert_same(load_file(tmp_path / "run" / "run" / "toy.safetensors"), reference)

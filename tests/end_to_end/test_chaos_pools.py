@@ -1,0 +1,82 @@
+"""Workers that hang, on a Ray of their own: noticed, killed and replaced; a pool that stays silent is an error."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from common.errors import DroverError
+from common.weights.object_store import start_directory
+from deploy import pools
+from deploy.connection import Connection
+from deploy.recipes.toy_ddpo import toy_ddpo
+from deploy.worker import pools_of
+
+pytestmark = [pytest.mark.service, pytest.mark.slow]
+
+PATIENCE_S = 300.0
+Known = dict[str, dict[str, object]]
+
+
+class Watched:
+    """The toy's pools with nobody to give them work, and what the driver is told of them."""
+
+    def __init__(self, redis_url: str) -> None:
+        connection, config = Connection("pools", redis_url), toy_ddpo()
+        self.events: list[str] = []
+        self.directory = start_directory(connection.directory)
+        self.pools = pools.Pools(
+            config, connection, pools_of(config, gpus=0.0), claim_cpus=False, on_event=self.events.append
+        )
+        self.pools.start()
+
+    def pid(self, worker: str) -> int:
+        return int(self.pools._members[worker].known.get("pid", 0))
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        gives_up_s = time.monotonic() + PATIENCE_S
+        while not reached():
+            assert time.monotonic() < gives_up_s, self.events
+            self.pools.look()
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def watched(ray: None, redis_url: str) -> Iterator[Watched]:
+    watched = Watched(redis_url)
+    watched.until(lambda: all(map(watched.pid, ("actor-0", "point-0"))))
+    yield watched
+    watched.pools.stop()
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced_and_a_pool_that_stays_away_is_an_error(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "WEDGED_S", 2.0)
+    hanging = psutil.Process(watched.pid("actor-0"))
+    hanging.send_signal(signal.SIGSTOP)
+    watched.until(lambda: watched.pid("actor-0") != hanging.pid)
+    assert not hanging.is_running() or hanging.status() == psutil.STATUS_ZOMBIE
+    assert "actor-0 has not answered for 2 s and is replaced" in watched.events
+    assert not [event for event in watched.events if event.startswith("point-0")]
+
+    watched.pools._patience_s["point"] = 3.0  # what it took to start may be more
+    silent = psutil.Process(watched.pid("point-0"))
+    silent.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(pools, "WEDGED_S", 1000.0)
+    with pytest.raises(DroverError, match=r"no worker of the pool 'point' has answered for \d+ s"):
+        watched.until(lambda: False)
+    silent.send_signal(signal.SIGCONT)

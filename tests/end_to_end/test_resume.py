@@ -1,0 +1,57 @@
+"""Whole runs that are killed and go on: `drover train RECIPE --resume RUN`, in one process and as a service."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.end_to_end.service import RECIPES, SLOW_TOY, Train, account, assert_same, drover
+
+pytestmark = pytest.mark.service
+RICH_TOY = f"{RECIPES}:rich_toy"
+
+
+def test_a_process_killed_at_three_random_moments_learns_the_same_bits(tmp_path: Path) -> None:
+    """With tasks, pretraining steps, a moving average and evaluations; SIGKILL, a supervisor's one command each time."""
+    with Train(RICH_TOY, "--pause-s", "0", "--one-process", runs_dir=tmp_path, name="whole") as whole:
+        wanted = whole.finish()
+    chooser = random.Random(0)
+    for life in range(3):
+        with Train(RICH_TOY, "--one-process", "--resume-if-begun", runs_dir=tmp_path) as run:
+            run.await_update(5 + 10 * life)
+            time.sleep(chooser.uniform(0.0, 0.5))
+            run.process.send_signal(signal.SIGKILL)
+            run.process.wait()
+    with Train(RICH_TOY, "--one-process", "--resume", "run", runs_dir=tmp_path) as run:
+        found = run.finish()
+    assert_same(run.weights, whole.weights)
+    assert found["reward_before"] == wanted["reward_before"] and found["reward_after"] == wanted["reward_after"]
+    assert account(found) == account(wanted)
+    refused = drover("train", RICH_TOY, "--runs-dir", str(tmp_path), "--resume", "run", "--one-process", "--seed", "1")
+    assert refused.returncode == 2 and "seed: was 0, now 1" in refused.stderr
+
+
+def test_a_service_goes_on_with_two_learner_ranks_and_with_one_again(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    """Another number of ranks adds up in another order, so that it is no longer the same to the bit."""
+    done = 0
+    for ranks in (1, 2):
+        resume = ("--resume", "run") if done else ()
+        with Train(SLOW_TOY, "--learner-ranks", str(ranks), *resume, runs_dir=tmp_path, env=shared) as run:
+            run.await_update(done + 8)
+            run.process.send_signal(signal.SIGTERM)
+            assert run.end() == 130, run.out + run.err
+            assert run.summary["updates"] >= done + 8
+            done = run.summary["updates"]
+        newest = max((run.folder.path / "checkpoints").glob("update-*"))
+        assert len(list(newest.glob("rank-*.safetensors"))) == ranks
+    with Train(SLOW_TOY, "--resume", "run", runs_dir=tmp_path, env=shared) as run:
+        assert account(run.finish())["trained"] == 40 * 4
+    assert [int(report.scalars["update"]) for report in run.updates()] == list(range(1, 41))
+    assert torch.allclose(run.weights["b"], reference["b"], atol=1e-4)
