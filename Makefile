@@ -16,8 +16,8 @@ help: ## print the targets
 
 setup: .venv/.installed ## build .venv with the tested versions (every target below does it when needed)
 
-train: setup ## train the first example, shapes_ddpo; results in runs/
-	$(BIN)/drover train shapes_ddpo $(ARGS)
+train: setup ## train the first example, shapes_joint; results in runs/
+	$(BIN)/drover train shapes_joint $(ARGS)
 
 test: setup ## every test
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -85,7 +85,7 @@ class Training:
 
 
 class Floor:
-    """What no checkpoint can do without: one copy of its bytes in memory and one write of them, a part at a time to save memory."""
+    """What no checkpoint can do without: one copy of its bytes in memory and one write of them; in parts, to save memory."""
 
     def __init__(self, nbytes: int, folder: Path) -> None:
         self._source, self._target = (torch.ones(nbytes // PARTS, dtype=torch.uint8) for _ in range(2))

@@ -47,7 +47,9 @@ def own_redis_url() -> str:
     if not url:
         return ""
     if ca and not Path(ca).is_file():
-        raise ConfigError(f"{REDIS_CA} names the file {ca!r}, which is not there; give the path of the CA's certificate")
+        raise ConfigError(
+            f"{REDIS_CA} names the file {ca!r}, which is not there; give the path of the CA's certificate"
+        )
     ca = str(Path(ca).resolve()) if ca else ""  # roles work in other folders
     return complete(url, password=secrets.from_environment(REDIS_PASSWORD), ca=ca)
 

@@ -27,6 +27,7 @@ from deploy.results import RunFolder
 
 Name = Literal["tensorboard", "wandb"]
 PADDING_PX = 2
+PICTURES = "heldout/pictures"  # under a name that no scalar has
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Beside:
                 if finite and report.kind in ("update", "eval"):
                     sink.scalars(finite, step, report.at_s)
                 if grid is not None:
-                    sink.pictures("samples", grid, report.prompts, step)
+                    sink.pictures(PICTURES, grid, report.prompts, step)
 
     def __enter__(self) -> Beside:
         self._view.__enter__()

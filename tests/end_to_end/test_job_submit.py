@@ -50,7 +50,8 @@ def test_a_submitted_run_uses_the_marked_nodes_stops_in_order_and_another_job_go
     assert {name: node_of(process) for name, process in roles.items()} == PLACES
 
     nodes.job("stop", "first")
-    assert "STOPPED" in nodes.job("status", "first")
+    assert nodes.state("first") == "STOPPED"
+    assert "was stopped" in nodes.job("status", "first")
     said = nodes.job("logs", "first")
     assert "stopped early" in said
     assert redis_url not in said
@@ -58,7 +59,7 @@ def test_a_submitted_run_uses_the_marked_nodes_stops_in_order_and_another_job_go
     assert 8 <= len(updates(folder)) < 40
 
     submit(nodes, tmp_path, "second", "--resume", "run")
-    until(nodes, "second", lambda: "SUCCEEDED" in nodes.job("status", "second"))
+    until(nodes, "second", lambda: nodes.state("second") == "SUCCEEDED")
     summary = json.loads(folder.summary.read_text())
     assert account(summary)["trained"] == 40 * 4
     assert updates(folder) == list(range(1, 41)), "an update was lost or done twice"

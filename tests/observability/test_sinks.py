@@ -74,7 +74,7 @@ def test_tensorboard_reads_every_scalar_by_update_and_the_grid_of_samples(tmp_pa
         (index, pytest.approx(update.scalars["reward/colour/mean"])) for index, update in enumerate(updates, start=1)
     ]
     assert found.Scalars("heldout/colour/mean")[-1].step == 7
-    (image,) = found.Images("samples")
+    (image,) = found.Images("heldout/pictures")
     assert (image.step, image.height, image.width) == (7, 3 * 4 + 2 * 2, 2 * 4 + 2)
     assert view.left and len(view.heard) == len(run(5, 50)) + 1
 
@@ -91,7 +91,7 @@ def test_wandb_keeps_scalars_and_samples_offline_and_goes_on_under_the_same_id(
     assert [row["reward/colour/mean"] for row in history if "reward/colour/mean" in row] == [
         pytest.approx(report.scalars["reward/colour/mean"]) for report in run(5, 50) if report.kind == "update"
     ]
-    (picture,) = [row["samples"] for row in history if "samples" in row]
+    (picture,) = [row["heldout/pictures"] for row in history if "heldout/pictures" in row]
     assert (picture["height"], picture["width"]) == (16, 10)
     assert config["recipe"] == small().recipe and config["pools/actors"] == 1
     assert str(tmp_path) not in str(config)

@@ -59,7 +59,7 @@ class Meter(NullMeter):
 
     def add(self, metric, value=1.0, **labels):
         super().add(metric, value, **labels)
-        if metric is MASKED_SAMPLES:
+        if metric is MASKED_SAMPLES and value:
             self.masked[labels["reason"]] += value
 
 
