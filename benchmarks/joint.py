@@ -109,7 +109,7 @@ def draw(found: Found, path: Path) -> None:
         values = [value for metrics in found.values() for value in metrics[metric]]
         margin = 0.4 * (max(values) - min(values)) or 0.1
         ax.set_ylim(max(0.0, min(values) - margin), max(values) + margin)
-        ax.set_xticks(range(len(found)), [m if m in ("base", "joint") else f"only\n{m}" for m in found])
+        ax.set_xticks(range(len(found)), [m if m in ("base", "joint") else f"only\n{m}" for m in found], fontsize=8)
         ax.set_title(f"{words} ({'lower' if metric in FALLS else 'higher'} is better)")
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)

@@ -17,6 +17,7 @@ from deploy.config import RunConfig
 from deploy.connection import Connection, serve_metrics
 from deploy.discovery import Endpoint
 from deploy.pools import NODE_SHARE, cause
+from deploy.process_group import torch_config
 from deploy.roles import Streams, build_learner, use_threads
 
 GROUP = "learner"  # the custom resource that marks the nodes meant for it
@@ -93,13 +94,13 @@ def _newest_checkpoint(given: dict[str, Any]) -> str:
 def _trainer(given: dict[str, Any]) -> Any:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     pools, gpus = given["config"].pools, given["gpus"]
     return TorchTrainer(
         learn,
         train_loop_config=given,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=torch_config("nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=pools.learner_ranks,
             use_gpu=gpus > 0,

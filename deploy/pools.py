@@ -37,7 +37,7 @@ class _Member:
     asked_s: float = 0.0
     known: dict[str, Any] = field(default_factory=dict)  # its newest description
     answering: bool = False  # it has answered since it last (re)started
-    leaves_by_s: float | None = None  # told to go; ended by force then
+    leaves_by_s: float | None = None  # told to go; ended by force then, unless it answers until
 
     @property
     def active(self) -> bool:
@@ -221,6 +221,8 @@ class Pools:
         if member.known.get("pid", found["pid"]) != found["pid"]:
             self._on_event(f"{member.place.name} died and was replaced")
         member.known, member.answering = found, True
+        if member.leaves_by_s is not None:
+            member.leaves_by_s = now_s + STOP_S  # what it works on may take long; as long as it answers, it may
         pool = member.place.pool.name
         self._patience_s.setdefault(pool, max(DEAD_S, DEAD_STARTS * (now_s - self._started_s)))
         self._heard_s[pool] = now_s

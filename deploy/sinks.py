@@ -223,7 +223,7 @@ def facts(config: RunConfig) -> Iterator[tuple[str, Any]]:
             yield name, value
         elif name == "pools":
             yield from ((f"pools/{part}", getattr(value, part)) for part in value.__dataclass_fields__)
-        elif name == "rewards":
-            yield name, [reward.name for reward in value]
-        else:
+        elif isinstance(value, tuple):  # rewards, tasks, held-out sets
+            yield name, [one.name for one in value]
+        elif value is not None:
             yield name, type(value).__name__

@@ -74,7 +74,7 @@ def test_a_sample_does_not_depend_on_what_is_sampled_beside_it(sampled_by):
     together = draw(policy, kernel, [0, 1, 2, 3])
     alone, swapped = draw(policy, kernel, [2]), draw(policy, kernel, [3, 1])
     for mine, theirs in ((alone.x0[0], together.x0[2]), (swapped.x0[0], together.x0[3])):
-        assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-5)
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5)  # how a product is rounded depends on the batch
     assert torch.allclose(swapped.recording.log_probs[1], together.recording.log_probs[1], atol=1e-6)
 
 

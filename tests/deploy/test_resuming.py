@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -177,6 +178,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_fix_and_the_o
         def update(self, report):
             super().update(report)
             if report.scalars.get("update") == 3 and report.kind == "update":
+                while not (folder.checkpoints / "update-000002" / "state.json").exists():
+                    time.sleep(0.01)  # it is written beside training
                 folder.checkpoints.rename(kept)
                 folder.checkpoints.write_text("no folder any more")
 

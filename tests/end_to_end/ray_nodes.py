@@ -108,11 +108,7 @@ def _start(name: str, folder: Path, arguments: tuple[str, ...], env: Mapping[str
 def _end(started: list[subprocess.Popen[bytes]]) -> None:
     family = [child for process in started for child in _children(process)]
     for process in started:
-        process.terminate()
-    for process in started:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=30)
-        process.kill()
+        process.kill()  # it takes its time to end in order, and nothing here is worth that
         process.wait()
     for process in family:
         with suppress(psutil.NoSuchProcess):

@@ -9,8 +9,8 @@ from deploy.recipes.toy_ddpo import toy_ddpo
 from reward_servers.rewards.http_reward import HttpReward
 
 
-def remote_toy(*, url: str, iterations: int = 6, learner_ranks: int = 1) -> RunConfig:
+def remote_toy(*, url: str, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:
     """The toy, scored by an endpoint that wants a token."""
     config = toy_ddpo(iterations=iterations, groups=2, samples=16, learner_ranks=learner_ranks)
     reward = HttpReward("point", url, token_variable="DROVER_REWARD_TOKEN", batch_size=256)
-    return replace(config, recipe="remote_toy", rewards=(reward,), checkpoint_every=2)
+    return replace(config, recipe="remote_toy", rewards=(reward,), checkpoint_every=10)

@@ -33,6 +33,8 @@ SHIPPED = Path(dashboards.__file__).with_name("prometheus")
 NOT_HERE = {"Overoptimisation: rise of the watched proxy less that of the truth"}  # this run watches for none
 VARIABLES = {"$window": "20s", "$run": "run", "$cpu_hour": "0.05", "$gpu_hour": "2.5"}
 
+SERIES = 'group by (__name__, role, worker, reward, part, stream, reader) ({__name__=~"drover_.+",run="RUN"})'
+
 
 def test_prometheus_finds_every_role_by_itself_and_every_panel_has_data(tmp_path: Path) -> None:
     port = free_port()
@@ -68,9 +70,12 @@ def test_prometheus_finds_every_role_by_itself_and_every_panel_has_data(tmp_path
         assert "DroverOffPolicyAtFirst" not in firing and "DroverRedisNearlyFull" not in firing
 
         # What a PodMonitor reads of the driver alone is what the discovered targets say themselves.
-        names = 'group by (__name__, role, worker, reward, part, stream, reader) ({__name__=~"drover_.+",run="RUN"})'
-        one_page = keys(prometheus.query(names.replace("RUN", "page")))
-        assert one_page == keys(prometheus.query(names.replace("RUN", "run"))) and len(one_page) > 60
+        both = prometheus.until(
+            lambda: [prometheus.query(filled(SERIES.replace("RUN", run))) for run in ("page", "run")],
+            lambda found: keys(found[0]) == keys(found[1]),  # a series that is new may be scraped in one place first
+            what="the same series on one page as from every role",
+        )
+        assert len(both[0]) > 60
 
         status = json.loads(drover("status", "run", "--runs-dir", str(tmp_path), "--json").stdout)["run"]
         assert status["ended"] is None and status["now"]["live"]

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz [codec|http|config ...] [--inputs N] [--seed S]``: the long form of `test_fuzz.py`."""
+"""``python -m tests.fuzz [codec|http|config ...] [--inputs N] [--first N] [--seed S]``: the long form of `test_fuzz.py`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("what", nargs="*", default=[], choices=[*JUDGES, []])
     parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first input: a long run in pieces")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # an endpoint that refuses says so, a hundred thousand times
     for name in options.what or JUDGES:
         with JUDGES[name]() as one:
-            print(drive(one, options.inputs, seed=options.seed).line(name), flush=True)
+            print(drive(one, options.inputs, seed=options.seed, first=options.first).line(name), flush=True)
     return 0
 
 

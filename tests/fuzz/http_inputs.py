@@ -24,7 +24,7 @@ from reward_servers.window import Window
 from tests.fuzz.harness import damaged, disfigured
 
 TOKEN = "fuzz-token"
-LIMITS = Limits(body_bytes=4 << 20, pixels=1 << 20, request_s=5.0, idle_s=5.0, answer_s=10.0)
+LIMITS = Limits(body_bytes=4 << 20, pixels=1 << 20, request_s=30.0, idle_s=30.0, answer_s=50.0)
 PICTURE = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
 CHECK_EVERY = 500  # inputs, after which a good request must still be answered rightly
 
@@ -46,7 +46,7 @@ class Watched(Endpoint):
 def judge() -> Iterator[Callable[[random.Random], str]]:
     """What `drive` calls, while the endpoint runs."""
     reward = JpegSize()
-    window = Window(reward.name, reward.load("cpu"), NullMeter(), max_batch=64, deadline_s=10.0)
+    window = Window(reward.name, reward.load("cpu"), NullMeter(), max_batch=64, deadline_s=50.0)
     with window, Watched(("127.0.0.1", 0), TOKEN, window.score, limits=LIMITS) as server:
         server.surprises = []
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -84,7 +84,7 @@ def ask(port: int, data: bytes) -> str:
 def exchange(port: int, data: bytes) -> bytes:
     """All that comes back for it until the server, told that nothing more will come, hangs up."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=15.0) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=55.0) as connection:
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)

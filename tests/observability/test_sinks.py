@@ -91,9 +91,11 @@ def test_wandb_keeps_scalars_and_samples_offline_and_goes_on_under_the_same_id(
     assert [row["reward/colour/mean"] for row in history if "reward/colour/mean" in row] == [
         pytest.approx(report.scalars["reward/colour/mean"]) for report in run(5, 50) if report.kind == "update"
     ]
-    (picture,) = [row["heldout/pictures"] for row in history if "heldout/pictures" in row]
-    assert (picture["height"], picture["width"]) == (16, 10)
-    assert config["recipe"] == small().recipe and config["pools/actors"] == 1
+    (picture,) = [row for row in history if "heldout/pictures.path" in row]
+    assert (picture["heldout/pictures.height"], picture["heldout/pictures.width"], picture["update"]) == (16, 10, 7)
+    assert (kept.parent / "files" / picture["heldout/pictures.path"]).stat().st_size > 0
+    assert (config["rewards"], config["pools/actors"]) == (["point"], 1)
+    assert config["recipe"] == small().recipe
     assert str(tmp_path) not in str(config)
     assert kept.stem == f"run-{(folder.path / 'wandb_id').read_text()}"
 
