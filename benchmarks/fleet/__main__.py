@@ -137,7 +137,7 @@ def watch(server: EmbeddedRedis, run: str, fleet: Fleet, said: Any, seconds: flo
 
 def facts_of(client: redis.Redis, pid: int) -> dict[str, float]:
     """What Redis says of itself, and what its process has used."""
-    info: dict[str, Any] = client.info()  # type: ignore[assignment]
+    info: dict[str, Any] = client.info()
     times = psutil.Process(pid).cpu_times()
     return {
         "at_s": time.monotonic(),
