@@ -111,6 +111,9 @@ def _ray(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # of a reward's; pip tries downloads again by itself
+    if RAY_ADDRESS not in os.environ:
+        # Its name misleads: on every system "0" makes a Ray that we start listen on loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     asks_to_stop = signal.getsignal(signal.SIGTERM)

@@ -68,6 +68,7 @@ class EmbeddedRedis:
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._stopping = False
         self._lock = RLock()  # of _process: who stops it, and who starts it again
 
     @property
@@ -89,7 +90,7 @@ class EmbeddedRedis:
 
     def start(self) -> None:
         """Returns when it answers. Raises `TransportError` with the server's last words."""
-        self._folder = tempfile.TemporaryDirectory(prefix="drover-redis-")
+        self._folder, self._stopping = tempfile.TemporaryDirectory(prefix="drover-redis-"), False
         atexit.register(self.stop)
         for attempt in range(PORT_ATTEMPTS):
             try:
@@ -111,6 +112,7 @@ class EmbeddedRedis:
 
     def stop(self) -> None:
         """Stopping twice is harmless."""
+        self._stopping = True
         atexit.unregister(self.stop)
         self._end(signal.SIGTERM)
         if self._folder is not None:
@@ -130,12 +132,23 @@ class EmbeddedRedis:
                     log.error("redis-server died %d times in a row; not starting it again", deaths)
                     return
                 log.warning("redis-server ended with code %d; starting it again, empty", code)
-                try:
-                    self._launch(self._port)
-                except TransportError as error:
-                    log.error("%s", error)
-                    return
+                while not self._launched_again():
+                    deaths += 1
+                    if deaths > RESTARTS or self._stopping:
+                        log.error("redis-server cannot be started again")
+                        return
+                    time.sleep(0.1 * deaths)
                 started_s = time.monotonic()
+
+    def _launched_again(self) -> bool:
+        """It may die once more, or its port be taken for a moment, before it answers."""
+        try:
+            self._launch(self._port)
+        except TransportError as error:
+            log.warning("%s", error)
+            self._end(signal.SIGKILL)
+            return False
+        return True
 
     def _current(self) -> subprocess.Popen[bytes] | None:
         with self._lock:

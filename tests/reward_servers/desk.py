@@ -139,7 +139,7 @@ class Desk:
         return self.broker.stream(self.broker.keys.rollouts, "reward:brightness")
 
 
-def until(happened: Callable[[], bool], seconds: float = 5.0) -> None:
+def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < ends, "it never happened"
