@@ -168,7 +168,7 @@ def test_packages_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_submitted_job_may_not_lose_its_results_nor_be_alone_with_its_redis() -> None:
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "DROVER_REDIS_URL": "redis://:p@redis:6379"}
-    copy = Path("/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1/runs")
+    copy = Path("/scratch/session/runtime_resources/working_dir_files/_ray_pkg_1/runs")
     check_job(copy, {})
     check_job(Path("/runs"), job)
     with pytest.raises(ValueError, match="would be deleted .* pass --runs-dir"):
