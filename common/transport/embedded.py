@@ -7,7 +7,6 @@ lost with it.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import logging
 import os
 import secrets
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock, Thread
@@ -35,7 +33,14 @@ STOP_TIMEOUT_S = 5.0
 PORT_ATTEMPTS = 5
 RESTARTS = 5  # times in a row that it may die within LIVES_S of its start
 LIVES_S = 10.0
-PR_SET_PDEATHSIG = 1
+DIE_WITH_PARENT = """
+import ctypes, os, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL; it outlives the exec
+if os.getppid() != int(parent):  # it died before that
+    sys.exit(1)
+os.execv(command[0], command)
+"""
 
 log = logging.getLogger(__name__)
 
@@ -160,13 +165,13 @@ class EmbeddedRedis:
         log_path = Path(self._folder.name) / "redis.log"
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [find_server(), "-"],  # configured through stdin: arguments are visible to every user of the machine
+                # Configured through stdin: arguments are visible to every user of the machine.
+                [*_dying_with_parent(), find_server(), "-"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder.name,
                 start_new_session=True,  # Ctrl-C reaches the roles first, which still need it to hand back their work
-                preexec_fn=_die_with_parent(),
             )
         assert self._process.stdin is not None
         try:
@@ -198,8 +203,10 @@ class EmbeddedRedis:
         gives_up_s = time.monotonic() + START_TIMEOUT_S
         while b"Ready to accept connections" not in log_path.read_bytes():
             if self._process.poll() is not None or time.monotonic() > gives_up_s:
+                code = self._process.poll()
+                ended = "it is not ready yet" if code is None else f"it ended with code {code}"
                 self._end(signal.SIGKILL)
-                raise TransportError(f"redis-server did not start: {_last_words(log_path)}")
+                raise TransportError(f"redis-server did not start, {ended}: {_last_words(log_path)}")
             time.sleep(0.01)
         connect(self.url).close()
 
@@ -229,15 +236,12 @@ def _last_words(log_path: Path) -> str:
     return (complaints or lines or ["it left no log"])[-1]
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def _dying_with_parent() -> list[str]:
+    """A command in front of the server's that has the kernel end it with the thread that started it.
+
+    A program of its own, not a function between fork and exec: the copy of a process with many threads, as this one may
+    be, is not one to run Python in.
+    """
     if not sys.platform.startswith("linux"):
-        return None  # atexit has to do
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: little is safe between fork and exec
-    parent = os.getpid()
-
-    def arm() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the signal was armed
-            os._exit(1)
-
-    return arm
+        return []  # atexit has to do
+    return [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]
