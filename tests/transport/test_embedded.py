@@ -111,7 +111,9 @@ def test_a_port_taken_meanwhile_is_left_for_another(monkeypatch):
 
 
 def test_a_failed_start_gives_the_servers_last_words():
-    with pytest.raises(TransportError, match=r"did not start, it ended with code 1: .*(maxmemory|argument|memory value)"):
+    with pytest.raises(
+        TransportError, match=r"did not start, it ended with code 1: .*(maxmemory|argument|memory value)"
+    ):
         EmbeddedRedis(max_memory_bytes="a lot").start()  # type: ignore[arg-type]
 
 
