@@ -27,10 +27,11 @@ LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
     "reward": None,
     "stream": None,
     "reader": None,
+    "server": None,
     "reason": None,
     "version": None,
 }
-"""What each label may say. None: words of the recipe or of its rewards, few but not known here."""
+"""What each label may say. None: words of the recipe or of its rewards and numbers of servers, few but not known here."""
 
 
 class Kind(StrEnum):
@@ -134,8 +135,8 @@ QUEUE_AGE_S = _gauge(
 )
 REDELIVERIES = _counter("redeliveries", "", "Deliveries after the first attempt.", "stream")
 DEAD_LETTERS = _counter("dead_letters", "", "Messages of that stream given up, kept as dead letters.", "stream")
-REDIS_MEMORY_BYTES = _gauge("redis_memory_bytes", "bytes", "Memory that Redis uses, for all its users.")
-REDIS_LIMIT_BYTES = _gauge("redis_memory_limit_bytes", "bytes", "Memory that Redis may use; 0 where it has no limit.")
+REDIS_MEMORY_BYTES = _gauge("redis_memory_bytes", "bytes", "Memory that a Redis uses, for all its users.", "server")
+REDIS_LIMIT_BYTES = _gauge("redis_memory_limit_bytes", "bytes", "Memory that it may use; 0 for no limit.", "server")
 BLOB_READ_BYTES = _counter("blob_read_bytes", "bytes", "Tensor bytes fetched.", "role")
 BLOB_WRITTEN_BYTES = _counter("blob_written_bytes", "bytes", "Tensor bytes stored.", "role")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from common import metrics, secrets
 from common.errors import ConfigError
 from common.protocols import Meter
-from common.transport.connection import complete, connect
+from common.transport.connection import addresses, complete, connect
 from common.transport.embedded import EmbeddedRedis
 from common.transport.redis_broker import RedisBroker
 
-REDIS_URL = "DROVER_REDIS_URL"
+REDIS_URL = "DROVER_REDIS_URL"  # or several with spaces between them: the blobs are spread over all
 REDIS_PASSWORD = "DROVER_REDIS_PASSWORD"  # or DROVER_REDIS_PASSWORD_FILE, a file's path
 REDIS_CA = "DROVER_REDIS_CA"  # path of the CA's certificate, the same on every node
 LOOPBACK = "127.0.0.1"
@@ -25,7 +25,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How a process joins the run. The URL holds a password: it is never shown."""
+    """How a process joins the run. The URLs, with spaces between them, hold a password: they are never shown."""
 
     run: str
     redis_url: str = field(repr=False)
@@ -51,15 +51,17 @@ def own_redis_url() -> str:
             f"{REDIS_CA} names the file {ca!r}, which is not there; give the path of the CA's certificate"
         )
     ca = str(Path(ca).resolve()) if ca else ""  # roles work in other folders
-    return complete(url, password=secrets.from_environment(REDIS_PASSWORD), ca=ca)
+    password = secrets.from_environment(REDIS_PASSWORD)
+    return " ".join(complete(one, password=password, ca=ca) for one in addresses(url))
 
 
 @contextmanager
 def redis_url() -> Iterator[str]:
-    """The Redis that DROVER_REDIS_URL names, else an embedded one that lives as long as the block."""
+    """What DROVER_REDIS_URL names, else an embedded one that lives as long as the block."""
     url = own_redis_url()
     if url:
-        connect(url).close()  # fails here, with the remedy, rather than in every role
+        for one in addresses(url):
+            connect(one).close()  # fails here, with the remedy, rather than in every role
         yield url
         return
     with EmbeddedRedis() as server:

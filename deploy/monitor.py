@@ -98,9 +98,11 @@ class Monitor:
         return found
 
     def _redis_scalars(self) -> dict[str, float]:
-        used, limit = self._broker.memory()
-        self._meter.set(metrics.REDIS_MEMORY_BYTES, used)
-        self._meter.set(metrics.REDIS_LIMIT_BYTES, limit)
+        servers = self._broker.memory()
+        for number, (used, limit) in enumerate(servers):
+            self._meter.set(metrics.REDIS_MEMORY_BYTES, used, server=str(number))
+            self._meter.set(metrics.REDIS_LIMIT_BYTES, limit, server=str(number))
+        used, limit = max(servers, key=lambda server: server[0] / server[1] if server[1] else 0.0)  # the fullest
         return {"redis/used_bytes": float(used), "redis/limit_bytes": float(limit)}
 
     # -------------------------------------------------------------------------------------------- serving

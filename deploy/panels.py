@@ -278,8 +278,8 @@ def service() -> tuple[Row, ...]:
                     title="Redis memory",
                     of=(m.REDIS_MEMORY_BYTES, m.REDIS_LIMIT_BYTES),
                     queries=(
-                        Query(newest(m.REDIS_MEMORY_BYTES), "used"),
-                        Query(newest(m.REDIS_LIMIT_BYTES), "limit"),
+                        Query(newest(m.REDIS_MEMORY_BYTES, "server"), "used, server {{server}}"),
+                        Query(newest(m.REDIS_LIMIT_BYTES, "server"), "limit, server {{server}}"),
                     ),
                 ),
                 Panel(

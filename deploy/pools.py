@@ -22,6 +22,7 @@ STOP_S = 15.0  # what workers get to finish what they hold
 WEDGED_S = 20.0  # a worker that was well and has not answered for so long is replaced
 DEAD_S = 60.0  # a pool that was well and of which no worker has answered for so long ends the run,
 DEAD_STARTS = 3  # or for as many times what it took to start: a large model takes minutes to load again
+LATE_S = 60.0  # a worker that is not up after so long is told of: there may be no place for it
 NODE_SHARE = 0.001  # of a node's mark: it says where to be, not how many fit
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 2}
 
@@ -33,10 +34,12 @@ class _Member:
     place: Place
     handle: Any
     end: Any  # future of its `run`
+    began_s: float  # when Ray was asked for it
     asked: Any = None  # future of its `describe`
     asked_s: float = 0.0
     known: dict[str, Any] = field(default_factory=dict)  # its newest description
     answering: bool = False  # it has answered since it last (re)started
+    late: bool = False  # it has been told that this one is not up
     leaves_by_s: float | None = None  # told to go; ended by force then, unless it answers until
 
     @property
@@ -120,7 +123,7 @@ class Pools:
             **runtime_env(pool.packages),
         }
         handle = ray.remote(**options)(Worker).remote(place, self._config, self._connection)
-        self._members[place.name] = _Member(place, handle, handle.run.remote())
+        self._members[place.name] = _Member(place, handle, handle.run.remote(), time.monotonic())
 
     # ------------------------------------------------------------------------------------------ watch
 
@@ -135,12 +138,28 @@ class Pools:
                 self._remove(member)  # what it still holds is claimed by others when its lease ends
             else:
                 self._ask(member, now_s)
+        self._tell_late(now_s)
         for name, heard_s in self._heard_s.items():
             if now_s - heard_s > self._patience_s[name]:
                 raise DroverError(
                     f"no worker of the pool {name!r} has answered for {now_s - heard_s:.0f} s: they die as often as they are "
                     "replaced, or there is no node left for them; look at their logs and at `ray status`"
                 )
+
+    def _tell_late(self, now_s: float) -> None:
+        """Say once of each worker that it is not up, and what it asks for, unless its environment is being built."""
+        for pool in self._pools.values():
+            away = [member for member in self._active(pool.name) if not member.known]
+            if pool.packages or not any(now_s - m.began_s > LATE_S and not m.late for m in away):
+                continue
+            for member in away:  # those that were asked for a moment later too: one line, not one each
+                member.late = True
+            asked = f"{pool.cpus:g} CPUs" if self._claim_cpus else "no CPU of its own"
+            where = f" on a node marked {pool.group}" if pool.group in self._marks else ""
+            self._on_event(
+                f"{len(away)} of {len(self._active(pool.name))} workers of the pool {pool.name} are not up after "
+                f"{LATE_S:.0f} s; each asks for {asked} and {pool.gpus:g} GPUs{where}; `ray status` says what there is"
+            )
 
     def preparing(self) -> list[str]:
         """Rewards of which no worker has answered yet, among those in an environment of their own: it takes minutes."""
@@ -193,8 +212,8 @@ class Pools:
 
         for member in self._members.values():
             member.handle.stop.remote()
-        # One whose environment is still being built holds nothing.
-        ends = [member.end for member in self._members.values() if member.known or not member.place.pool.packages]
+        # One that is not up yet, because it waits for a place or for its environment, holds nothing.
+        ends = [member.end for member in self._members.values() if member.known]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_S)
         for member in self._members.values():

@@ -1,7 +1,7 @@
 """How many actors and reward servers one Redis and one learner bear: `python -m benchmarks.fleet`.
 
-Up to 1,000 simulated actors and 200 reward servers on one real Redis of this machine, with messages and blobs of real
-size; computing is sleeping. Everything shares this machine's cores, Redis and the simulated fleet alike, so what is
+Up to 1,000 simulated actors and 200 reward servers on one real Redis of this machine, or two, with messages and blobs of
+real size; computing is sleeping. Everything shares this machine's cores, Redis and the simulated fleet alike, so what is
 found is a lower bound of what a Redis with a core of its own bears. "Busy" says what share of the fleet's own pace was
 reached: below 0.9 something on this machine is full.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from queue import Empty
 from typing import Any
@@ -29,16 +29,18 @@ from common.transport.embedded import EmbeddedRedis
 from common.transport.redis_broker import RedisBroker
 from deploy.roles import Streams
 
-THREADS = 125  # actors or reward servers of a process
+THREADS = 80  # actors or reward servers of a process; redis-py allows its threads 100 connections
 REDIS_BYTES = 8 << 30
 CARD_SAMPLES_PER_S = 4.8  # SD 2, 512 px, 50 steps, guidance, on an H200 at 40 % of its peak: 83 TFLOP a sample
 SD2_GROUP = 16
 SD2 = Load("SD 2, 512 px, float16", SD2_GROUP, (4, 64, 64), "float16", 512, SD2_GROUP / CARD_SAMPLES_PER_S, 0.3)
 SMALL = Load("shapes, 32 px, float32", 8, (4, 8, 8), "float32", 32, 4.0, 0.3)
 SIZES = {
-    "small": (SMALL, [(50, 10), (200, 40), (500, 100), (1000, 200)]),
-    "sd2": (SD2, [(10, 4), (25, 8), (50, 16), (100, 30)]),
+    "small": (SMALL, [(50, 10, 1), (200, 40, 1), (500, 100, 1), (1000, 200, 1)]),
+    "sd2": (SD2, [(10, 4, 1), (25, 8, 1), (50, 16, 1), (100, 30, 1), (100, 30, 2)]),
 }
+"""Actors, reward servers, Redis servers."""
+
 SECONDS, QUICK_SECONDS = 30.0, 6.0
 
 
@@ -48,28 +50,31 @@ def main() -> None:
     seconds = QUICK_SECONDS if chosen.quick else SECONDS
     found = []
     for load, sizes in SIZES.values():
-        for actors, rewards in sizes[:1] if chosen.quick else sizes:
-            found.append(one(Fleet(load, actors, rewards), seconds))
+        for size in sizes[:1] if chosen.quick else sizes:
+            found.append(one(Fleet(load, *size), seconds))
     measure.show(chosen, facts, {"fleets": found}, [pace_table(found), memory_table(found)])
 
 
 def one(fleet: Fleet, seconds: float) -> dict[str, Any]:
     """Run that fleet for so long after its first iteration; what it did."""
-    with EmbeddedRedis(max_memory_bytes=REDIS_BYTES) as server:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(EmbeddedRedis(max_memory_bytes=REDIS_BYTES)) for _ in range(fleet.servers)]
+        urls = " ".join(server.url for server in servers)
         run = f"fleet-{fleet.actors}"
         context = multiprocessing.get_context("spawn")
         version, stop, said = context.Value("q", 0), context.Event(), context.Queue()
-        learner = context.Process(target=simulated.learner, args=(server.url, run, fleet, version, stop, said))
+        learner = context.Process(target=simulated.learner, args=(urls, run, fleet, version, stop, said))
         crowd = [
-            context.Process(target=simulated.rewards, args=(server.url, run, fleet, part, stop))
+            context.Process(target=simulated.rewards, args=(urls, run, fleet, part, stop))
             for part in parts(fleet.rewards)
         ] + [
-            context.Process(target=simulated.actors, args=(server.url, run, fleet, part, version, stop))
+            context.Process(target=simulated.actors, args=(urls, run, fleet, part, version, stop))
             for part in parts(fleet.actors)
         ]
         with running([learner, *crowd], stop):
-            watched = watch(server, run, fleet, said, seconds)
-        return watched | {"load": fleet.load.name, "actors": fleet.actors, "rewards": fleet.rewards}
+            watched = watch(servers, run, fleet, said, seconds)
+        size = {"actors": fleet.actors, "rewards": fleet.rewards, "servers": fleet.servers}
+        return watched | {"load": fleet.load.name} | size
 
 
 def parts(count: int) -> list[range]:
@@ -90,29 +95,30 @@ def running(processes: list[BaseProcess], stop: Any) -> Iterator[None]:
                 process.kill()
 
 
-def watch(server: EmbeddedRedis, run: str, fleet: Fleet, said: Any, seconds: float) -> dict[str, Any]:
+def watch(servers: Sequence[EmbeddedRedis], run: str, fleet: Fleet, said: Any, seconds: float) -> dict[str, Any]:
     """Look on as the driver does, once a second, from the first iteration that was whole to the end."""
-    broker = RedisBroker(server.url, run)
+    broker = RedisBroker(" ".join(server.url for server in servers), run)
     streams = Streams(broker, fleet.config())
     queues = [
         streams.open(broker.keys.work, keys.ACTORS),
         streams.open(broker.keys.rollouts, keys.reward_group("point")),
     ]
-    client = redis.Redis.from_url(server.url)
+    redises = [(redis.Redis.from_url(server.url), server.pid) for server in servers]
     first = said.get(timeout=300)
-    began = facts_of(client, server.pid)
-    last, peak = first, began
+    began = [facts_of(*one) for one in redises]
+    last, memory = first, 0.0
     backlog = 0
     unbalanced = 0
     while last["at_s"] - first["at_s"] < seconds:
         backlog = max(backlog, *(queue.backlog()[0] for queue in queues))
-        peak = max(peak, facts_of(client, server.pid), key=lambda facts: facts["memory"])
+        memory = max(memory, sum(facts_of(*one)["memory"] for one in redises))
         try:
             last = said.get(timeout=SCRAPE_S)
         except Empty:
             continue
         unbalanced += not last["balanced"]
-    ended = facts_of(client, server.pid)
+    # Of each server, a second: the same keys as its facts.
+    spent = [per_second(before, facts_of(*one)) for before, one in zip(began, redises, strict=True)]
     broker.close()
     elapsed = last["at_s"] - first["at_s"]
     pace = (last["groups"] - first["groups"]) / elapsed
@@ -121,15 +127,15 @@ def watch(server: EmbeddedRedis, run: str, fleet: Fleet, said: Any, seconds: flo
         "groups_per_s": pace,
         "share_of_pace": pace * fleet.load.sampling_s / fleet.actors,
         "samples_per_s": pace * fleet.load.samples,
-        "mb_per_s": (ended["moved"] - began["moved"]) / (ended["at_s"] - began["at_s"]) / 1e6,
+        "mb_per_s": sum(one["moved"] for one in spent) / 1e6,
         "ingest_mb_per_s": (last["read_bytes"] - first["read_bytes"]) / reading / 1e6 if reading else 0.0,
-        "redis_share_of_core": (ended["cpu_s"] - began["cpu_s"]) / (ended["at_s"] - began["at_s"]),
-        "commands_per_s": (ended["commands"] - began["commands"]) / (ended["at_s"] - began["at_s"]),
+        "redis_share_of_core": max(one["cpu_s"] for one in spent),
+        "commands_per_s": sum(one["commands"] for one in spent),
         "backlog": backlog,
         "lag": last["lag"],
         "max_lag": fleet.max_lag,
         "unbalanced_scrapes": unbalanced,
-        "redis_memory": peak["memory"],
+        "redis_memory": memory,
         "learner_memory": last["memory"],
         "driver_memory": psutil.Process().memory_info().rss,
     }
@@ -148,17 +154,22 @@ def facts_of(client: redis.Redis, pid: int) -> dict[str, float]:
     }
 
 
+def per_second(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: (after[name] - before[name]) / (after["at_s"] - before["at_s"]) for name in before}
+
+
 def pace_table(found: list[dict[str, Any]]) -> Table:
     rows = [
         [
             one["load"],
-            f"{one['actors']} + {one['rewards']}",
+            size_of(one),
             significant(one["groups_per_s"]),
             significant(one["samples_per_s"]),
             f"{one['share_of_pace']:.2f}",
             significant(one["mb_per_s"]),
             significant(one["ingest_mb_per_s"]),
             f"{one['redis_share_of_core']:.2f}",
+            significant(one["actors"] * one["share_of_pace"] / one["redis_share_of_core"]),
             significant(one["commands_per_s"]),
             f"{one['lag']:.0f} of {one['max_lag']}",
         ]
@@ -173,17 +184,22 @@ def pace_table(found: list[dict[str, Any]]) -> Table:
         "Redis MB/s",
         "learner reads MB/s",
         "Redis core",
+        "actors a core",
         "commands/s",
         "lag",
     ]
     return table("pace", heads, rows)
 
 
+def size_of(one: dict[str, Any]) -> str:
+    return f"{one['actors']} + {one['rewards']}" + (f", {one['servers']} Redis" if one["servers"] > 1 else "")
+
+
 def memory_table(found: list[dict[str, Any]]) -> Table:
     rows = [
         [
             one["load"],
-            f"{one['actors']} + {one['rewards']}",
+            size_of(one),
             *(significant(one[f"{name}_memory"] / 1e6) for name in ("redis", "learner", "driver")),
             str(one["backlog"]),
             str(one["unbalanced_scrapes"]),

@@ -60,6 +60,7 @@ class Fleet:
     load: Load
     actors: int
     rewards: int
+    servers: int = 1  # of Redis
     max_lag: int = 2
 
     def config(self) -> RunConfig:

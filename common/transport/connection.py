@@ -62,6 +62,20 @@ def complete(url: str, *, password: str = "", ca: str = "") -> str:
     return parts.geturl()
 
 
+def addresses(urls: str) -> list[str]:
+    """One or more URLs, with spaces between them. Raises `TransportError`, which shows none of their passwords."""
+    found = urls.split()
+    wrong = [number for number, url in enumerate(found, 1) if not url.startswith(("redis://", "rediss://", "unix://"))]
+    if wrong and len(found) > 1:  # the one that is alone is explained by `open_client`
+        raise TransportError(
+            f"of {len(found)} Redis URLs with spaces between them, number {wrong[0]} does not begin with redis:// or "
+            "rediss://; %-escape a space inside a password as %20"
+        )
+    if len(set(found)) < len(found):
+        raise TransportError(f"{mask(urls)} names one Redis twice; name each once")
+    return found or [urls]
+
+
 def open_client(url: str) -> redis.Redis:
     """A client that connects at first use; safe to share between threads."""
     try:

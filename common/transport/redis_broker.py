@@ -2,6 +2,9 @@
 
 An entry is deleted when every group has acknowledged it, so memory is bounded by what is in flight. A put whose answer
 is lost with the connection is repeated, unless its entry is there.
+
+Blobs are nearly all of a run's bytes. They may lie on several servers, each on the one that its name says, so that no
+message tells where; messages are all on the first.
 """
 
 from __future__ import annotations
@@ -9,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
+from zlib import crc32
 
 from common.errors import TransportError
 from common.transport.broker import BLOB_LIFETIME_S, LEASE_S, DeadLetter, blob_missing
-from common.transport.connection import PATIENCE_S, Link, send
+from common.transport.connection import PATIENCE_S, Link, addresses, send
 from common.transport.heartbeat import Heartbeat
 from common.transport.keys import Keys
 from common.transport.redis_stream import RedisStream
@@ -21,14 +25,16 @@ MAX_BLOB_BYTES = 256 << 20
 
 
 class RedisBroker:
-    """Streams, blobs and dead letters of one run on one Redis; shared by the threads of a process."""
+    """Streams, blobs and dead letters of one run on one Redis, or its blobs on several; shared by a process's threads."""
 
     def __init__(
-        self, url: str, run: str, *, blob_lifetime_s: float = BLOB_LIFETIME_S, patience_s: float = PATIENCE_S
+        self, urls: str, run: str, *, blob_lifetime_s: float = BLOB_LIFETIME_S, patience_s: float = PATIENCE_S
     ) -> None:
+        """``urls``: one, or several with spaces between them, the same in the same order for every process of the run."""
         self.keys = Keys(run)
-        self.link = Link(url, patience_s=patience_s)
-        self._blobs = RedisBlobs(self.link, self.keys, blob_lifetime_s)
+        self._links = [Link(url, patience_s=patience_s) for url in addresses(urls)]
+        self.link = self._links[0]
+        self._blobs = RedisBlobs(self._links, self.keys, blob_lifetime_s)
         self._heartbeat = Heartbeat(self.link)
         self._streams: WeakSet[RedisStream] = WeakSet()
 
@@ -70,29 +76,31 @@ class RedisBroker:
         streams = [facts[b"stream"].decode().removeprefix(self.keys.prefix) for _, facts in found]
         return (found[-1][0].decode() if found else entry), streams
 
-    def memory(self) -> tuple[int, int]:
-        """Bytes that Redis uses, of all its users, and bytes that it may use; 0 is no limit."""
-        facts = self.link.call(lambda client: client.info("memory"))
-        return int(facts["used_memory"]), int(facts.get("maxmemory", 0))
+    def memory(self) -> list[tuple[int, int]]:
+        """Of each server: bytes that it uses, for all its users, and bytes that it may use; 0 is no limit."""
+        facts = [link.call(lambda client: client.info("memory")) for link in self._links]
+        return [(int(one["used_memory"]), int(one.get("maxmemory", 0))) for one in facts]
 
     def forget(self) -> None:
         """Delete every key of the run. Only for whoever started it, when it is over."""
-        self.link.call(
-            lambda client: [client.unlink(key) for key in client.scan_iter(f"{self.keys.prefix}*", count=1000)]
-        )
+        for link in self._links:
+            link.call(
+                lambda client: [client.unlink(key) for key in client.scan_iter(f"{self.keys.prefix}*", count=1000)]
+            )
 
     def close(self) -> None:
         self._heartbeat.stop()
         for stream in list(self._streams):
             stream.close()
-        self.link.close()
+        for link in self._links:
+            link.close()
 
 
 class RedisBlobs:
     """Blobs of one run as Redis strings; see `common.protocols.BlobStore`."""
 
-    def __init__(self, link: Link, keys: Keys, lifetime_s: float) -> None:
-        self._link = link
+    def __init__(self, links: Sequence[Link], keys: Keys, lifetime_s: float) -> None:
+        self._links = links
         self._keys = keys
         self._lifetime_ms = max(1, int(1000 * lifetime_s))
 
@@ -103,23 +111,30 @@ class RedisBlobs:
             raise TransportError(
                 f"blob {blob!r} has {nbytes >> 20} MiB, at most {MAX_BLOB_BYTES >> 20} fit; use fewer samples a group"
             )
-        self._call("SET", self._keys.blob(blob), content, "PX", self._lifetime_ms)
+        self._call(blob, "SET", self._keys.blob(blob), content, "PX", self._lifetime_ms)
 
     def get(self, blob: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         key = self._keys.blob(blob)
         if nbytes == 0:
             return b""
         if offset == 0 and nbytes is None:
-            content: bytes = self._call("GET", key) or b""
+            content: bytes = self._call(blob, "GET", key) or b""
         else:
-            content = self._call("GETRANGE", key, offset, -1 if nbytes is None else offset + nbytes - 1)
+            content = self._call(blob, "GETRANGE", key, offset, -1 if nbytes is None else offset + nbytes - 1)
         if len(content) < (nbytes or 1):  # Redis says "" of a key that is not there
             raise blob_missing(blob, offset, nbytes)
         return content
 
     def drop(self, blobs: Sequence[str]) -> None:
-        if blobs:
-            self._call("UNLINK", *(self._keys.blob(blob) for blob in blobs))
+        together: dict[int, list[str]] = {}
+        for blob in blobs:
+            together.setdefault(self._home(blob), []).append(blob)
+        for there in together.values():
+            self._call(there[0], "UNLINK", *(self._keys.blob(blob) for blob in there))
 
-    def _call(self, *command: Any) -> Any:
-        return self._link.call(lambda client: send(client, *command))
+    def _home(self, blob: str) -> int:
+        """Which server has it."""
+        return crc32(blob.encode()) % len(self._links)
+
+    def _call(self, blob: str, *command: Any) -> Any:
+        return self._links[self._home(blob)].call(lambda client: send(client, *command))

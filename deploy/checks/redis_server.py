@@ -6,10 +6,10 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-from common.transport.connection import connect
+from common.transport.connection import addresses, connect
 from common.transport.embedded import EmbeddedRedis, find_server
 from deploy.checks.finding import Finding, State
-from deploy.connection import REDIS_URL
+from deploy.connection import REDIS_URL, own_redis_url
 from deploy.jobs import in_job
 
 HOME = ("localhost", "127.0.0.1", "::1")
@@ -17,10 +17,10 @@ GB = 1e9
 
 
 def redis_server() -> list[Finding]:
-    """The one that DROVER_REDIS_URL names, else the embedded one. Raises `TransportError`."""
-    url = os.environ.get(REDIS_URL, "")
+    """Those that DROVER_REDIS_URL names, else the embedded one. Raises `TransportError`."""
+    url = own_redis_url()
     if url:
-        return _named(url)
+        return [finding for one in addresses(url) for finding in _named(one)]
     if in_job() or "RAY_ADDRESS" in os.environ:
         fix = f"start one that every node reaches (deploy/kuberay/redis.yaml), and set {REDIS_URL} on the head node"
         state: State = "problem" if in_job() else "advice"
@@ -33,7 +33,8 @@ def redis_server() -> list[Finding]:
 def _named(url: str) -> list[Finding]:
     with connect(url) as client:
         facts: dict[str, Any] = client.info()
-    where = f"Redis {facts['redis_version']} answers"
+    parts = urlsplit(url)
+    where = f"Redis {facts['redis_version']} answers at {parts.hostname or parts.path}:{parts.port or 6379}"
     room = f"{facts['used_memory'] / GB:.2f} GB used of {facts.get('maxmemory', 0) / GB:.2f}"
     if not facts.get("maxmemory"):
         room = f"{facts['used_memory'] / GB:.2f} GB used, no limit of its own"

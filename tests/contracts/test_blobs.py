@@ -1,4 +1,4 @@
-"""Every `BlobStore` keeps these promises, in memory and on Redis alike."""
+"""Every `BlobStore` keeps these promises: in memory, on one Redis, and spread over two."""
 
 import time
 from collections.abc import Iterator
@@ -21,14 +21,23 @@ def server() -> Iterator[EmbeddedRedis]:
         yield server
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.service)])
+@pytest.fixture(scope="module")
+def second() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(max_memory_bytes=64 << 20) as server:
+        yield server
+
+
+SERVERS = {"memory": (), "redis": ("server",), "two redis": ("server", "second")}
+
+
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.service) for name in ("redis", "two redis"))])
 def open_broker(request: pytest.FixtureRequest):
     opened: list[Broker] = []
 
     def open_run(run: str, **options) -> Broker:
         name = f"{run}-{time.time_ns()}"
-        redis_url = None if request.param == "memory" else request.getfixturevalue("server").url
-        opened.append(MemoryBroker(name, **options) if redis_url is None else RedisBroker(redis_url, name, **options))
+        urls = " ".join(request.getfixturevalue(server).url for server in SERVERS[request.param])
+        opened.append(RedisBroker(urls, name, **options) if urls else MemoryBroker(name, **options))
         return opened[-1]
 
     yield open_run

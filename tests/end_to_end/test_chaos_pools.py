@@ -1,4 +1,5 @@
-"""Workers that hang, on a Ray of their own: noticed, killed and replaced; a pool that stays silent is an error."""
+"""Workers that hang, on a Ray of their own: noticed, killed and replaced; a pool that stays silent is an error, one that
+finds no place is told of."""
 
 from __future__ import annotations
 
@@ -80,3 +81,22 @@ def test_a_worker_that_hangs_is_killed_and_replaced_and_a_pool_that_stays_away_i
     with pytest.raises(DroverError, match=r"no worker of the pool 'point' has answered for \d+ s"):
         watched.until(lambda: False)
     silent.send_signal(signal.SIGCONT)
+
+
+def test_workers_without_a_place_are_told_of_once(ray: None, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "LATE_S", 1.0)
+    config, connection, events = toy_ddpo(actors=2), Connection("placeless", redis_url), []
+    placeless = pools.Pools(config, connection, pools_of(config, gpus=1.0), claim_cpus=False, on_event=events.append)
+    placeless.start()
+    gives_up_s = time.monotonic() + PATIENCE_S
+    while not any("pool rollout" in event for event in events):
+        assert time.monotonic() < gives_up_s
+        placeless.look()
+        time.sleep(0.1)
+    for _ in range(3):
+        placeless.look()
+    (told,) = [event for event in events if "pool rollout" in event]
+    assert told.startswith(
+        "2 of 2 workers of the pool rollout are not up after 1 s; each asks for no CPU of its own and 1 GPUs"
+    )
+    placeless.stop()

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from common.transport.embedded import EmbeddedRedis, connect
 from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same, command_lines, survivors
 
 pytestmark = pytest.mark.service
@@ -77,3 +78,20 @@ def test_a_redis_that_dies_comes_back_empty_and_what_was_under_way_is_ordered_ag
         ledger = account(run.finish())
         assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
         assert_same(run.weights, reference)
+
+
+def test_blobs_on_two_redis_change_nothing_even_where_the_second_comes_back_empty(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    with EmbeddedRedis() as second:
+        env = {**shared, "DROVER_REDIS_URL": f"{shared['DROVER_REDIS_URL']} {second.url}"}
+        with Train(SLOW_TOY, runs_dir=tmp_path, env=env) as run:
+            run.await_update(3)
+            with connect(second.url) as client:
+                assert client.info("commandstats")["cmdstat_set"]["calls"] > 0, "it holds blobs"
+            second.restart()
+            ledger = account(run.finish())
+        assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
+        assert_same(run.weights, reference)
+        with connect(second.url) as client:
+            assert client.dbsize() == 0, "the run left something behind"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,6 @@ import torch
 from tests.end_to_end.service import SLOW_TOY, Train, account, survivors
 
 pytestmark = pytest.mark.service
-
-ORDERLY_S = 30.0  # from the signal to the end
 
 
 def test_a_run_stopped_twice_goes_on_where_it_stopped_and_learns_the_same_bits(
@@ -46,20 +43,12 @@ def test_a_run_stopped_twice_goes_on_where_it_stopped_and_learns_the_same_bits(
 def stop(run: Train, ask: object) -> int:
     """Ask the run to stop and check that it does so in order; the updates it had done."""
     run.look()
-    asked = time.monotonic()
     ask()  # type: ignore[operator]
     code = run.end()
-    took_s = time.monotonic() - asked
     assert code == 130, run.out + run.err
-    assert took_s < ORDERLY_S * patience(), f"took {took_s:.1f} s"
     assert "Traceback" not in run.err
     summary = run.summary
     assert summary["ended"] == "stopped"
     newest = max((run.folder.path / "checkpoints").glob("update-*"))
     assert newest.name == f"update-{summary['updates']:06d}"
     return int(summary["updates"])
-
-
-def patience() -> float:
-    """How much slower a crowded machine may be: its load for each of its cores, at least 1."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -124,6 +124,19 @@ def test_redis_tells_its_memory_and_how_much_it_may_use(monitor: Monitor) -> Non
     assert 0 < used < limit == 64 << 20 == monitor.scalars["redis/limit_bytes"]
 
 
+def test_of_several_redis_each_has_a_series_and_the_fullest_is_told(redis_url: str, tmp_path: Path) -> None:
+    with EmbeddedRedis(max_memory_bytes=8 << 20) as smaller:
+        broker = RedisBroker(f"{redis_url} {smaller.url}", "several")
+        folder = RunFolder.create("several", tmp_path)
+        with Monitor(broker, Streams(broker, small()), folder, run="several", listen=Listen()) as monitor:
+            monitor.look({})
+            page = get(monitor, "/metrics")
+            limits = [values(page, "drover_redis_memory_limit_bytes", server=server) for server in "01"]
+            assert limits == [[64 << 20], [8 << 20]]
+            assert monitor.scalars["redis/limit_bytes"] == 8 << 20
+        broker.close()
+
+
 def test_looking_at_queues_makes_no_consumer_of_them(monitor: Monitor, broker: RedisBroker) -> None:
     monitor.look({})
     assert broker.link.client.xinfo_consumers(broker.keys.work, keys.ACTORS) == []

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.chaos.own_redis import OwnRedis
 from common.errors import TransportError
 from common.transport import redis_broker
-from common.transport.embedded import EmbeddedRedis
+from common.transport.embedded import EmbeddedRedis, connect
 from common.transport.redis_broker import RedisBroker
 from common.types import GroupFailed, Purpose, Stage
 
@@ -48,6 +48,40 @@ def test_a_restarted_and_empty_redis_does_not_end_a_role(server, broker):
     stream.ack(lost)
     time.sleep(0.6)  # the heartbeat meets groups that are gone, and goes on
     assert stream.backlog()[0] == 1
+
+
+def test_blobs_are_spread_evenly_over_the_servers_and_all_of_them_are_forgotten(server):
+    with EmbeddedRedis(max_memory_bytes=16 << 20) as second:
+        broker = RedisBroker(f"{server.url} {second.url}", "run")
+        names = [f"3.{group}.1.actor-{group % 7}/{kind}" for group in range(200) for kind in ("media", "steps")]
+        for name in names:
+            broker.blobs().put(name, [name.encode()])
+        clients = [connect(one.url) for one in (server, second)]
+        shares = [client.dbsize() for client in clients]
+        assert sum(shares) == 400 and min(shares) > 150
+        assert [RedisBroker(f"{server.url} {second.url}", "run").blobs().get(name) for name in names[:20]] == [
+            name.encode() for name in names[:20]
+        ]
+        assert [limit for _, limit in broker.memory()] == [16 << 20, 16 << 20]
+        broker.blobs().drop(names[:300])
+        assert sum(client.dbsize() for client in clients) == 100
+        broker.forget()
+        assert [client.dbsize() for client in clients] == [0, 0]
+        broker.close()
+
+
+@pytest.mark.parametrize(
+    ("urls", "said"),
+    [
+        ("redis://:hush@h:1 redis://:hush@h:1", "names one Redis twice"),
+        ("redis://:my hush@h:1", "number 2 does not begin with redis://.*%20"),
+        ("redis://h:1,redis://h:2", "cannot be reached|no Redis URL"),
+    ],
+)
+def test_a_list_of_servers_that_is_none_is_refused_unseen(urls, said):
+    with pytest.raises(TransportError, match=said) as caught:
+        RedisBroker(urls, "run")
+    assert "hush" not in str(caught.value)
 
 
 def test_a_waiting_consumer_lives_through_a_restart(server, broker):

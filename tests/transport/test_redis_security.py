@@ -72,7 +72,7 @@ def test_a_runs_user_may_do_all_that_the_transport_does(user: str) -> None:
     assert other.backlog()[0] == 2 and one.outstanding() == 2
     assert [letter.reason for letter in broker.dead_letters()] == ["on purpose"]
     assert broker.buried_after("0")[1] == ["work"]
-    assert broker.memory()[0] > 0
+    assert broker.memory()[0][0] > 0
     blobs = broker.blobs()
     blobs.put("b", [b"0123", b"4567"])
     assert blobs.get("b", 2, 3) == b"234" and blobs.get("b") == b"01234567"
@@ -184,6 +184,13 @@ def test_the_password_may_come_from_a_file_or_a_variable_and_is_never_shown(
         assert connect(url).ping()
         assert password not in mask(url) + repr(Connection("blue", url)) + str(Connection("blue", url))
         clean.delenv(name)
+
+
+def test_one_password_is_for_all_servers(clean: pytest.MonkeyPatch) -> None:
+    clean.setenv("DROVER_REDIS_URL", "redis://a:1/0  rediss://blue@b:2/0")
+    clean.setenv("DROVER_REDIS_PASSWORD", SECRET)
+    assert own_redis_url() == f"redis://:{SECRET}@a:1/0 rediss://blue:{SECRET}@b:2/0"
+    assert SECRET not in mask(own_redis_url())
 
 
 @pytest.mark.parametrize(
