@@ -7,15 +7,18 @@ torch.distributed; the driver sees reports and held-out pictures, never a traini
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from common.errors import ConfigError
 from common.transport import keys
+from common.transport.redis_broker import RedisBroker
 from common.types import Report
 from common.weights.object_store import start_directory
 from deploy.config import RunConfig
@@ -26,7 +29,7 @@ from deploy.learner_group import LearnerGroup
 from deploy.monitor import Listen, Monitor
 from deploy.pools import Pools
 from deploy.progress import Progress
-from deploy.results import RunFolder
+from deploy.results import RunFolder, write_whole
 from deploy.roles import Streams
 from deploy.scaling import Scaling, bounds
 from deploy.watch import Watcher
@@ -52,13 +55,10 @@ def train(
     ``autoscale``: see `deploy.scaling.bounds`.
     """
     with ExitStack() as stack:  # left in reverse order
-        # Folders of the same name may be run at once, on one Redis and one Ray: the token keeps them apart.
-        connection = Connection(
-            f"{run}.{secrets.token_hex(4)}", stack.enter_context(redis_url()), metrics_host=metrics.host
-        )
+        url = stack.enter_context(redis_url())
+        connection = Connection(stack.enter_context(own_name(run, url, folder.path)), url, metrics_host=metrics.host)
         broker = connection.open()
         stack.callback(broker.close)
-        stack.callback(broker.forget)
         streams = Streams(broker, config)
         watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
         monitor = stack.enter_context(Monitor(broker, streams, folder, listen=metrics, run=run))
@@ -90,6 +90,32 @@ def train(
         driver.run(stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
         del directory
         return watcher
+
+
+@contextmanager
+def own_name(run: str, redis_url: str, folder: Path) -> Iterator[str]:
+    """The run's name in Redis and Ray, this start's alone: a token keeps folders of one name apart that run at once.
+
+    At the end its keys are deleted. Where a driver was killed, the note of its name is still in the folder: whoever goes
+    on with the run deletes its keys first.
+    """
+    note = folder / "redis_name.txt"
+    left = note.read_text() if note.exists() else ""
+    if re.fullmatch(rf"{re.escape(run)}\.[0-9a-f]{{8}}", left):
+        _forget(left, redis_url)
+    name = f"{run}.{secrets.token_hex(4)}"
+    write_whole(note, name.encode())
+    try:
+        yield name
+    finally:
+        _forget(name, redis_url)
+        note.unlink(missing_ok=True)
+
+
+def _forget(name: str, redis_url: str) -> None:
+    broker = RedisBroker(redis_url, name)
+    broker.forget()
+    broker.close()
 
 
 def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping: Callable[[], bool]) -> None:

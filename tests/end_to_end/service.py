@@ -117,10 +117,16 @@ class Train:
         return {entry["labels"]["worker"]: entry["targets"][0] for entry in found}
 
     def worker(self, name: str) -> psutil.Process:
-        """The process of that worker: whoever listens where its metrics are."""
-        self.await_workers(name)
-        port = int(self.targets()[name].rsplit(":", 1)[1])
-        (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+        """The process of that worker: whoever listens where its metrics are. One that has just died is waited for."""
+        found: set[int] = set()
+
+        def listens() -> bool:
+            port = int(self.targets().get(name, ":0").rsplit(":", 1)[1])
+            found.update(c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port)
+            return bool(found)
+
+        self.until(listens, f"{name} at its port")
+        (pid,) = found
         return psutil.Process(pid)
 
 

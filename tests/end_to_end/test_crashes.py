@@ -15,19 +15,26 @@ from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same, comm
 pytestmark = pytest.mark.service
 
 
-def test_a_killed_actor_and_a_killed_reward_server_are_replaced_and_change_nothing(
+def test_actors_and_reward_servers_that_are_killed_or_preempted_are_replaced_and_change_nothing(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    with Train(SLOW_TOY, runs_dir=tmp_path, env=shared) as run:
-        actor, server = run.worker("actor-0"), run.worker("point-0")
-        run.await_update(3)
-        actor.send_signal(signal.SIGKILL)
-        run.await_update(12)
-        server.send_signal(signal.SIGKILL)
+    """Leases of an hour: what is neither handed back nor claimed by the successor would stop the run."""
+    with Train(SLOW_TOY, "--lease-s", "3600", runs_dir=tmp_path, env=shared) as run:
+        struck = []
+        for update, worker, how in (
+            (3, "actor-0", signal.SIGKILL),
+            (10, "point-0", signal.SIGKILL),
+            (17, "actor-0", signal.SIGTERM),
+            (24, "point-0", signal.SIGTERM),
+        ):
+            run.await_update(update)
+            struck.append(run.worker(worker))
+            struck[-1].send_signal(how)
         ledger = account(run.finish())
         assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
-        assert "actor-0 died and was replaced" in run.events
-        assert "point-0 died and was replaced" in run.events
+        assert survivors(set(struck)) == {}
+        assert len(set(struck)) == 4
+        assert [run.events.count(f"{worker} died and was replaced") for worker in ("actor-0", "point-0")] == [2, 2]
         assert_same(run.weights, reference)
 
 
@@ -46,23 +53,6 @@ def test_a_killed_learner_resumes_from_its_newest_checkpoint_and_learns_the_same
         again = next(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1])
         assert numbers[again] % 5 == 1, f"went on at update {numbers[again]}, checkpoints are every 5"
         assert numbers[again] > 1
-        assert_same(run.weights, reference)
-
-
-def test_an_actor_and_a_reward_server_that_are_preempted_hand_back_what_they_hold_and_change_nothing(
-    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
-) -> None:
-    """Leases of an hour: what is not handed back would stop the run."""
-    with Train(SLOW_TOY, "--lease-s", "3600", runs_dir=tmp_path, env=shared) as run:
-        actor, server = run.worker("actor-0"), run.worker("point-0")
-        run.await_update(3)
-        actor.send_signal(signal.SIGTERM)
-        run.await_update(12)
-        server.send_signal(signal.SIGTERM)
-        ledger = account(run.finish())
-        assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
-        assert survivors({actor, server}) == {}
-        assert {"actor-0 died and was replaced", "point-0 died and was replaced"} <= set(run.events)
         assert_same(run.weights, reference)
 
 

@@ -78,9 +78,6 @@ def test_doctor_joins_the_cluster_asks_every_node_and_needs_the_token(
     well = drover("doctor", "toy_ddpo", "--runs-dir", str(tmp_path), env=joined)
     assert well.returncode == 0, well.stdout + well.stderr
     assert "4 nodes with 6 CPU, 4 rollout, 4 reward, 2 learner" in well.stdout
-    large = drover("doctor", "--runs-dir", str(tmp_path), "toy_ddpo", "--", "--actors", "40", env=joined)
-    assert large.returncode == 1
-    assert "the recipe asks for 41.1 CPU" in large.stdout
     (tmp_path / "token").write_text("guess")
     refused = drover("doctor", env={**joined, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
     assert refused.returncode == 1

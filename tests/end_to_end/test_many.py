@@ -1,4 +1,4 @@
-"""More than one of something: ranks, or runs on one machine."""
+"""Runs beside each other on one machine."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ import torch
 from tests.end_to_end.service import SLOW_TOY, Train, account, command_lines
 
 pytestmark = pytest.mark.service
-
-
-def test_two_ranks_learn_what_one_learns(
-    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
-) -> None:
-    with Train(SLOW_TOY, "--pause-s", "0", "--learner-ranks", "2", runs_dir=tmp_path, env=shared) as run:
-        summary = run.finish()
-    assert account(summary)["trained"] == 40 * 4
-    assert (run.weights["b"] - reference["b"]).abs().max() < 1e-4
 
 
 def test_two_runs_of_one_name_share_a_redis_and_a_ray_and_never_meet(
