@@ -32,7 +32,7 @@ PART_COLOURS = {
     "back_pressure": SKY,
     "other": GREY,
 }
-ROLES = ("actor", "reward", "learner")
+ROLES = ("actor", "evaluator", "reward", "learner")  # evaluators where there are any
 
 # ------------------------------------------------------------------------------------------------ curves
 
@@ -55,7 +55,8 @@ def curves_png(history: History, *, title: str) -> bytes:
     if watched:
         _watch_panel(axes[len(names)], history)
     _health_panels(list(health.subplots(1, 5)), history)
-    _time_panels(list(times.subplots(1, len(ROLES))), history)
+    roles = [role for role in ROLES if role != "evaluator" or _shares(history, role)[0]]
+    _time_panels(list(np.ravel(times.subplots(1, len(roles)))), history, roles)
     return _png(figure)
 
 
@@ -126,10 +127,10 @@ def _lines(
     _finish(ax, history, drawn > 0, legend=drawn > 1)
 
 
-def _time_panels(axes: Sequence[Axes], history: History) -> None:
+def _time_panels(axes: Sequence[Axes], history: History, roles: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
-    for ax, role in zip(axes, ROLES, strict=True):
+    for ax, role in zip(axes, roles, strict=True):
         _dress(ax, f"time of the {role}, % of each update")
         x, shares = _shares(history, role)
         if x:

@@ -179,6 +179,16 @@ def test_nothing_but_rewards_is_drawn_with_the_other_panels_empty() -> None:
     assert np.abs(pixels(curves_png(History.of(reports), title="$x")).astype(int) - empty).mean() > 1
 
 
+def test_the_time_of_evaluators_is_drawn_where_there_are_any() -> None:
+    blue = (0x00, 0x72, 0xB2)  # of computing
+    spent = [{f"account__{role}__compute": 2.0 * i for role in ("actor", "evaluator")} for i in range(1, 4)]
+    reports = [report("update", i, update=i, **each) for i, each in enumerate(spent, start=1)]
+    row = (pixels(curves_png(History.of(reports), title="x"))[700:] == blue).all(axis=-1).any(axis=0)
+    assert row[:800].any(), "panels one and two of four hold actors and evaluators"
+    filled = [row[x : x + 400].mean() for x in range(0, 1600, 400)]
+    assert min(filled[:2]) > 0.5 > max(filled[2:])
+
+
 def watched(update: int, truth: float, proxy: float) -> Report:
     found = {"truth": truth, "proxy": proxy, "gap": proxy - truth}
     return report(
