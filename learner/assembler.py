@@ -109,6 +109,9 @@ class Assembler:
         for other in others.values():
             if other is not attempt:
                 self._drop(other)
+        media = attempt.rollout.media
+        if media is not None and attempt.rollout.purpose is Purpose.TRAIN:
+            self._blobs.drop([media.blob])  # pixels weigh more than what is trained on, and only rewards look at them
         for measurement in attempt.measurements.values():
             for reason in filter(None, measurement.reasons):
                 place = (measurement.reward, reason)

@@ -32,7 +32,7 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 PORT_ATTEMPTS = 5
 RESTARTS = 5  # times in a row that it may die within LIVES_S of its start
-LIVES_S = 10.0
+LIVES_S = 2.0
 DIE_WITH_PARENT = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]

@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import BlobMissing
 from common.transport.memory import MemoryBroker
-from common.types import Purpose
+from common.types import Purpose, TensorRef
 from learner.assembler import Assembler
 from tests.learner.made_up import failure, measurement, rollout
 
@@ -41,6 +41,10 @@ class Desk:
             return False
 
 
+def latents(blob: str) -> TensorRef:
+    return TensorRef(blob=blob, dtype="float32", shape=(4, 1))
+
+
 @pytest.fixture
 def desk() -> Desk:
     desk = Desk()
@@ -68,12 +72,12 @@ def test_a_measurement_may_come_before_its_rollout(desk):
 
 
 def test_of_two_attempts_the_first_complete_one_wins_and_the_others_blob_is_dropped(desk):
-    desk.sampled(3, attempt=1)
-    desk.sampled(3, attempt=2)
+    desk.sampled(3, attempt=1, x0=latents("3.1/x0"))
+    desk.sampled(3, attempt=2, x0=latents("3.2/x0"))
     desk.scored(3, (9, 9, 9, 9), attempt=2)
     group = desk.assembler.complete[(TRAIN, 3)]
     assert group.rollout.attempt == 2 and group.values("point").tolist() == [9, 9, 9, 9]
-    assert (desk.kept("3.1"), desk.kept("3.2")) == (False, True)
+    assert (desk.kept("3.1/x0"), desk.kept("3.2/x0")) == (False, True)
 
 
 def test_attempts_are_never_mixed():
@@ -113,19 +117,35 @@ def test_a_late_duplicate_of_a_group_that_ended_is_dropped(desk):
 
 
 def test_a_late_duplicate_of_a_group_that_waits_for_training_is_dropped_and_changes_nothing(desk):
-    desk.sampled(3)
+    desk.sampled(3, x0=latents("3.1/x0"))
     desk.scored(3)
-    desk.sampled(3, attempt=2)
+    desk.sampled(3, attempt=2, x0=latents("3.2/x0"))
     desk.scored(3, (0, 0, 0, 0), attempt=2)
     assert desk.assembler.complete[(TRAIN, 3)].values("point").tolist() == [1, 2, 3, 4]
-    assert (desk.kept("3.1"), desk.kept("3.2")) == (True, False)
+    assert (desk.kept("3.1/x0"), desk.kept("3.2/x0")) == (True, False)
 
 
-def test_finishing_an_evaluated_group_can_leave_its_pictures(desk):
-    desk.sampled(3)
+def test_pixels_go_once_every_reward_has_answered_and_what_is_trained_on_stays():
+    desk, key = Desk("point", "size"), (TRAIN, 3)
+    desk.assembler.expect(key)
+    desk.sampled(3, x0=latents("3.1/x0"))
     desk.scored(3)
-    desk.assembler.finish((TRAIN, 3), keep_media=True)
     assert desk.kept("3.1")
+    desk.scored(3, reward="size")
+    assert (desk.kept("3.1"), desk.kept("3.1/x0")) == (False, True)
+    desk.assembler.finish(key)
+    assert not desk.kept("3.1/x0")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_pictures_of_an_evaluated_group_stay_until_it_ends_or_for_whoever_shows_them(desk, kept):
+    key = (Purpose.EVAL, 3)
+    desk.assembler.expect(key)
+    desk.sampled(3, purpose=Purpose.EVAL)
+    desk.scored(3, purpose=Purpose.EVAL)
+    assert key in desk.assembler.complete and desk.kept("3.1")
+    desk.assembler.finish(key, keep_media=kept)
+    assert desk.kept("3.1") == kept
 
 
 def test_finishing_a_group_frees_the_blobs_of_every_attempt(desk):
