@@ -21,7 +21,7 @@ from torch import Tensor
 from actors.sampler import Chain, Recording, Trajectory, denoise
 from common import metrics, seeds, tensors
 from common.diffusion.canary import canary_log_prob
-from common.errors import SamplingFailed, WeightsLost, WeightSyncFailed
+from common.errors import BlobTooLarge, SamplingFailed, WeightsLost, WeightSyncFailed
 from common.metrics import Account
 from common.policies import conditioning
 from common.protocols import BlobStore, Canary, Delivery, Kernel, Meter, Policy, Stream, WeightSubscriber
@@ -151,10 +151,10 @@ class Actor:
         item = _order(delivery)
         try:
             trajectory = chain.take(rows, item.record, self.storage)
-        except SamplingFailed as error:
+            self._publish(item, delivery.attempt, trajectory, media, sampling_s)
+        except (SamplingFailed, BlobTooLarge) as error:
             self._give_up(delivery, str(error))
             return
-        self._publish(item, delivery.attempt, trajectory, media, sampling_s)
         self.wiring.work.ack(delivery)
         self.wiring.meter.add(metrics.SAMPLES, item.num_samples)
         self.wiring.meter.add(metrics.SAMPLING_S, sampling_s)

@@ -41,6 +41,14 @@ class TransportError(DroverError, ConnectionError):
     """Redis cannot be reached, refuses the password, or has no memory left."""
 
 
+class CutOff(TransportError):
+    """Redis cannot be reached, or has not answered for as long as it may be away."""
+
+
+class BlobTooLarge(DroverError, ValueError):
+    """A tensor is larger than a blob may be: fewer or smaller samples a group are the way out."""
+
+
 class CheckpointError(DroverError):
     """A checkpoint cannot be written or read."""
 

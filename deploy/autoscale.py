@@ -84,13 +84,17 @@ class Autoscaler:
         if inside != signal.size:
             return self._change(inside, now_s)
         self._note(signal, now_s)
-        if signal.alive < signal.size or now_s - self._changed_s < max(SETTLE_S, PACES * signal.pace_s):
+        if now_s - self._changed_s < max(SETTLE_S, PACES * signal.pace_s):
             self._pressed = None
             return signal.size
-        if self._must_grow(signal, now_s):
+        whole = signal.alive >= signal.size
+        if not whole:  # what is asked for has yet to come
+            self._pressed = None
+        elif self._must_grow(signal, now_s):
             return self._grow(signal, now_s)
         need = max(least, max(need for _, need in self._needs))
-        if need < signal.size and self._known_for(now_s) >= self._while_s:
+        # Those that are there may be too many, also where others never find a place.
+        if need < (signal.size if whole else signal.alive) and self._known_for(now_s) >= self._while_s:
             self._left = signal.size
             return self._change(need, now_s)
         return signal.size

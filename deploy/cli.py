@@ -167,6 +167,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
         print(folder.summary.read_text() if options.json else f"{folder.path} is finished")
         return 0
     check_newest(config, folder.checkpoints)
+    folder.summary.unlink(missing_ok=True)  # of a former life: from here on it would say what is no longer so
     name = folder.path.name
     stopping = _stop_on_signals()
     view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)

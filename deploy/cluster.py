@@ -37,6 +37,7 @@ from deploy.worker import Pool, pools_of
 
 RAY_ADDRESS = "RAY_ADDRESS"
 NAMESPACE = "drover"  # names inside it carry the run's
+FORGET_S = 5.0  # what a Redis that is away gets to come back for the deleting of keys
 ANSWER_S = 5.0  # what a cluster gets to accept a connection
 
 
@@ -54,6 +55,9 @@ def train(
 
     ``autoscale``: see `deploy.scaling.bounds`.
     """
+    if RAY_ADDRESS not in os.environ:
+        # Before anything imports Ray. Its name misleads: on every system "0" makes our own Ray listen on loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with ExitStack() as stack:  # left in reverse order
         url = stack.enter_context(redis_url())
         connection = Connection(stack.enter_context(own_name(run, url, folder.path)), url, metrics_host=metrics.host)
@@ -113,7 +117,7 @@ def own_name(run: str, redis_url: str, folder: Path) -> Iterator[str]:
 
 
 def _forget(name: str, redis_url: str) -> None:
-    broker = RedisBroker(redis_url, name)
+    broker = RedisBroker(redis_url, name, patience_s=FORGET_S)
     broker.forget()
     broker.close()
 
@@ -137,9 +141,6 @@ def _ray(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # of a reward's; pip tries downloads again by itself
-    if RAY_ADDRESS not in os.environ:
-        # Its name misleads: on every system "0" makes a Ray that we start listen on loopback alone.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     asks_to_stop = signal.getsignal(signal.SIGTERM)

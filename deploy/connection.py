@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,8 @@ REDIS_PASSWORD = "DROVER_REDIS_PASSWORD"  # or DROVER_REDIS_PASSWORD_FILE, a fil
 REDIS_CA = "DROVER_REDIS_CA"  # path of the CA's certificate, the same on every node
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
+LEAST_REDIS_BYTES = 1 << 30
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # v2, v1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,28 @@ def own_redis_url() -> str:
 
 @contextmanager
 def redis_url() -> Iterator[str]:
-    """What DROVER_REDIS_URL names, else an embedded one that lives as long as the block."""
+    """What DROVER_REDIS_URL names, else an embedded one that lives as long as the block and takes up to a quarter of
+    the machine's memory.
+    """
     url = own_redis_url()
     if url:
         for one in addresses(url):
             connect(one).close()  # fails here, with the remedy, rather than in every role
         yield url
         return
-    with EmbeddedRedis() as server:
+    with EmbeddedRedis(max_memory_bytes=max(LEAST_REDIS_BYTES, memory_bytes() // 4)) as server:
         yield server.url
+
+
+def memory_bytes() -> int:
+    """What this process may use of the machine's memory, as far as the kernel says; 0 where it does not."""
+    found = []
+    with suppress(ValueError, OSError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in CGROUP_LIMITS:
+        with suppress(ValueError, OSError):  # "max" where there is none
+            found.append(int(limit.read_text()))
+    return min(found, default=0)
 
 
 def serve_metrics(host: str = LOOPBACK) -> tuple[Meter, str]:

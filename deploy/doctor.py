@@ -25,7 +25,7 @@ class DoctorOptions:
     """Check this machine, its Ray and Redis, and a recipe; exit code 1 when something would make a run fail."""
 
     recipe: tyro.conf.Positional[tuple[str, ...]] = ()
-    """A recipe to check as well; its options after --: drover doctor sd2_joint -- --actors 6."""
+    """A recipe to check as well; its options after --: drover doctor shapes_ddpo -- --actors 6."""
     runs_dir: Path = Path("runs")
     """Where run folders are to be made."""
     environments: bool = False

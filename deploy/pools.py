@@ -238,6 +238,9 @@ class Pools:
             member.answering = False
             return
         if member.known.get("pid", found["pid"]) != found["pid"]:
+            if not member.active:  # it died on its way out, and its successor knows nothing of leaving
+                self._remove(member)
+                return
             self._on_event(f"{member.place.name} died and was replaced")
         member.known, member.answering = found, True
         if member.leaves_by_s is not None:

@@ -12,6 +12,8 @@ import sys
 from datetime import timedelta
 from typing import Any
 
+LONGEST_ITERATION_S = 86_400  # ranks wait in a broadcast while rank 0 gathers; that a rank is dead, Ray Train notices
+
 _store: list[Any] = []  # rank 0's: it listens as long as the process lives
 
 
@@ -33,7 +35,7 @@ def torch_config(backend: str) -> Any:
         def backend_cls(self) -> type[OnNode]:
             return OnNode
 
-    return OnNodeConfig(backend=backend)
+    return OnNodeConfig(backend=backend, timeout_s=LONGEST_ITERATION_S)
 
 
 def open_store() -> tuple[str, int]:

@@ -83,7 +83,9 @@ class RunFolder:
         """Remove the folder of a run that failed before its first update: its name is free again."""
         begun = any(self.checkpoints.iterdir()) or any(report.kind == "update" for report in self.reports())
         if not begun:
-            shutil.rmtree(self.path)
+            if self._lock is not None:
+                self._lock.close()  # NFS keeps an open file's folder
+            shutil.rmtree(self.path, ignore_errors=True)  # why the run failed is what is to be told
 
     def append(self, report: Report) -> None:
         """Add one line to metrics.jsonl. A line that cannot be written whole is taken back."""

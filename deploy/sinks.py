@@ -47,9 +47,7 @@ def beside(view: Progress, log_to: Sequence[Name], folder: RunFolder, config: Ru
     """The view, and beside it the sinks. Raises `ConfigError` where a library is missing."""
     for name in log_to:
         if find_spec(name) is None:
-            raise ConfigError(
-                f"--log-to {name} needs the package {name}; install it with: pip install 'drover[{name}]'"
-            )
+            raise ConfigError(f"--log-to {name} needs the package {name}; install it with: pip install {name}")
     made = {"tensorboard": lambda: TensorBoard(folder.path), "wandb": lambda: Wandb(folder.path, config)}
     return Beside(view, folder, {name: made[name] for name in dict.fromkeys(log_to)}) if log_to else view
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from actors.worker import Actor, Role
 from common import log as logs
-from common.errors import TransportError
+from common.errors import CutOff
 from common.weights.object_store import ObjectStoreSubscriber, find_directory
 from deploy.config import RunConfig
 from deploy.connection import Connection, serve_metrics
@@ -131,7 +131,7 @@ class Worker:
         """
         try:
             self._run()
-        except TransportError as error:
+        except CutOff as error:
             log.error("cut off from Redis, leaving it to another: %s", error)
             os._exit(REPLACE)
         self._done.set()

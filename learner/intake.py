@@ -181,7 +181,8 @@ class Intake:
             missing = missing or ("a reward" if sampled else "samples")
             raise DroverError(
                 f"nothing arrived for {self._stall_s:.0f} s while the learner waits for {missing}; "
-                "look at the logs of the rollout, evaluation and reward pools: one is dead or far too slow (--stall-s)"
+                "look at the logs of the rollout, evaluation and reward pools: one is dead, or "
+                "far too slow (then raise stall_s of the recipe's RunConfig)"
             )
 
     def _check_futility(self) -> None:

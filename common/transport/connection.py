@@ -14,7 +14,7 @@ from redis import exceptions as failures
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.errors import TransportError
+from common.errors import CutOff, TransportError
 
 T = TypeVar("T")
 
@@ -140,7 +140,8 @@ def explain(error: Exception, url: str) -> TransportError:
         text, fix = "cannot be reached", "check that it runs, its address and port, and use rediss:// if it speaks TLS"
     else:
         text, fix = "refuses a command", "check the user's rights and that this is a primary, not a replica"
-    return TransportError(f"Redis at {where} {text}; {fix}. It said: {said}")
+    lost = isinstance(error, LOST) and not isinstance(error, REFUSED)
+    return (CutOff if lost else TransportError)(f"Redis at {where} {text}; {fix}. It said: {said}")
 
 
 def send(client: redis.Redis, *command: Any) -> Any:
@@ -152,10 +153,11 @@ class Link:
     """A client that outlives a restart of its server: a lost connection is retried, counted, for ``patience_s``."""
 
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
-        self.client = connect(url)
+        """Returns when the server has answered. Raises `TransportError`."""
         self.retries = 0
         self._url = url
         self._patience_s = patience_s
+        self.client = self._first()
 
     def call(self, action: Callable[[redis.Redis], T], *, patience_s: float | None = None) -> T:
         """Run ``action``, again after a lost connection: it must bear being done twice. Raises `TransportError`."""
@@ -172,6 +174,18 @@ class Link:
                     raise explain(error, self._url) from error
                 self.retries += 1
                 log.warning("lost Redis at %s, retry %d in %.2f s: %s", mask(self._url), self.retries, wait_s, error)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _first(self) -> redis.Redis:
+        """Who starts while the server restarts waits for it as everybody does."""
+        gives_up_s, wait_s = time.monotonic() + self._patience_s, FIRST_WAIT_S
+        while True:
+            try:
+                return connect(self._url)
+            except CutOff:
+                if time.monotonic() + wait_s > gives_up_s:
+                    raise
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakSet
 from zlib import crc32
 
-from common.errors import TransportError
+from common.errors import BlobTooLarge
 from common.transport.broker import BLOB_LIFETIME_S, LEASE_S, DeadLetter, blob_missing
 from common.transport.connection import PATIENCE_S, Link, addresses, send
 from common.transport.heartbeat import Heartbeat
@@ -108,7 +108,7 @@ class RedisBlobs:
         content = parts[0] if len(parts) == 1 else b"".join(parts)
         nbytes = memoryview(content).nbytes
         if nbytes > MAX_BLOB_BYTES:
-            raise TransportError(
+            raise BlobTooLarge(
                 f"blob {blob!r} has {nbytes >> 20} MiB, at most {MAX_BLOB_BYTES >> 20} fit; use fewer samples a group"
             )
         self._call(blob, "SET", self._keys.blob(blob), content, "PX", self._lifetime_ms)

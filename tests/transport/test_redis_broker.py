@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from benchmarks.chaos.own_redis import OwnRedis
-from common.errors import TransportError
+from common.errors import BlobTooLarge, TransportError
 from common.transport import redis_broker
 from common.transport.embedded import EmbeddedRedis, connect
 from common.transport.redis_broker import RedisBroker
@@ -139,7 +139,7 @@ def test_a_full_redis_refuses_blobs_with_the_remedy_but_lets_work_be_finished(br
 
 def test_a_blob_too_large_for_one_value_is_refused_by_size(broker, monkeypatch):
     monkeypatch.setattr(redis_broker, "MAX_BLOB_BYTES", 2 << 20)
-    with pytest.raises(TransportError, match="3 MiB, at most 2 fit; use fewer samples"):
+    with pytest.raises(BlobTooLarge, match="3 MiB, at most 2 fit; use fewer samples"):
         broker.blobs().put("b", [bytes(3 << 20)])
 
 
