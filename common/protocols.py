@@ -199,6 +199,9 @@ class BlobStore(Protocol):
 
     def drop(self, blobs: Sequence[str]) -> None: ...
 
+    def sweep(self, part: str) -> None:
+        """Drop every blob with ``part`` in its id (letters, digits and dots)."""
+
 
 # --------------------------------------------------------------------------------------------- weights
 

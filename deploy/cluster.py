@@ -21,6 +21,7 @@ from common.transport import keys
 from common.transport.redis_broker import RedisBroker
 from common.types import Report
 from common.weights.object_store import start_directory
+from deploy import placing
 from deploy.config import RunConfig
 from deploy.connection import Connection, redis_url
 from deploy.driver import Driver, backlogs
@@ -33,7 +34,7 @@ from deploy.results import RunFolder, write_whole
 from deploy.roles import Streams
 from deploy.scaling import Scaling, bounds
 from deploy.watch import Watcher
-from deploy.worker import Pool, pools_of
+from deploy.worker import pools_of
 
 RAY_ADDRESS = "RAY_ADDRESS"
 NAMESPACE = "drover"  # names inside it carry the run's
@@ -72,10 +73,9 @@ def train(
 
         tell("phase", "starting Ray")
         stack.enter_context(_ray(config))
-        gpus = _gpus_each(config)
+        gpus = placing.gpus_each(config, _nodes(), alone=RAY_ADDRESS not in os.environ)
         wanted = pools_of(config, gpus=gpus)
-        if RAY_ADDRESS in os.environ:
-            _check_resources(config, wanted, gpus)
+        placing.check(placing.asks(config, wanted, gpus), _nodes(), claim_cpus=RAY_ADDRESS in os.environ)
         bounded = bounds(autoscale, [pool.name for pool in wanted])
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
@@ -181,39 +181,11 @@ def check_answers(address: str) -> None:
         ) from error
 
 
-def _check_resources(config: RunConfig, pools: Sequence[Pool], gpus: float) -> None:
-    """Raises `ConfigError` when the cluster has not what the run asks for at first."""
+def _nodes() -> list[dict[str, float]]:
+    """What each living node of the Ray has in all."""
     import ray
 
-    ranks, have = config.pools.learner_ranks, ray.cluster_resources()
-    wanted = {
-        "CPU": ranks * config.pools.learner_threads + sum(pool.size * pool.cpus for pool in pools),
-        "GPU": ranks * gpus + sum(pool.size * pool.gpus for pool in pools),
-    }
-    for name, count in wanted.items():
-        if have.get(name, 0) < count:
-            raise ConfigError(
-                f"this run asks Ray for {count:g} {name}s, the cluster has {have.get(name, 0):g}; "
-                "lower --actors, --actor-threads or --learner-ranks, or add nodes"
-            )
-
-
-def _gpus_each(config: RunConfig) -> float:
-    """GPUs of every actor and learner rank: a whole one on a cluster, equal shares where one machine has too few."""
-    import ray
-    import torch
-
-    if RAY_ADDRESS in os.environ:  # the driver's own node may have none
-        return float(ray.cluster_resources().get("GPU", 0) > 0)
-    count, sharers = torch.cuda.device_count(), config.pools.actors + config.pools.learner_ranks
-    if count == 0:
-        return 0.0
-    if count < sharers and config.pools.learner_ranks > 1:
-        raise ConfigError(
-            f"{config.pools.learner_ranks} learner ranks cannot share GPUs with {config.pools.actors} actors: this machine "
-            f"has {count}; pass --learner-ranks 1"
-        )
-    return min(1.0, count / sharers)
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def _stop_order() -> Report:

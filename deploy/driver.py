@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from common.errors import DroverError
 from common.transport import keys
 from common.transport.broker import Broker
+from common.types import Report
 from deploy.config import RunConfig
 from deploy.learner_group import LearnerGroup
 from deploy.monitor import Monitor
-from deploy.pools import Pools
+from deploy.pools import LATE_S, Pools
 from deploy.roles import Streams
 from deploy.scaling import Readings, Scaling
 from deploy.watch import Watcher
@@ -37,6 +38,7 @@ class Driver:
         """``backlogs``: pool -> (messages it has not acknowledged, age of the oldest in seconds)."""
         self._pools, self._learner, self._watcher = pools, learner, watcher
         self._monitor, self._scaling, self._readings = monitor, scaling, Readings(backlogs)
+        self._began_s, self._told_late = time.monotonic(), False
         # What `drover plan` must know and no report says.
         self._facts = {
             "plan/actor_groups": float(config.pools.actor_groups),
@@ -52,6 +54,8 @@ class Driver:
             if self._watcher.failure is not None:
                 raise DroverError("; ".join([self._watcher.failure, *self._pools.troubles()]))
             if stopping() and not asked:
+                if not self._watcher.ranks:
+                    raise KeyboardInterrupt  # there is no learner yet to stop in order
                 asked = True
                 stop()
             if time.monotonic() - looked > LOOK_S:
@@ -62,6 +66,17 @@ class Driver:
     def _look(self) -> None:
         pools = self._pools
         pools.look()
+        if not self._watcher.ranks and not self._told_late and time.monotonic() - self._began_s > LATE_S:
+            self._told_late = True
+            self._watcher.tell(
+                Report(
+                    kind="event",
+                    at_s=0.0,
+                    version=-1,
+                    scalars={},
+                    text=f"the learner is not up after {LATE_S:.0f} s; `ray status` says what it waits for",
+                )
+            )
         signals = self._readings.signals(pools.sizes(), pools.spent(), self._watcher.last)
         pools.resize(self._scaling.wanted(signals, time.monotonic()))
         self._watcher.extra = pools.scalars() | self._monitor.scalars | self._facts

@@ -14,7 +14,7 @@ from common.errors import DroverError
 from deploy.config import RunConfig
 from deploy.connection import Connection
 from deploy.discovery import Endpoint
-from deploy.environments import failure, runtime_env
+from deploy.environments import BUILD_S, failure, runtime_env
 from deploy.worker import Place, Pool, Worker
 
 DESCRIBE_S = 5.0  # what workers get to answer a last question
@@ -147,10 +147,11 @@ class Pools:
                 )
 
     def _tell_late(self, now_s: float) -> None:
-        """Say once of each worker that it is not up, and what it asks for, unless its environment is being built."""
+        """Say once of each worker that it is not up, and what it asks for. Its environment may take long to build."""
         for pool in self._pools.values():
             away = [member for member in self._active(pool.name) if not member.known]
-            if pool.packages or not any(now_s - m.began_s > LATE_S and not m.late for m in away):
+            late_s = BUILD_S if pool.packages and pool.name not in self._heard_s else LATE_S
+            if not any(now_s - m.began_s > late_s and not m.late for m in away):
                 continue
             for member in away:  # those that were asked for a moment later too: one line, not one each
                 member.late = True
@@ -158,7 +159,7 @@ class Pools:
             where = f" on a node marked {pool.group}" if pool.group in self._marks else ""
             self._on_event(
                 f"{len(away)} of {len(self._active(pool.name))} workers of the pool {pool.name} are not up after "
-                f"{LATE_S:.0f} s; each asks for {asked} and {pool.gpus:g} GPUs{where}; `ray status` says what there is"
+                f"{late_s:.0f} s; each asks for {asked} and {pool.gpus:g} GPUs{where}; `ray status` says what there is"
             )
 
     def preparing(self) -> list[str]:

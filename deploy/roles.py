@@ -28,6 +28,7 @@ from common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
 from common.tensors import DTYPES
 from common.transport import keys
 from common.transport.broker import Broker
+from common.types import Purpose
 from deploy.config import RunConfig
 from deploy.results import RunFolder
 from deploy.resuming import check, describe
@@ -209,6 +210,7 @@ def learner_streams(config: RunConfig, broker: Broker) -> LearnerStreams:
     )
     for stream in (opened.work, opened.evaluation, opened.rollouts, opened.measurements):
         stream.clear()
+    opened.blobs.sweep(f".{Purpose.TRAIN}.")  # pictures of an evaluation may still be shown
     return opened
 
 

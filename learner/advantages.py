@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-EPSILON = 1e-7  # added to the standard deviation, so that equal rewards give 0 and not NaN
+EPSILON = 1e-7  # added to the standard deviation, so that nearly equal rewards give small numbers and not NaN
 
 
 def standardise(values: np.ndarray, valid: np.ndarray, *, clip: float) -> np.ndarray:
@@ -13,8 +13,8 @@ def standardise(values: np.ndarray, valid: np.ndarray, *, clip: float) -> np.nda
     Source: arXiv 2401.12244 section 3.2 and its released code (deviation, not the variance that its eq. 10 prints).
     """
     advantages = np.zeros(values.shape)
-    if valid.sum() >= 2:
-        known = values[valid].astype(np.float64)
+    known = values[valid].astype(np.float64)
+    if len(known) >= 2 and np.ptp(known) > 0:  # what is left of equal values less their mean is rounding, not 0
         advantages[valid] = np.clip((known - known.mean()) / (known.std(ddof=1) + EPSILON), -clip, clip)
     return advantages
 
@@ -27,8 +27,9 @@ def standardise_centred(groups: list[np.ndarray], valid: list[np.ndarray], *, cl
     """
     centred = [np.zeros(values.shape) for values in groups]
     for out, values, known in zip(centred, groups, valid, strict=True):
-        if known.sum() >= 2:
-            out[known] = values[known].astype(np.float64) - values[known].astype(np.float64).mean()
+        counted = values[known].astype(np.float64)
+        if len(counted) >= 2 and np.ptp(counted) > 0:  # as above
+            out[known] = counted - counted.mean()
     degrees = sum(int(known.sum()) - 1 for known in valid if known.sum() >= 2)
     deviation = np.sqrt(sum(float((out**2).sum()) for out in centred) / max(1, degrees))
     return [np.clip(out / (deviation + EPSILON), -clip, clip) for out in centred]

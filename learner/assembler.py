@@ -86,7 +86,9 @@ class Assembler:
         assert isinstance(message, RolloutGroup | Measurement | GroupFailed), message
         key = (message.purpose, message.group)
         if message.epoch != self._epoch or key not in self._open:
-            if isinstance(message, RolloutGroup):
+            known = self.complete.get(key)
+            # The same message twice, as after a lost answer, names the blobs of the group that waits for training.
+            if isinstance(message, RolloutGroup) and (known is None or known.rollout.blobs != message.blobs):
                 self._blobs.drop(message.blobs)
             return
         if isinstance(message, GroupFailed):

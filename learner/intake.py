@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from learner.examples import MeasuredGroup
 from learner.feeder import Feeder
 from learner.slots import Ledger, Slots
 
+FUTILE = 20  # failures without a success that end a run in which some groups have succeeded, at least
 LOSS_CHECK_S = 1.0  # without an arrival, before each look whether Redis has lost what is awaited
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Intake:
         self._streams, self._max_lag, self._account = streams, max_lag, account
         self._wait, self._stall_s = wait, stall_s
         self._looked_s = 0.0  # when the last look for losses was
+        self._failures: Counter[str] = Counter()  # why groups failed, since the last one that did not
 
     def collect(
         self, count: int, *, total: int, version: int, stopping: Callable[[], bool]
@@ -106,6 +109,10 @@ class Intake:
         """The group's one ending. Its slot is given back separately, by `release`."""
         self.feeder.end(group, lost=ending in (Ending.FAILED, Ending.STALE))
         self.ledger.end(group, ending, reason)
+        if ending is Ending.FAILED:
+            self._failures[reason] += 1
+        elif ending is not Ending.STALE:
+            self._failures.clear()
         self.assembler.finish((Purpose.TRAIN, group))
 
     def release(self, count: int) -> None:
@@ -186,8 +193,12 @@ class Intake:
             )
 
     def _check_futility(self) -> None:
-        """Stop when failure is the rule: nothing ever succeeded, and a whole budget of groups has failed."""
-        failed = self.ledger.endings[Ending.FAILED]
-        if failed >= 2 * self.slots.capacity and failed == self.ledger.endings.total():
-            reason = self.ledger.reasons.most_common(1)[0][0]
-            raise DroverError(f"all of the first {failed} groups failed; most often: {reason}")
+        """Stop when failure is the rule: twice as many groups as may be open have failed, and none has succeeded since.
+
+        A lost group is ordered again in its place, so that one prompt that always fails comes to this, too.
+        """
+        failed = self._failures.total()
+        begun = self.ledger.endings.total() > self.ledger.endings[Ending.FAILED]
+        if failed >= max(2 * self.slots.capacity, FUTILE if begun else 0):
+            reason = self._failures.most_common(1)[0][0]
+            raise DroverError(f"{failed} groups failed and none succeeded in between; most often: {reason}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Brackets and commas of a body: parsing takes up to some 60 bytes for each. Prompts may hold some, pictures hold none.
 MAX_STRUCTURE = 200_000
 FIRST_BYTES = b"\x89PNG\r\n\x1a\n"
+PACKED_TEXT = {b"zTXt", b"iTXt"}  # a few bytes of which may unpack to a MiB, each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,8 @@ def _opened(file: bytes, row: int) -> Image:
 
     if not file.startswith(FIRST_BYTES):
         raise Refused(400, f"images[{row}] is not a PNG file")
+    if _chunks(file) & PACKED_TEXT:
+        raise Refused(400, f"images[{row}] holds packed text, which is unpacked before anything is known; leave it out")
     try:
         image = Image.open(io.BytesIO(file), formats=["PNG"])
     except Exception as error:  # a foreign parser on foreign bytes: whatever it raises, the file is at fault
@@ -121,6 +124,15 @@ def _opened(file: bytes, row: int) -> Image:
     if image.mode != "RGB":
         raise Refused(400, f"images[{row}] must be RGB with 8 bits, got mode {image.mode}")
     return image
+
+
+def _chunks(file: bytes) -> set[bytes]:
+    """Kinds of the PNG's parts, read from their heads alone."""
+    found, at = set(), len(FIRST_BYTES)
+    while at + 8 <= len(file):
+        found.add(file[at + 4 : at + 8])
+        at += 12 + int.from_bytes(file[at : at + 4], "big")
+    return found
 
 
 def _pixels(image: Image, row: int) -> np.ndarray:

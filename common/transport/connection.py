@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,7 +20,8 @@ from common.errors import CutOff, TransportError
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
-REPLY_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 5.0  # also that what was sent may stay unacknowledged, where the kernel can tell
+BULK_TIMEOUT_S = 60.0  # of a large value that is on its way: many may share a network
 PATIENCE_S = 30.0  # a Redis that restarts is back well within this
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 2.0
 OLDEST_SERVER = (6, 2)  # the first with XAUTOCLAIM
@@ -76,14 +78,21 @@ def addresses(urls: str) -> list[str]:
     return found or [urls]
 
 
-def open_client(url: str) -> redis.Redis:
-    """A client that connects at first use; safe to share between threads."""
+def open_client(url: str, *, timeout_s: float = REPLY_TIMEOUT_S) -> redis.Redis:
+    """A client that connects at first use; safe to share between threads. ``timeout_s``: of sending a command, whole, and
+    of each part of its answer.
+    """
+    unacknowledged = (
+        {socket.TCP_USER_TIMEOUT: int(1000 * REPLY_TIMEOUT_S)} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
+    )
+    over_tcp = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_keepalive_options": unacknowledged}
     try:
         return redis.Redis.from_url(
             url,
             protocol=2,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=REPLY_TIMEOUT_S,
+            socket_timeout=timeout_s,
+            **over_tcp,
             socket_read_size=1 << 16,
             retry=Retry(NoBackoff(), 0),  # retrying is `Link`'s, which counts
         )
@@ -158,6 +167,7 @@ class Link:
         self._url = url
         self._patience_s = patience_s
         self.client = self._first()
+        self.bulk = open_client(url, timeout_s=BULK_TIMEOUT_S)  # for large values
 
     def call(self, action: Callable[[redis.Redis], T], *, patience_s: float | None = None) -> T:
         """Run ``action``, again after a lost connection: it must bear being done twice. Raises `TransportError`."""
@@ -191,6 +201,7 @@ class Link:
 
     def close(self) -> None:
         self.client.close()
+        self.bulk.close()
 
 
 def _is_for_caller(error: Exception) -> bool:

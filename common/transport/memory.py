@@ -238,6 +238,10 @@ class MemoryBlobs:
             for blob in blobs:
                 self._held.pop(blob, None)
 
+    def sweep(self, part: str) -> None:
+        with self._lock:
+            self._held = {blob: held for blob, held in self._held.items() if part not in blob}
+
     def _expire(self) -> None:
         now_s = monotonic()
         while self._held:

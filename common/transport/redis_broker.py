@@ -111,7 +111,8 @@ class RedisBlobs:
             raise BlobTooLarge(
                 f"blob {blob!r} has {nbytes >> 20} MiB, at most {MAX_BLOB_BYTES >> 20} fit; use fewer samples a group"
             )
-        self._call(blob, "SET", self._keys.blob(blob), content, "PX", self._lifetime_ms)
+        link = self._links[self._home(blob)]
+        link.call(lambda _: send(link.bulk, "SET", self._keys.blob(blob), content, "PX", self._lifetime_ms))
 
     def get(self, blob: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         key = self._keys.blob(blob)
@@ -131,6 +132,11 @@ class RedisBlobs:
             together.setdefault(self._home(blob), []).append(blob)
         for there in together.values():
             self._call(there[0], "UNLINK", *(self._keys.blob(blob) for blob in there))
+
+    def sweep(self, part: str) -> None:
+        pattern = self._keys.blob(f"*{part}*")
+        for link in self._links:
+            link.call(lambda client: [client.unlink(key) for key in client.scan_iter(pattern, count=1000)])
 
     def _home(self, blob: str) -> int:
         """Which server has it."""

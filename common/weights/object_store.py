@@ -27,10 +27,12 @@ class WeightDirectory:
 
     def __init__(self) -> None:
         self._shelf: Shelf[tuple[flat.Manifest, list[Any]]] = Shelf(newest=KEPT)
+        self._newest = -1  # that there ever was: a learner that dies before it publishes does not make it known anew
 
     def register(self, manifest: flat.Manifest, refs: list[Any]) -> None:
         """``refs`` is the one-element list [buffer]; in a list, Ray passes the reference and not the value."""
         self._shelf.put(manifest.version, (manifest, refs))
+        self._newest = max(self._newest, manifest.version)
 
     def latest(self) -> int:
         return self._shelf.latest()
@@ -46,9 +48,8 @@ class WeightDirectory:
 
     def forget(self) -> int:
         """Start over for a restarted learner, pins included; the newest version there was, -1 without one."""
-        newest = self._shelf.latest()
         self._shelf.clear()
-        return newest
+        return self._newest
 
 
 def start_directory(name: str) -> Any:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.checks.finding import Finding
-from deploy.checks.recipe import wanted
 from deploy.config import RunConfig
+
+Nodes = list[dict[str, Any]]
+"""What each said of itself; see `deploy.checks.ray_probe`."""
 
 PATIENCE_S = 120.0  # for joining, and for every node to start a process
 
@@ -34,7 +36,7 @@ def ray_cluster(runs_dir: Path, config: RunConfig | None) -> list[Finding]:
     return [_resources(said, config, version), *_nodes(said, folder)]
 
 
-def _ask(address: str, runs_dir: Path) -> tuple[Finding | dict[str, Any], Path | None]:
+def _ask(address: str, runs_dir: Path) -> tuple[Finding | Nodes, Path | None]:
     """What the cluster says of itself; nodes look for a file that lies in the runs' folder meanwhile, if there is one."""
     folder = runs_dir.absolute() if os.access(runs_dir, os.W_OK) else None
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
@@ -45,7 +47,7 @@ def _ask(address: str, runs_dir: Path) -> tuple[Finding | dict[str, Any], Path |
             found = f"the Ray at {address} did not let us in within {PATIENCE_S:.0f} s"
             return Finding("ray", "problem", found, "look at `ray status`, and at the firewall between its nodes"), None
     if done.returncode == 0:
-        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        said: Nodes = json.loads(done.stdout.splitlines()[-1])
         return said, folder
     return _refused(address, done.stdout + done.stderr), None
 
@@ -61,25 +63,29 @@ def _refused(address: str, words: str) -> Finding:
     return Finding("ray", "problem", f"cannot join the Ray at {address}: {last[:300]}", "look at `ray status` there")
 
 
-def _resources(said: Mapping[str, Any], config: RunConfig | None, version: str) -> Finding:
-    have = said["resources"]
-    asked = wanted(config, gpus=have.get("GPU", 0.0) > 0) if config is not None else {}
-    offers = ", ".join(
-        f"{have[name]:g} {name}" for name in ("CPU", "GPU", "rollout", "reward", "learner") if name in have
-    )
-    found = f"Ray {version}, {len(said['nodes'])} nodes with {offers or 'nothing to compute with'}"
-    short = [f"{count:g} {name}" for name, count in asked.items() if have.get(name, 0.0) < count]
-    if short:
-        fix = "add nodes, or lower --actors, --actor-threads or --learner-ranks"
-        return Finding("ray", "problem", f"{found}; the recipe asks for {' and '.join(short)}", fix)
+def _resources(nodes: Nodes, config: RunConfig | None, version: str) -> Finding:
+    from deploy import placing
+    from deploy.checks.ray_probe import OFFERS
+    from deploy.worker import pools_of
+
+    have = {name: sum(node["resources"].get(name, 0.0) for node in nodes) for name in OFFERS}
+    offers = ", ".join(f"{count:g} {name}" for name, count in have.items() if count)
+    found = f"Ray {version}, {len(nodes)} nodes with {offers or 'nothing to compute with'}"
+    if config is not None:
+        gpus = float(have["GPU"] > 0)
+        asked = placing.asks(config, pools_of(config, gpus=gpus), gpus)
+        if missing := placing.shortage(asked, [node["resources"] for node in nodes]):
+            return Finding("ray", "problem", f"{found}; {missing}", placing.FIX)
     return Finding("ray", "ok", found)
 
 
-def _nodes(said: Mapping[str, Any], folder: Path | None) -> list[Finding]:
+def _nodes(nodes: Nodes, folder: Path | None) -> list[Finding]:
     found = []
     mine = {"python": sys.version.split()[0], "drover": metadata.version("drover"), "torch": metadata.version("torch")}
-    for node in said["nodes"]:
-        name = f"node {node['address']} ({', '.join(node['marks']) or 'unmarked'})"
+    for node in nodes:
+        name = (
+            f"node {node['address']} ({', '.join(name for name in node['resources'] if name.islower()) or 'unmarked'})"
+        )
         if "error" in node:
             found.append(Finding("ray", "problem", f"{name}: {node['error']}", "look at the logs of its raylet"))
             continue
@@ -87,12 +93,12 @@ def _nodes(said: Mapping[str, Any], folder: Path | None) -> list[Finding]:
             if node[package] != version:
                 fix = "use the same image on every node"
                 found.append(Finding("ray", "problem", f"{name} has {package} {node[package]}, here is {version}", fix))
-        if folder is not None and not node["file"] and _writes_runs(node, said):
+        if folder is not None and not node["file"] and _writes_runs(node, nodes):
             fix = "give --runs-dir a place that the head and the learner's nodes share"
             found.append(Finding("ray", "problem", f"{name} does not see {folder}: checkpoints would be lost", fix))
     return found
 
 
-def _writes_runs(node: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+def _writes_runs(node: Mapping[str, Any], nodes: Nodes) -> bool:
     """The learner's ranks do: on marked nodes where there are such nodes, else anywhere."""
-    return "learner" in node["marks"] or not any("learner" in other["marks"] for other in said["nodes"])
+    return "learner" in node["resources"] or not any("learner" in other["resources"] for other in nodes)

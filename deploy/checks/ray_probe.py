@@ -1,7 +1,7 @@
 """Asks a Ray cluster what it is, in a process of its own: joining one that refuses may end the process that tries.
 
-``python -m deploy.checks.ray_probe ADDRESS FILE`` prints one JSON object: ``{"resources": {name: count}, "nodes": [...]}``,
-where each node says its ``address``, ``marks``, ``python``, ``drover``, ``torch`` and whether it sees ``file``.
+``python -m deploy.checks.ray_probe ADDRESS FILE`` prints one JSON list, where each node says its ``address``, its
+``resources`` (CPU, GPU and marks), ``python``, ``drover``, ``torch`` and whether it sees ``file``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-MARKS = ("rollout", "reward", "learner")
+OFFERS = ("CPU", "GPU", "rollout", "reward", "learner")
 NODES_S = 60.0  # what nodes get to start a process and answer
 
 
@@ -36,13 +36,14 @@ def main() -> None:
             asked[task.options(scheduling_strategy=there).remote()] = node
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=NODES_S)
     nodes = [_said(node, future if future in ready else None) for future, node in asked.items()]
-    print(json.dumps({"resources": ray.cluster_resources(), "nodes": nodes}))
+    print(json.dumps(nodes))
 
 
 def _said(node: dict[str, Any], future: Any) -> dict[str, Any]:
     import ray
 
-    known = {"address": node["NodeManagerAddress"], "marks": [mark for mark in MARKS if mark in node["Resources"]]}
+    resources = {name: node["Resources"][name] for name in OFFERS if name in node["Resources"]}
+    known = {"address": node["NodeManagerAddress"], "resources": resources}
     if future is None:
         return known | {"error": f"did not answer within {NODES_S:.0f} s"}
     try:

@@ -43,17 +43,6 @@ def recipe(config: RunConfig) -> list[Finding]:
     return [Finding("recipe", "ok", f"{config.recipe}: {shape}; its model is there")]
 
 
-def wanted(config: RunConfig, *, gpus: bool) -> dict[str, float]:
-    """What it asks of a cluster, by resource. ``gpus``: whether the cluster has any."""
-    from deploy.worker import pools_of
-
-    each, ranks = float(gpus), config.pools.learner_ranks
-    pools = pools_of(config, gpus=each)
-    found = {"CPU": ranks * config.pools.learner_threads + sum(pool.size * pool.cpus for pool in pools)}
-    asked = ranks * each + sum(pool.size * pool.gpus for pool in pools)
-    return found | ({"GPU": asked} if asked else {})
-
-
 def environments(config: RunConfig, *, ask: bool) -> list[Finding]:
     """Rewards with packages of their own. ``ask``: let pip look them up, which downloads what describes them."""
     found = []

@@ -92,6 +92,18 @@ def test_dropped_blobs_are_gone_and_dropping_again_is_harmless(blobs):
             blobs.get(name)
 
 
+def test_sweeping_drops_what_has_those_words_in_its_name_and_nothing_else(open_broker):
+    blobs, other = open_broker("run").blobs(), open_broker("other").blobs()
+    for name in ("7.train.0.1.actor-0/steps", "7.train.11.1.actor-1/media", "7.eval.0.1.actor-0/media"):
+        blobs.put(name, [b"x"])
+    other.put("7.train.0.1.actor-0/steps", [b"x"])
+    blobs.sweep(".train.")
+    for name in ("7.train.0.1.actor-0/steps", "7.train.11.1.actor-1/media"):
+        with pytest.raises(BlobMissing):
+            blobs.get(name)
+    assert blobs.get("7.eval.0.1.actor-0/media") == b"x" == other.get("7.train.0.1.actor-0/steps")
+
+
 def test_putting_again_replaces(blobs):
     blobs.put("b", [b"old and longer"])
     blobs.put("b", [b"new"])

@@ -124,13 +124,16 @@ def test_what_is_gone_cannot_be_pinned(carrier):
 def test_a_learner_that_starts_anew_forgets_pins_and_never_uses_a_number_twice(directory):
     subscriber = ObjectStoreSubscriber(directory)
     former = Carrier(ObjectStorePublisher(directory, torch.float32), subscriber)
-    former.publish(0, 1, 2)
-    former.publisher.pin(1)
+    first = former.publisher.floor + 1
+    former.publish(first, first + 1, first + 2)
+    former.publisher.pin(first + 1)
+    ObjectStorePublisher(directory, torch.float32)  # dies before it publishes anything
     successor = Carrier(ObjectStorePublisher(directory, torch.float32), subscriber)
-    assert successor.publisher.floor == 2 and subscriber.latest() == -1
-    successor.publish(3)
-    assert successor.here(range(4)) == [3]
-    successor.publisher.unpin(1)
-    successor.publisher.pin(3)
-    successor.publish(4, 5, 6)
-    assert successor.loaded(3) == 3.0
+    newest = successor.publisher.floor
+    assert newest == first + 2 and subscriber.latest() == -1
+    successor.publish(newest + 1)
+    assert successor.here(range(newest + 2)) == [newest + 1]
+    successor.publisher.unpin(first + 1)
+    successor.publisher.pin(newest + 1)
+    successor.publish(newest + 2, newest + 3, newest + 4)
+    assert successor.loaded(newest + 1) == newest + 1

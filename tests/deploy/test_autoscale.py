@@ -117,6 +117,15 @@ def test_a_burst_that_the_learner_waits_for_keeps_the_workers_that_share_it() ->
     assert sizes == {4}
 
 
+def test_a_pool_that_outgrew_its_cluster_shrinks_when_it_idles_but_not_while_it_starts() -> None:
+    idle = Signal(size=8, alive=6, busy=0.1, backlog=0, age_s=0.0, starved=0.0)
+    scaler = Autoscaler((1, 8))
+    found = [scaler.wanted(idle, now_s) for now_s in range(0, int(WHILE_S) + 10, 2)]
+    assert found[0] == 8 and min(found) == 1
+    starting = Autoscaler((1, 8))
+    assert {starting.wanted(replace(idle, alive=0, busy=0.0), now_s) for now_s in range(0, 300, 2)} == {8}
+
+
 def test_nothing_grows_while_workers_are_still_being_placed() -> None:
     scaler = Autoscaler((1, 64))
     signal = Signal(size=8, alive=5, busy=1.0, backlog=100, age_s=60.0)

@@ -98,11 +98,6 @@ class Elsewhere(ToyPoint):
     packages: tuple[str, ...] = ("drover-made-up",)
 
 
-def test_what_a_recipe_asks_of_a_cluster_counts_every_pool() -> None:
-    config = recipes.build(("toy_ddpo", "--actors", "3", "--learner-ranks", "2"))
-    assert recipes.wanted(config, gpus=True) == {"CPU": pytest.approx(5.1), "GPU": 5.0}
-
-
 @pytest.mark.service
 def test_redis_without_a_log_is_advice_and_one_that_evicts_is_a_problem(
     server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from learner.advantages import standardise
+from learner.advantages import standardise, standardise_centred
 
 ALL = np.ones(4, bool)
 
@@ -15,6 +15,15 @@ def test_two_ranks_values_with_one_nan_give_the_golden_advantages():
 
 def test_equal_values_give_zero_and_not_nan():
     assert standardise(np.full(4, 7.25), ALL, clip=10.0).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [3, 6, 7, 15, 24])
+@pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3])
+def test_equal_values_give_zero_to_the_bit_whatever_rounding_leaves(size, value):
+    values, valid = np.full(size + 1, value), np.arange(size + 1) > 0
+    assert not standardise(values, valid, clip=10.0).any()
+    (first, _) = standardise_centred([values, np.array([0.0, 1.0])], [valid, np.ones(2, bool)], clip=10.0)
+    assert not first.any()
 
 
 def test_integers_are_not_truncated():

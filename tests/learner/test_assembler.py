@@ -125,6 +125,13 @@ def test_a_late_duplicate_of_a_group_that_waits_for_training_is_dropped_and_chan
     assert (desk.kept("3.1/x0"), desk.kept("3.2/x0")) == (True, False)
 
 
+def test_a_rollout_that_comes_twice_does_not_take_the_blobs_of_the_group_that_waits_for_training(desk):
+    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.scored(3)
+    desk.sampled(3, x0=latents("3.1/x0"))
+    assert desk.kept("3.1/x0") and (TRAIN, 3) in desk.assembler.complete
+
+
 def test_pixels_go_once_every_reward_has_answered_and_what_is_trained_on_stays():
     desk, key = Desk("point", "size"), (TRAIN, 3)
     desk.assembler.expect(key)

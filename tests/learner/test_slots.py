@@ -157,9 +157,38 @@ def test_a_run_whose_every_group_fails_ends_with_the_reason():
             world.work[0].ack(delivery)
 
     intake._wait = fail_all
-    with pytest.raises(DroverError, match="all of the first 4 groups failed; most often: sample: out of memory"):
+    with pytest.raises(
+        DroverError, match="4 groups failed and none succeeded in between; most often: sample: out of memory"
+    ):
         intake.collect(2, total=20, version=0, stopping=lambda: False)
     assert intake.ledger.balanced and intake.ledger.endings[Ending.FAILED] == 4
+
+
+def test_a_prompt_that_always_fails_ends_a_run_that_went_well_before():
+    world = World(max_lag=0, groups=2, actors=1, chaos=random.Random(0), rates={})
+    intake, poisoned = world.intake, 3  # place 3 is the second of the second iteration
+
+    def answer() -> None:
+        places = {group: place for place, group in intake.feeder.open}
+        for delivery in world.work[0].take(8, 0.0):
+            group = delivery.message.group
+            if places[group] == poisoned:
+                world.measurements.put(failure(group, reason="not finite"))
+            else:
+                world.rollouts.put(rollout(group, samples=2))
+                world.measurements.put(measurement(group, [0.0, 1.0]))
+            world.work[0].ack(delivery)
+
+    intake._wait = answer
+    found = intake.collect(2, total=20, version=0, stopping=lambda: False)
+    for group in found:
+        intake.end(group.rollout.group, Ending.TRAINED)
+    intake.release(2)
+    with pytest.raises(
+        DroverError, match="20 groups failed and none succeeded in between; most often: sample: not finite"
+    ):
+        intake.collect(2, total=20, version=0, stopping=lambda: False)
+    assert intake.ledger.balanced and intake.ledger.endings[Ending.TRAINED] == 2
 
 
 def test_a_group_sampled_under_weights_older_than_the_bound_ends_stale_and_is_replaced():

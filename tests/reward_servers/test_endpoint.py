@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -16,6 +17,8 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from common.errors import ConfigError
 from common.metrics import NullMeter
@@ -122,6 +125,15 @@ def test_health_is_for_everybody_and_says_nothing_else() -> None:
         assert answer(server, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n") == (200, {"status": "ok"})
 
 
+def packed_text() -> bytes:
+    """A picture beside 4 MB of text in some kB, which PIL would unpack to look at its size."""
+    text, file = PngInfo(), io.BytesIO()
+    for number in range(4):
+        text.add_itxt(f"note {number}", "\U0001f308" * 250_000, zip=True)
+    Image.fromarray(MEDIA[0]).save(file, format="PNG", pnginfo=text)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
@@ -134,6 +146,7 @@ def test_health_is_for_everybody_and_says_nothing_else() -> None:
         (b'{"prompts": ["a"], "images": ["aGk="]}', 400, "not a PNG"),
         (body_of([png(MEDIA[0], "RGBA")]), 400, "must be RGB"),
         (body_of([png(MEDIA[0])[:60]]), 400, "damaged PNG"),
+        (body_of([packed_text()]), 400, "images[0] holds packed text"),
         (body_of([png(MEDIA[0]), png(MEDIA[0, :4])]), 400, "equally large"),
         (body_of([png(MEDIA[0])] * 5), 413, "pass 200 pixels"),
         (body_of([png(MEDIA[0, :1, :1])] * 9), 413, "may bring 8 samples, got 9"),
