@@ -175,15 +175,16 @@ class Pools:
                 continue
             for name in member.place.pool.scalars:
                 found[name] += 1
-            for part, seconds in member.known["spent"].items():
-                key = f"account/{member.place.pool.role}/{part}"
-                found[key] = found.get(key, 0.0) + seconds
+            for parts in member.known["spent"].values():
+                for part, seconds in parts.items():
+                    key = f"account/{member.place.pool.role}/{part}"
+                    found[key] = found.get(key, 0.0) + seconds
         return found
 
-    def spent(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Pool -> worker -> its seconds by part, of the workers that have said so and are to stay."""
+    def spent(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+        """Pool -> worker -> reward ("" for an actor) -> seconds by part, of the workers that have said so and are to stay."""
         return {
-            name: {member.place.name: dict(member.known["spent"]) for member in self._active(name) if member.known}
+            name: {member.place.name: member.known["spent"] for member in self._active(name) if member.known}
             for name in self._pools
         }
 

@@ -199,16 +199,18 @@ class Readings:
     def __init__(self, backlogs: Callable[[], Mapping[str, tuple[int, float]]]) -> None:
         """``backlogs``: pool -> (messages not acknowledged, age of the oldest in seconds)."""
         self._backlogs = backlogs
-        self._busy: dict[str, Share] = {}
+        self._busy: dict[tuple[str, str], Share] = {}  # by pool and reward
         self._waits = Share(frozenset({"wait_data"}))
 
     def signals(
         self,
         sizes: Mapping[str, int],
-        spent: Mapping[str, Mapping[str, Mapping[str, float]]],
+        spent: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
         update: Mapping[str, float],
     ) -> dict[str, Signal]:
-        """``spent``: pool -> living worker -> seconds by part. ``update``: scalars of the learner's newest report."""
+        """``spent``: pool -> living worker -> reward, "" for an actor -> seconds by part. ``update``: scalars of the learner's
+        newest report.
+        """
         backlogs = self._backlogs()
         prefix = "account/learner/"
         learner = {key.removeprefix(prefix): value for key, value in update.items() if key.startswith(prefix)}
@@ -217,10 +219,19 @@ class Readings:
             pool: Signal(
                 size=size,
                 alive=len(spent.get(pool, {})),
-                busy=self._busy.setdefault(pool, Share(WORK)).look(spent.get(pool, {})),
+                busy=self._busiest(pool, spent.get(pool, {})),
                 backlog=backlogs.get(pool, (0, 0.0))[0],
                 age_s=backlogs.get(pool, (0, 0.0))[1],
                 starved=waits if pool == ROLLOUT else None,
             )
             for pool, size in sizes.items()
         }
+
+    def _busiest(self, pool: str, workers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> float:
+        """The share of the busiest reward of those that share the pool's processes: what it cannot do, the others cannot help."""
+        kinds: dict[str, dict[str, Mapping[str, float]]] = {}
+        for worker, accounts in workers.items():
+            for kind, parts in accounts.items():
+                kinds.setdefault(kind, {})[worker] = parts
+        shares = [self._busy.setdefault((pool, kind), Share(WORK)).look(accounts) for kind, accounts in kinds.items()]
+        return max(shares, default=0.0)

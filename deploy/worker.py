@@ -164,17 +164,19 @@ class Worker:
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """{"pid", "node", "metrics": "HOST:PORT", "spent": seconds by part over all loops, "trouble": "" or a reason}."""
+        """{"pid", "node", "metrics": "HOST:PORT", "spent": seconds by reward ("" for an actor) and by part, over the loops
+        of each, "trouble": "" or a reason}.
+        """
         import ray
 
-        spent: Counter[str] = Counter()
+        spent: dict[str, Counter[str]] = {}
         for loop in self._loops:
-            spent.update(loop.spent)
+            spent.setdefault(loop.reward if isinstance(loop, RewardServer) else "", Counter()).update(loop.spent)
         troubles = [loop.trouble for loop in self._loops if isinstance(loop, RewardServer) and loop.trouble]
         return {
             "pid": os.getpid(),
             "node": ray.get_runtime_context().get_node_id(),
             "metrics": self._metrics,
-            "spent": dict(spent),
+            "spent": {kind: dict(parts) for kind, parts in spent.items()},
             "trouble": troubles[0] if troubles else "",
         }

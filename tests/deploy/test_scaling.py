@@ -150,8 +150,8 @@ def test_signals_are_what_accounts_and_queues_say() -> None:
     def look(worked_s: float, waited_s: float) -> dict[str, Signal]:
         actor = {"compute": worked_s, "data": 0.0, "back_pressure": 10.0 - worked_s}
         spent = {
-            "rollout": {"actor-0": actor, "actor-1": actor},
-            "point": {"point-0": {"compute": worked_s, "other": 1.0}},
+            "rollout": {"actor-0": {"": actor}, "actor-1": {"": actor}},
+            "point": {"point-0": {"point": {"compute": worked_s, "other": 1.0}}},
         }
         update = {"account/learner/wait_data": waited_s, "account/learner/compute": 10.0 - waited_s, "loss": 1.0}
         return readings.signals(sizes, spent, update)
@@ -160,8 +160,10 @@ def test_signals_are_what_accounts_and_queues_say() -> None:
     readings_s = readings.signals(
         sizes,
         {
-            "rollout": {name: {"compute": 6.0, "data": 2.0, "back_pressure": 12.0} for name in ("actor-0", "actor-1")},
-            "point": {"point-0": {"compute": 1.0, "other": 2.0}},
+            "rollout": {
+                name: {"": {"compute": 6.0, "data": 2.0, "back_pressure": 12.0}} for name in ("actor-0", "actor-1")
+            },
+            "point": {"point-0": {"point": {"compute": 1.0, "other": 2.0}}},
         },
         {"account/learner/wait_data": 3.0, "account/learner/compute": 17.0},
     )
@@ -170,3 +172,15 @@ def test_signals_are_what_accounts_and_queues_say() -> None:
         "point": Signal(1, 1, 0.5, 1, 0.5, starved=None),
         "evaluation": Signal(1, 0, 0.0, 0, 0.0, starved=None),
     }
+
+
+def test_of_rewards_that_share_processes_the_busiest_counts() -> None:
+    readings = Readings(lambda: {"rewards": (9, 3.0)})
+
+    def busy(taste_s: float, other_s: float, of_s: float) -> float:
+        seconds = {"taste": taste_s, "other": other_s}
+        accounts = {name: {"compute": spent, "wait_data": of_s - spent} for name, spent in seconds.items()}
+        return readings.signals({"rewards": 1}, {"rewards": {"rewards-0": accounts}}, {})["rewards"].busy
+
+    busy(0.0, 0.0, of_s=0.0)
+    assert busy(9.5, 0.5, of_s=10.0) == pytest.approx(0.95)
