@@ -11,9 +11,8 @@ from common.protocols import BlobStore, Stream
 from common.transport.keys import Keys
 
 LEASE_S = 30.0  # a dead consumer's messages go to another after this long; a live one's are renewed
-BLOB_LIFETIME_S = (
-    86_400.0  # blobs are dropped when their group ends, which slow GPUs may take hours for; this catches the rest
-)
+# Blobs are dropped when their group ends, for which slow GPUs may take hours; this catches what is left behind.
+BLOB_LIFETIME_S = 86_400.0
 RECHECK_S = 0.1  # how soon a consumer that begins to wait looks for what others left,
 LONGEST_RECHECK_S = 1.0  # and how rarely at last
 
