@@ -21,9 +21,12 @@ import json
 import logging
 import math
 import re
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Event, Timer
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -124,6 +127,8 @@ class HttpScorer:
         self._pool = urllib3.PoolManager(
             num_pools=1, headers=headers | authorization, retries=False, timeout=urllib3.Timeout(total=reward.timeout_s)
         )
+        self._pool.pool_classes_by_scheme = _pools(self._opened)
+        self._socket: socket.socket | None = None  # of the newest connection
 
     def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
         values: list[float] = []
@@ -163,6 +168,11 @@ class HttpScorer:
 
         self.requests += 1
         deadline = time.monotonic() + self.reward.timeout_s
+        late = Event()
+        # The library's limits are of each part that it reads; heads that drip in, or never end, pass all of them.
+        timer = Timer(2 * self.reward.timeout_s, self._cut, [late])
+        timer.daemon = True
+        timer.start()
         try:
             response = self._pool.request(
                 "POST", self.reward.url, body=body, redirect=False, preload_content=False, decode_content=False
@@ -177,9 +187,23 @@ class HttpScorer:
         except urllib3.exceptions.TimeoutError as error:
             raise _Failed("timeout", f"no reply within {self.reward.timeout_s:g} s", passing=True) from error
         except urllib3.exceptions.HTTPError as error:
+            if late.is_set():
+                raise _Failed("timeout", "the reply came too slowly", passing=True) from error
             raise _Failed("http", type(error).__name__, passing=True) from error
+        finally:
+            timer.cancel()
         response.release_conn()
         return reply
+
+    def _opened(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def _cut(self, late: Event) -> None:
+        """End the try under way: whatever it waits for, it now gets the end of the connection."""
+        late.set()
+        if self._socket is not None:
+            with suppress(OSError):  # it may be closed by now
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _note(self, failure: _Failed) -> None:
         self.breaker.failed(time.monotonic())
@@ -194,6 +218,30 @@ class HttpScorer:
             self._words.add(reason)
             return reason
         return "remote"
+
+
+def _pools(opened: Callable[[socket.socket], None]) -> dict[str, Any]:
+    """urllib3's own, by scheme; ``opened`` is given the socket of every connection."""
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            opened(self.sock)
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            opened(self.sock)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
 
 
 class Breaker:
