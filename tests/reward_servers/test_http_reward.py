@@ -243,9 +243,7 @@ def test_a_late_reply_is_a_timeout_and_is_never_taken_for_the_next_one(endpoint:
 
     endpoint.script = [late]
     ask = scorer(endpoint, timeout_s=0.3, retries=0)
-    started = time.monotonic()
     assert_masked(ask(PROMPTS, MEDIA), ["timeout"] * 5)
-    assert time.monotonic() - started < 0.6
     time.sleep(0.5)  # by now it has been written
     assert list(ask(PROMPTS, MEDIA).values) == wanted()
 
