@@ -140,11 +140,19 @@ class Pools:
                 self._ask(member, now_s)
         self._tell_late(now_s)
         for name, heard_s in self._heard_s.items():
-            if now_s - heard_s > self._patience_s[name]:
+            silent_s, patience_s = now_s - heard_s, self._patience_s[name]
+            if silent_s > patience_s and (silent_s > 2 * patience_s or not self._nodes_are_gone(name)):
                 raise DroverError(
-                    f"no worker of the pool {name!r} has answered for {now_s - heard_s:.0f} s: they die as often as they are "
+                    f"no worker of the pool {name!r} has answered for {silent_s:.0f} s: they die as often as they are "
                     "replaced, or there is no node left for them; look at their logs and at `ray status`"
                 )
+
+    def _nodes_are_gone(self, pool: str) -> bool:
+        """Whether all that the pool's workers ran on has left the cluster: then nodes have to come back before workers can."""
+        import ray
+
+        ran = {member.known["node"] for member in self._active(pool) if member.known}
+        return bool(ran) and ran.isdisjoint(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
     def _tell_late(self, now_s: float) -> None:
         """Say once of each worker that it is not up, and what it asks for. Its environment may take long to build."""
