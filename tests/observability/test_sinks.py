@@ -148,7 +148,7 @@ def test_pictures_that_were_lost_are_not_replaced_by_older_ones(tmp_path: Path) 
 
 def test_a_missing_library_is_named_with_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"--log-to wandb needs .* pip install 'drover\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"--log-to wandb needs .* pip install wandb"):
         sinks.beside(Listener(), ("wandb",), RunFolder.create("run", tmp_path), small())
 
 
