@@ -73,7 +73,7 @@ def train(
 
         tell("phase", "starting Ray")
         stack.enter_context(_ray(config))
-        gpus = placing.gpus_each(config, _nodes(), alone=RAY_ADDRESS not in os.environ)
+        gpus = _gpus_each(config)
         wanted = pools_of(config, gpus=gpus)
         placing.check(placing.asks(config, wanted, gpus), _nodes(), claim_cpus=RAY_ADDRESS in os.environ)
         bounded = bounds(autoscale, [pool.name for pool in wanted])
@@ -179,6 +179,14 @@ def check_answers(address: str) -> None:
         raise ConfigError(
             f"no Ray answers at {address} ({error.strerror or error}); correct RAY_ADDRESS, or unset it to start one here"
         ) from error
+
+
+def _gpus_each(config: RunConfig) -> float:
+    """See `placing.gpus_each`. A GPU of this machine that torch cannot use is none."""
+    import torch
+
+    alone = RAY_ADDRESS not in os.environ  # else the driver's own node may have none
+    return 0.0 if alone and not torch.cuda.device_count() else placing.gpus_each(config, _nodes(), alone=alone)
 
 
 def _nodes() -> list[dict[str, float]]:
