@@ -154,9 +154,10 @@ def _shares(history: History, role: str) -> tuple[list[int], np.ndarray]:
     # Accounts start again from 0 when a process does: then the account itself is what was spent since.
     spent = np.diff(np.nan_to_num(seconds), axis=0, prepend=0.0)
     spent = np.where(spent < 0, seconds, spent)
-    total = spent.sum(axis=1, keepdims=True)
-    shares = np.divide(spent, total, out=np.zeros_like(spent), where=total > 0)
-    return [update for update, _ in accounts], shares.T
+    # Workers are asked every few seconds: updates in between bring no news, and no area of their own.
+    told = spent.sum(axis=1) > 0
+    shares = spent[told] / spent[told].sum(axis=1, keepdims=True)
+    return [update for (update, _), news in zip(accounts, told, strict=True) if news], shares.T
 
 
 def _line(ax: Axes, x: list[int], y: list[float], colour: str, label: str, *, dashed: bool = False) -> None:
