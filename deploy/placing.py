@@ -12,10 +12,10 @@ from math import ceil, floor
 
 from common.errors import ConfigError
 from deploy.config import RunConfig
+from deploy.learner_group import GROUP as LEARNER
 from deploy.worker import Pool, pools_of
 
 FIX = "lower --actors, --actor-threads or --learner-ranks, or add nodes"
-LEARNER = "learner"
 CPU, GPU = "CPU", "GPU"
 FINEST = 10_000  # parts of a GPU that Ray can tell apart
 SLACK = 1e-6

@@ -162,12 +162,13 @@ class Link:
     """A client that outlives a restart of its server: a lost connection is retried, counted, for ``patience_s``."""
 
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
-        """Returns when the server has answered. Raises `TransportError`."""
+        """Returns when the server has answered: who starts while it restarts waits as everybody does. Raises `TransportError`."""
         self.retries = 0
         self._url = url
         self._patience_s = patience_s
-        self.client = self._first()
+        self.client = open_client(url)
         self.bulk = open_client(url, timeout_s=BULK_TIMEOUT_S)  # for large values
+        _check_server(self.call(lambda client: client.info()), url)
 
     def call(self, action: Callable[[redis.Redis], T], *, patience_s: float | None = None) -> T:
         """Run ``action``, again after a lost connection: it must bear being done twice. Raises `TransportError`."""
@@ -184,18 +185,6 @@ class Link:
                     raise explain(error, self._url) from error
                 self.retries += 1
                 log.warning("lost Redis at %s, retry %d in %.2f s: %s", mask(self._url), self.retries, wait_s, error)
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-
-    def _first(self) -> redis.Redis:
-        """Who starts while the server restarts waits for it as everybody does."""
-        gives_up_s, wait_s = time.monotonic() + self._patience_s, FIRST_WAIT_S
-        while True:
-            try:
-                return connect(self._url)
-            except CutOff:
-                if time.monotonic() + wait_s > gives_up_s:
-                    raise
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 

@@ -83,10 +83,7 @@ class RedisBroker:
 
     def forget(self) -> None:
         """Delete every key of the run. Only for whoever started it, when it is over."""
-        for link in self._links:
-            link.call(
-                lambda client: [client.unlink(key) for key in client.scan_iter(f"{self.keys.prefix}*", count=1000)]
-            )
+        _unlink(self._links, f"{self.keys.prefix}*")
 
     def close(self) -> None:
         self._heartbeat.stop()
@@ -134,9 +131,7 @@ class RedisBlobs:
             self._call(there[0], "UNLINK", *(self._keys.blob(blob) for blob in there))
 
     def sweep(self, part: str) -> None:
-        pattern = self._keys.blob(f"*{part}*")
-        for link in self._links:
-            link.call(lambda client: [client.unlink(key) for key in client.scan_iter(pattern, count=1000)])
+        _unlink(self._links, self._keys.blob(f"*{part}*"))
 
     def _home(self, blob: str) -> int:
         """Which server has it."""
@@ -144,3 +139,9 @@ class RedisBlobs:
 
     def _call(self, blob: str, *command: Any) -> Any:
         return self._links[self._home(blob)].call(lambda client: send(client, *command))
+
+
+def _unlink(links: Sequence[Link], pattern: str) -> None:
+    """Delete the keys that fit, on every server."""
+    for link in links:
+        link.call(lambda client: [client.unlink(key) for key in client.scan_iter(pattern, count=1000)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.checks.finding import Finding
+from deploy.checks.ray_probe import MARKS, OFFERS
 from deploy.config import RunConfig
 
 Nodes = list[dict[str, Any]]
@@ -65,7 +66,6 @@ def _refused(address: str, words: str) -> Finding:
 
 def _resources(nodes: Nodes, config: RunConfig | None, version: str) -> Finding:
     from deploy import placing
-    from deploy.checks.ray_probe import OFFERS
     from deploy.worker import pools_of
 
     have = {name: sum(node["resources"].get(name, 0.0) for node in nodes) for name in OFFERS}
@@ -83,9 +83,8 @@ def _nodes(nodes: Nodes, folder: Path | None) -> list[Finding]:
     found = []
     mine = {"python": sys.version.split()[0], "drover": metadata.version("drover"), "torch": metadata.version("torch")}
     for node in nodes:
-        name = (
-            f"node {node['address']} ({', '.join(name for name in node['resources'] if name.islower()) or 'unmarked'})"
-        )
+        marks = ", ".join(mark for mark in MARKS if mark in node["resources"])
+        name = f"node {node['address']} ({marks or 'unmarked'})"
         if "error" in node:
             found.append(Finding("ray", "problem", f"{name}: {node['error']}", "look at the logs of its raylet"))
             continue

@@ -10,7 +10,8 @@ import json
 import sys
 from typing import Any
 
-OFFERS = ("CPU", "GPU", "rollout", "reward", "learner")
+MARKS = ("rollout", "reward", "learner")
+OFFERS = ("CPU", "GPU", *MARKS)
 NODES_S = 60.0  # what nodes get to start a process and answer
 
 
