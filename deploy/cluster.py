@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -79,9 +80,8 @@ def train(
         bounded = bounds(autoscale, [pool.name for pool in wanted])
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
-        pools = Pools(
-            config, connection, wanted, claim_cpus=RAY_ADDRESS in os.environ, on_event=lambda text: tell("event", text)
-        )
+        on_event = partial(tell, "event")
+        pools = Pools(config, connection, wanted, claim_cpus=RAY_ADDRESS in os.environ, on_event=on_event)
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
@@ -90,7 +90,9 @@ def train(
         learner.start()
         scaling = Scaling(folder.path, bounded)
         stack.callback(scaling.close)
-        driver = Driver(config, pools, learner, watcher, monitor, scaling, backlogs(streams, broker, wanted))
+        driver = Driver(
+            config, pools, learner, watcher, monitor, scaling, backlogs(streams, broker, wanted), on_event=on_event
+        )
         driver.run(stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
         del directory
         return watcher

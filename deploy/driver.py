@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from common.errors import DroverError
 from common.transport import keys
 from common.transport.broker import Broker
-from common.types import Report
 from deploy.config import RunConfig
 from deploy.learner_group import LearnerGroup
 from deploy.monitor import Monitor
@@ -34,11 +33,13 @@ class Driver:
         monitor: Monitor,
         scaling: Scaling,
         backlogs: Callable[[], Mapping[str, tuple[int, float]]],
+        *,
+        on_event: Callable[[str], None],
     ) -> None:
         """``backlogs``: pool -> (messages it has not acknowledged, age of the oldest in seconds)."""
         self._pools, self._learner, self._watcher = pools, learner, watcher
         self._monitor, self._scaling, self._readings = monitor, scaling, Readings(backlogs)
-        self._began_s, self._told_late = time.monotonic(), False
+        self._on_event, self._began_s, self._told_late = on_event, time.monotonic(), False
         # What `drover plan` must know and no report says.
         self._facts = {
             "plan/actor_groups": float(config.pools.actor_groups),
@@ -68,15 +69,7 @@ class Driver:
         pools.look()
         if not self._watcher.ranks and not self._told_late and time.monotonic() - self._began_s > LATE_S:
             self._told_late = True
-            self._watcher.tell(
-                Report(
-                    kind="event",
-                    at_s=0.0,
-                    version=-1,
-                    scalars={},
-                    text=f"the learner is not up after {LATE_S:.0f} s; `ray status` says what it waits for",
-                )
-            )
+            self._on_event(f"the learner is not up after {LATE_S:.0f} s; `ray status` says what it waits for")
         signals = self._readings.signals(pools.sizes(), pools.spent(), self._watcher.last)
         pools.resize(self._scaling.wanted(signals, time.monotonic()))
         self._watcher.extra = pools.scalars() | self._monitor.scalars | self._facts

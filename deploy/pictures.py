@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -34,6 +34,9 @@ PART_COLOURS = {
 }
 ROLES = ("actor", "evaluator", "reward", "learner")  # evaluators where there are any
 
+Shares = tuple[list[int], np.ndarray]
+"""(update indices [T], share of each part of a role's time between an update and the one before it [parts, T])."""
+
 # ------------------------------------------------------------------------------------------------ curves
 
 
@@ -55,8 +58,10 @@ def curves_png(history: History, *, title: str) -> bytes:
     if watched:
         _watch_panel(axes[len(names)], history)
     _health_panels(list(health.subplots(1, 5)), history)
-    roles = [role for role in ROLES if role != "evaluator" or _shares(history, role)[0]]
-    _time_panels(list(np.ravel(times.subplots(1, len(roles)))), history, roles)
+    shares = {role: _shares(history, role) for role in ROLES}
+    if not shares["evaluator"][0]:
+        del shares["evaluator"]
+    _time_panels(list(times.subplots(1, len(shares))), history, shares)
     return _png(figure)
 
 
@@ -127,15 +132,14 @@ def _lines(
     _finish(ax, history, drawn > 0, legend=drawn > 1)
 
 
-def _time_panels(axes: Sequence[Axes], history: History, roles: Sequence[str]) -> None:
+def _time_panels(axes: Sequence[Axes], history: History, shares: Mapping[str, Shares]) -> None:
     from matplotlib.patches import Patch
 
-    for ax, role in zip(axes, roles, strict=True):
+    for ax, (role, (x, parts)) in zip(axes, shares.items(), strict=True):
         _dress(ax, f"time of the {role}, % of each update")
-        x, shares = _shares(history, role)
         if x:
             # Update i is the span from i - 1 to i.
-            ax.stackplot([x[0] - 1, *x], 100 * shares[:, [0, *range(len(x))]], colors=list(PART_COLOURS.values()), lw=0)
+            ax.stackplot([x[0] - 1, *x], 100 * parts[:, [0, *range(len(x))]], colors=list(PART_COLOURS.values()), lw=0)
             ax.set_ylim(0, 100)
         _finish(ax, history, bool(x), legend=False)
     patches = [Patch(color=colour, label=part.replace("_", " ")) for part, colour in PART_COLOURS.items()]
@@ -144,8 +148,7 @@ def _time_panels(axes: Sequence[Axes], history: History, roles: Sequence[str]) -
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=11)
 
 
-def _shares(history: History, role: str) -> tuple[list[int], np.ndarray]:
-    """(update indices [T], share of each part between an update and the one before it [parts, T])."""
+def _shares(history: History, role: str) -> Shares:
     accounts = [(update_index(report), by_name(report, f"account/{role}/")) for report in history.updates]
     accounts = [(update, account) for update, account in accounts if account]
     seconds = np.array([[account.get(part, 0.0) for part in PART_COLOURS] for _, account in accounts])

@@ -248,17 +248,22 @@ def test_a_late_reply_is_a_timeout_and_is_never_taken_for_the_next_one(endpoint:
     assert list(ask(PROMPTS, MEDIA).values) == wanted()
 
 
+def drip(handler: BaseHTTPRequestHandler, block: bytes, finished: list[bool]) -> None:
+    """Twenty seconds of it, bit by bit, as long as somebody listens."""
+    for _ in range(1000):
+        handler.wfile.write(block)
+        handler.wfile.flush()
+        time.sleep(0.02)
+    finished.append(True)
+
+
 def test_a_reply_that_drips_in_is_given_up(endpoint: Endpoint) -> None:
     def drips(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", JSON)
         handler.send_header("Content-Length", "1000")
         handler.end_headers()
-        for _ in range(1000):
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-            time.sleep(0.02)
-        finished.append(True)
+        drip(handler, b" ", finished)
 
     finished: list[bool] = []
     endpoint.script = [drips]
@@ -269,11 +274,7 @@ def test_a_reply_that_drips_in_is_given_up(endpoint: Endpoint) -> None:
 def test_an_endpoint_that_says_continue_for_ever_is_given_up_in_time(endpoint: Endpoint) -> None:
     def goes_on(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
         with suppress(OSError):
-            for _ in range(1000):
-                handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                handler.wfile.flush()
-                time.sleep(0.02)
-            finished.append(True)
+            drip(handler, b"HTTP/1.1 100 Continue\r\n\r\n", finished)
 
     finished: list[bool] = []
     endpoint.script = [goes_on]
