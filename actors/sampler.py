@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import seeds
-from common.errors import SamplingFailed
-from common.protocols import Conditioning, Kernel, Policy
+from drover.common import seeds
+from drover.common.errors import SamplingFailed
+from drover.common.protocols import Conditioning, Kernel, Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The transitions of the recorded steps, as `common.types.Transitions` describes them, with the tensors in hand."""
+    """The transitions of the recorded steps, as `drover.common.types.Transitions` describes them, with the tensors in hand."""
 
     steps: tuple[int, ...]
     times: tuple[int, ...]

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.sampler import Chain, Recording, Trajectory, denoise
-from common import metrics, seeds, tensors
-from common.diffusion.canary import canary_log_prob
-from common.errors import BlobTooLarge, SamplingFailed, WeightsLost, WeightSyncFailed
-from common.metrics import Account
-from common.policies import conditioning
-from common.protocols import BlobStore, Canary, Delivery, Kernel, Meter, Policy, Stream, WeightSubscriber
-from common.types import GroupFailed, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
+from drover.actors.sampler import Chain, Recording, Trajectory, denoise
+from drover.common import metrics, seeds, tensors
+from drover.common.diffusion.canary import canary_log_prob
+from drover.common.errors import BlobTooLarge, SamplingFailed, WeightsLost, WeightSyncFailed
+from drover.common.metrics import Account
+from drover.common.policies import conditioning
+from drover.common.protocols import BlobStore, Canary, Delivery, Kernel, Meter, Policy, Stream, WeightSubscriber
+from drover.common.types import GroupFailed, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
 
 MAX_ATTEMPTS = 3  # an order that failed or killed its actor this often ends as failed
 WEIGHTS_WAIT_S = 0.5

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from deploy.config import RunConfig
-from deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
 
 GOAL = 0.90
 FIRST_UPDATE = 3  # the run is steady from here on
@@ -58,7 +58,7 @@ class Alone:
     """The networks of a run and the calls that its roles make of them."""
 
     def __init__(self, config: RunConfig) -> None:
-        from common.policies.guided import Guided
+        from drover.common.policies.guided import Guided
 
         policy: Any = config.model.build("cpu")
         self._config, self._guided = config, isinstance(policy, Guided)
@@ -133,7 +133,14 @@ class Moment:
 def run_service(arguments: Sequence[str], first: int, last: int) -> tuple[Moment, Moment]:
     """The service at update ``first`` and at update ``last`` of one run. Raises RuntimeError with its last words."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-c", "from deploy.cli import main; main()", "train", "shapes_ddpo", *arguments]
+        command = [
+            sys.executable,
+            "-c",
+            "from drover.deploy.cli import main; main()",
+            "train",
+            "shapes_ddpo",
+            *arguments,
+        ]
         command += ["--run-name", "efficiency", "--runs-dir", scratch, "--json"]
         with (Path(scratch) / "said").open("w+b") as said:
             service = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)

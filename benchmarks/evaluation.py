@@ -67,7 +67,13 @@ class Run:
 def run(side: Side, iterations: int) -> Run:
     """One run of the service. Raises RuntimeError with its last words."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-c", "from deploy.cli import main; main()", "train", "benchmarks/paced.py:paced"]
+        command = [
+            sys.executable,
+            "-c",
+            "from drover.deploy.cli import main; main()",
+            "train",
+            "benchmarks/paced.py:paced",
+        ]
         command += ["--iterations", str(iterations), *side.arguments]
         command += ["--run-name", "evaluation", "--runs-dir", scratch, "--json"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # the recipe's parts are found by every process

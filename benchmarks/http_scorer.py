@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.protocols import Scorer
+from drover.common.protocols import Scorer
 
 SPAWN = multiprocessing.get_context("spawn")
 

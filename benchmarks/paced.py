@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Literal
 
 from benchmarks.sleepers import SleepyPoint, sleepers
-from deploy.config import RunConfig
-from learner.evaluation import EvaluationSpec
+from drover.deploy.config import RunConfig
+from drover.learner.intake.evaluation import EvaluationSpec
 
 SAMPLES = 16  # of a group, and of an order of an evaluation
 

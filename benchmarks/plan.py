@@ -21,11 +21,11 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.measure import significant, table
-from common.errors import ConfigError
-from deploy.forecast import ROLLOUT, forecast
-from deploy.plan import Measured, Prediction
-from deploy.plan import measure as measured_of
-from deploy.results import RunFolder
+from drover.common.errors import ConfigError
+from drover.deploy.planning.forecast import ROLLOUT, forecast
+from drover.deploy.planning.plan import Measured, Prediction
+from drover.deploy.planning.plan import measure as measured_of
+from drover.deploy.run_folder.results import RunFolder
 
 GOAL = 0.10
 REWARD = "point"

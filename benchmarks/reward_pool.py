@@ -24,14 +24,14 @@ import torch
 from benchmarks import http_scorer, measure
 from benchmarks.measure import Spread
 from benchmarks.scorers import Sleeping, TwoTowersScorer
-from common import tensors
-from common.metrics import NullMeter
-from common.protocols import Scorer, Scores
-from common.transport import keys
-from common.transport.embedded import EmbeddedRedis
-from common.transport.redis_broker import RedisBroker
-from common.types import Measurement, Purpose, RolloutGroup, TensorRef
-from reward_servers.server import RewardServer, RewardWiring
+from drover.common import tensors
+from drover.common.metrics import NullMeter
+from drover.common.protocols import Scorer, Scores
+from drover.common.transport import keys
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.common.transport.redis_broker import RedisBroker
+from drover.common.types import Measurement, Purpose, RolloutGroup, TensorRef
+from drover.reward_servers.serving.server import RewardServer, RewardWiring
 
 RATE_GOAL, DELAY_GOAL, LOAD = 0.9, 2.0, 0.8
 RUN = REWARD = "pool"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.protocols import Scores
+from drover.common.protocols import Scores
 
 
 @dataclass(frozen=True, slots=True)

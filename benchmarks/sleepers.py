@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from common.policies.toy import ToyChain
-from common.protocols import Kernel, Policy, Scorer, Scores
-from deploy.config import Pools, RunConfig
-from deploy.models import ToyModel
-from deploy.recipes.toy_ddpo import toy_ddpo
-from learner.examples import Credit, MeasuredGroup, StepBatch
-from learner.objective import LossOutput
-from learner.objectives.ddpo import Ddpo
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.common.protocols import Kernel, Policy, Scorer, Scores
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.learner.examples import Credit, MeasuredGroup, StepBatch
+from drover.learner.objective import LossOutput
+from drover.learner.objectives.ddpo import Ddpo
+from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.model import ToyModel
+from drover.worlds.plane.policy import ToyChain
 
 
 def sleepers(

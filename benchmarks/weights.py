@@ -17,9 +17,9 @@ from torch import nn
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from common.weights import flat
-from common.weights.memory import MemoryWeights
-from common.weights.object_store import (
+from drover.common.weights import flat
+from drover.common.weights.memory import MemoryWeights
+from drover.common.weights.object_store import (
     ObjectStorePublisher,
     ObjectStoreSubscriber,
     find_directory,

@@ -19,20 +19,20 @@ import redis
 import torch
 from torch import Tensor, nn
 
-from actors.worker import Actor, ActorWiring
 from benchmarks import measure
 from benchmarks.measure import Spread
-from common import tensors
-from common.diffusion.kernels.renoise import Ddim, Renoise
-from common.diffusion.noising import DiscreteSchedule
-from common.metrics import NullMeter
-from common.protocols import Canary, Prediction, Schedule
-from common.transport import keys
-from common.transport.codec import encode
-from common.transport.embedded import EmbeddedRedis
-from common.transport.redis_broker import RedisBroker
-from common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, WorkItem
-from learner.tasks import RecordSteps
+from drover.actors.worker import Actor, ActorWiring
+from drover.common import tensors
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.common.diffusion.noising import DiscreteSchedule
+from drover.common.metrics import NullMeter
+from drover.common.protocols import Canary, Prediction, Schedule
+from drover.common.transport import keys
+from drover.common.transport.codec import encode
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.common.transport.redis_broker import RedisBroker
+from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, WorkItem
+from drover.learner.intake.tasks import RecordSteps
 
 BYTES_GOAL, SPEED_GOAL = 1.05, 0.7
 FLOAT_BYTES = 4

@@ -24,8 +24,8 @@ from prometheus_client import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.errors import ConfigError
-from common.metrics import ALL, LABEL_VALUES, Kind, Metric, check_call
+from drover.common.errors import ConfigError
+from drover.common.metrics import ALL, LABEL_VALUES, Kind, Metric, check_call
 
 # A label value that is none of the first so many becomes "other": an error text used as a reason must not grow the
 # scrape without bound.
@@ -102,7 +102,7 @@ class PrometheusMeter:
 
     def _first_call(self, declared: Metric) -> Counter | Gauge | Histogram:
         if declared not in ALL:
-            raise ValueError(f"{declared.name} is not in common.metrics.ALL; declare it in common/metrics.py.")
+            raise ValueError(f"{declared.name} is not in drover.common.metrics.ALL; declare it in common/metrics.py.")
         with self._lock:
             if declared not in self._collectors:
                 self._collectors[declared] = _collector(declared, self.registry)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from common.protocols import Meter
-from common.types import Ending
+from drover.common.protocols import Meter
+from drover.common.types import Ending
 
 Clock = Callable[[], float]
 """Seconds from an arbitrary origin, never going back."""

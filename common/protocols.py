@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from common.types import Message
+from drover.common.types import Message
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor, nn
 
-    from common.diffusion.gaussian import Gaussian
+    from drover.common.diffusion.gaussian import Gaussian
 
 # ---------------------------------------------------------------------------------------------- models
 
@@ -39,7 +39,7 @@ class Schedule(Protocol):
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(a [B], s [B]) in float64 at ``time`` [B]. A negative time is the end of the path, as the model defines it.
 
-        Float64, as step variances cancel in float32; `common.diffusion.noising.over` brings them to the latents' dtype.
+        Float64, as step variances cancel in float32; `drover.common.diffusion.noising.over` brings them to the latents' dtype.
         """
 
 

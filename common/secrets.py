@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from common.errors import ConfigError
+from drover.common.errors import ConfigError
 
 FILE = "_FILE"  # VARIABLE_FILE names a file, as mounted secrets are
 MAX_BYTES = 4096

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import CodecError
-from common.protocols import BlobStore
-from common.types import DTYPE_BYTES, TensorRef
+from drover.common.errors import CodecError
+from drover.common.protocols import BlobStore
+from drover.common.types import DTYPE_BYTES, TensorRef
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}

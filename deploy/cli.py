@@ -9,16 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.errors import ConfigError, DroverError
-from deploy import catalogue
-from deploy.config import RunConfig
+from drover.common.errors import ConfigError, DroverError
+from drover.deploy import catalogue
+from drover.deploy.catalogue import RunOptions
+from drover.deploy.config import RunConfig
 
 if TYPE_CHECKING:
-    from deploy.results import Resume, RunFolder
+    from drover.deploy.run_folder.results import Resume, RunFolder
 
 T = TypeVar("T")
 
@@ -39,36 +39,6 @@ drover: fine-tune diffusion models with reinforcement learning, on a laptop or a
 
 Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
 and the fine-tuned model."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run, whatever the recipe."""
-
-    run_name: str = ""
-    """Name of the run and of its folder; default: the recipe's name and the time."""
-    runs_dir: Path = Path("runs")
-    """Where run folders are made."""
-    resume: str = ""
-    """Go on with the run of this name from its newest checkpoint."""
-    resume_if_begun: bool = False
-    """With --run-name: go on with the run of that name if it has begun, else begin it; for what starts the same command
-    again after a failure (a RayJob, systemd)."""
-    autoscale: tuple[str, ...] = ()
-    """POOL=LEAST:MOST for each pool whose size may follow its queue: rollout=1:8 image_reward=1:4."""
-    metrics_host: str = "127.0.0.1"
-    """Where metrics are served; 0.0.0.0 on a cluster whose Prometheus, or whose other nodes, shall reach them."""
-    metrics_port: int = 0
-    """Port of the driver, which tells Prometheus where every role's metrics are (deploy/prometheus/ looks at 9464); 0
-    takes a free one."""
-    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also write scalars and samples for these; WANDB_MODE=offline keeps W&B on this machine."""
-    one_process: bool = False
-    """All roles in this process, taking turns: no Ray, no Redis; for debugging and as the reference."""
-    plain: bool = False
-    """Plain lines instead of the live view."""
-    json: bool = False
-    """Print nothing but the summary, as JSON."""
 
 
 def main() -> None:
@@ -123,40 +93,16 @@ def _train(arguments: list[str]) -> int:
         print("\nrecipes: " + ", ".join(catalogue.recipes()))
         return 0 if arguments else 2
     recipe = catalogue.find(arguments[0])
-    config, options = parse(recipe, arguments[1:])
+    config, options = catalogue.parse(recipe, arguments[1:])
     return run(config, options)
-
-
-def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunConfig, RunOptions]:
-    """The run that these arguments describe. Exits with help or usage errors as tyro prints them."""
-    import tyro
-
-    own = inspect.signature(recipe).parameters
-
-    def train(*, run: Any, **parameters: Any) -> tuple[RunConfig, RunOptions]:
-        return recipe(**parameters), run
-
-    train.__doc__ = inspect.getdoc(recipe)
-    hints = inspect.get_annotations(recipe, eval_str=True)
-    option = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
-    signature = inspect.Signature([*(p.replace(annotation=hints[name]) for name, p in own.items()), option])
-    train.__signature__ = signature  # type: ignore[attr-defined]
-    train.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
-    result: tuple[RunConfig, RunOptions] = tyro.cli(
-        train,
-        prog=f"drover train {recipe.__name__}",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
-    return result
 
 
 def run(config: RunConfig, options: RunOptions) -> int:
     """Train and leave the run folder; the exit code."""
-    from deploy import sinks
-    from deploy.jobs import check_job
-    from deploy.progress import progress_view
-    from deploy.resuming import check_newest
+    from drover.deploy.cluster.jobs import check_job
+    from drover.deploy.run_folder.resuming import check_newest
+    from drover.deploy.views import sinks
+    from drover.deploy.views.progress import progress_view
 
     started = time.monotonic()
     config.model.check()
@@ -189,7 +135,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
 
 def _open_folder(config: RunConfig, options: RunOptions) -> RunFolder:
     """The run's folder, new or taken up again. Raises `ConfigError`."""
-    from deploy.results import RunFolder
+    from drover.deploy.run_folder.results import RunFolder
 
     if options.resume and options.run_name not in ("", options.resume):
         raise ConfigError(
@@ -206,12 +152,12 @@ def _train_in_place(
     config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions, name: str
 ) -> Any:
     if options.one_process:
-        from common.metrics import NullMeter
-        from deploy import local
+        from drover.common.metrics import NullMeter
+        from drover.deploy import local
 
         return local.train(config, folder, view, NullMeter(), stopping)
-    from deploy import cluster
-    from deploy.monitor import Listen
+    from drover.deploy.cluster import service as cluster
+    from drover.deploy.cluster.monitor import Listen
 
     metrics = Listen(options.metrics_host, options.metrics_port)
     return cluster.train(config, folder, view, stopping, run=name, autoscale=options.autoscale, metrics=metrics)
@@ -262,44 +208,44 @@ def _say(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _sample(arguments: list[str]) -> int:
-    from deploy.sampling import SampleOptions, draw
+    from drover.deploy.commands.sampling import SampleOptions, draw
 
     print(draw(_options(SampleOptions, "sample", arguments)))
     return 0
 
 
 def _status(arguments: list[str]) -> int:
-    from deploy import status
+    from drover.deploy.views import status
 
     return status.run(_options(status.StatusOptions, "status", arguments))
 
 
 def _scale(arguments: list[str]) -> int:
-    from deploy import scaling
+    from drover.deploy.cluster import scaling
 
     return scaling.run(_options(scaling.ScaleOptions, "scale", arguments))
 
 
 def _plan(arguments: list[str]) -> int:
-    from deploy import plan
+    from drover.deploy.planning import plan
 
     return plan.run(_options(plan.PlanOptions, "plan", arguments))
 
 
 def _serve(arguments: list[str]) -> int:
-    from deploy import serve
+    from drover.deploy.commands import serve
 
     return serve.run(_options(serve.ServeOptions, "serve", arguments))
 
 
 def _redis_user(arguments: list[str]) -> int:
-    from deploy import redis_user
+    from drover.deploy.commands import redis_user
 
     return redis_user.run(_options(redis_user.RedisUserOptions, "redis-user", arguments))
 
 
 def _doctor(arguments: list[str]) -> int:
-    from deploy import doctor
+    from drover.deploy.commands import doctor
 
     return doctor.run(_options(doctor.DoctorOptions, "doctor", arguments))
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import Literal, get_args
 
-from common.errors import ConfigError
-from common.protocols import Kernel, Reward
-from deploy.models import Model
-from learner.batcher import By
-from learner.evaluation import EvaluationSpec
-from learner.loop import LearnerSpec
-from learner.objective import Objective
-from learner.overoptimisation import Watch
-from learner.pretraining import Pretraining
-from learner.step import OptimizerSpec
-from learner.tasks import Order, RecordSteps, Task
+from drover.common.errors import ConfigError
+from drover.common.policies.model import Model
+from drover.common.protocols import Kernel, Reward
+from drover.learner.batches import By
+from drover.learner.files.pretraining import Pretraining
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import Order, RecordSteps, Task
+from drover.learner.loop import LearnerSpec
+from drover.learner.objective import Objective
+from drover.learner.overoptimisation import Watch
+from drover.learner.step import OptimizerSpec
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "storage": ("float32", "float16"),

@@ -14,20 +14,19 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from common.protocols import Meter
-from common.tensors import DTYPES
-from common.transport import keys
-from common.transport.memory import MemoryBroker
-from common.types import Report
-from common.weights.memory import MemoryWeights
-from deploy.config import RunConfig
-from deploy.progress import Progress
-from deploy.results import RunFolder
-from deploy.roles import Streams, build_actor, build_learner, build_reward_server, use_threads
-from deploy.watch import Watcher
+from drover.common.protocols import Meter
+from drover.common.tensors import DTYPES
+from drover.common.transport import keys
+from drover.common.transport.memory import MemoryBroker
+from drover.common.types import Report
+from drover.common.weights.memory import MemoryWeights
+from drover.deploy.config import RunConfig
+from drover.deploy.roles import Streams, build_actor, build_learner, build_reward_server, use_threads
+from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.watch import View, Watcher
 
 
-def train(config: RunConfig, folder: RunFolder, view: Progress, meter: Meter, stopping: Callable[[], bool]) -> Watcher:
+def train(config: RunConfig, folder: RunFolder, view: View, meter: Meter, stopping: Callable[[], bool]) -> Watcher:
     """Run to the end, or until ``stopping``. The watcher knows how it ended."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(config, pools=replace(config.pools, evaluators=0))  # the one actor there is does everything

@@ -21,25 +21,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.worker import Actor, ActorWiring, Role, never
-from common.diffusion.kernels.density import require_density
-from common.metrics import Account
-from common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
-from common.tensors import DTYPES
-from common.transport import keys
-from common.transport.broker import Broker
-from common.types import Purpose
-from deploy.config import RunConfig
-from deploy.results import RunFolder
-from deploy.resuming import check, describe
-from learner.assembler import Assembler
-from learner.checkpoint import Checkpoints
-from learner.evaluation import Evaluation
-from learner.feeder import Feeder
-from learner.intake import Intake, LearnerStreams
-from learner.loop import Learner, LearnerWiring
-from learner.slots import Ledger, Slots
-from reward_servers.server import RewardServer, RewardWiring
+from drover.actors.worker import Actor, ActorWiring, Role, never
+from drover.common.diffusion.kernels.density import require_density
+from drover.common.metrics import Account
+from drover.common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
+from drover.common.tensors import DTYPES
+from drover.common.transport import keys
+from drover.common.transport.broker import Broker
+from drover.common.types import Purpose
+from drover.deploy.config import RunConfig
+from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.resuming import check, describe
+from drover.learner.intake.assembler import Assembler
+from drover.learner.intake.evaluation import Evaluation
+from drover.learner.intake.feeder import Feeder
+from drover.learner.intake.intake import Intake, LearnerStreams
+from drover.learner.intake.slots import Ledger, Slots
+from drover.learner.loop import Learner, LearnerWiring
+from drover.learner.saving.checkpoint import Checkpoints
+from drover.reward_servers.serving.server import RewardServer, RewardWiring
 
 
 class Streams:
@@ -150,7 +150,7 @@ def build_learner(
 ) -> Learner:
     """This rank's learner, resumed from the newest checkpoint of the folder if there is one.
 
-    The process group must be up, and rank 0 has the publisher. ``wait``: see `learner.intake.Intake`.
+    The process group must be up, and rank 0 has the publisher. ``wait``: see `drover.learner.intake.intake.Intake`.
     """
     account = Account("learner", meter)
     checkpoints = Checkpoints(folder / "checkpoints")

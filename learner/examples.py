@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from common.protocols import Conditioning
-from common.types import Measurement, RolloutGroup
+from drover.common.protocols import Conditioning
+from drover.common.types import Measurement, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,33 +19,34 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch import Tensor
 
-from common import metrics
-from common.diffusion.canary import canary_log_prob
-from common.errors import ConfigError, DroverError
-from common.metrics import Account
-from common.protocols import BlobStore, Canary, Kernel, Meter, Policy, WeightPublisher
-from common.types import Ending
-from learner import fsdp, ranks
-from learner.batcher import By, Fetcher, count_terms, divide
-from learner.checkpoint import Checkpoints
-from learner.checkpoint_files import read_state
-from learner.evaluation import Due, EvaluationSpec
-from learner.examples import MeasuredGroup
-from learner.intake import Intake, LearnerStreams
-from learner.objective import Objective
-from learner.overoptimisation import Watch
-from learner.pretraining import Pretraining, PretrainingLoss
-from learner.progress import Progress, Reporter
-from learner.ranks import Iteration
-from learner.step import OptimizerSpec, Stepper, StepStats
-from learner.tasks import Order
+from drover.common import metrics
+from drover.common.diffusion.canary import canary_log_prob
+from drover.common.errors import ConfigError, DroverError
+from drover.common.metrics import Account
+from drover.common.protocols import BlobStore, Canary, Kernel, Meter, Policy, WeightPublisher
+from drover.common.types import Ending
+from drover.learner import fsdp, ranks
+from drover.learner.batches import By, Fetcher, count_terms, divide
+from drover.learner.examples import MeasuredGroup
+from drover.learner.files.pretraining import Pretraining, PretrainingLoss
+from drover.learner.intake.evaluation import Due, EvaluationSpec
+from drover.learner.intake.intake import Intake, LearnerStreams
+from drover.learner.intake.tasks import Order
+from drover.learner.objective import Objective
+from drover.learner.overoptimisation import Watch
+from drover.learner.ranks import Iteration
+from drover.learner.reporting.reporter import Reporter
+from drover.learner.saving.checkpoint import Checkpoints
+from drover.learner.saving.checkpoint_files import read_state
+from drover.learner.saving.progress import Progress
+from drover.learner.step import OptimizerSpec, Stepper, StepStats
 
 BLIND_ITERATIONS = 3  # this many in a row without one valid reward end the run with an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
-    """What the learner does; see `deploy.config.RunConfig` for who sets it. Counts are per iteration."""
+    """What the learner does; see `drover.deploy.config.RunConfig` for who sets it. Counts are per iteration."""
 
     iterations: int
     groups: int

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from common.protocols import Kernel, Policy
-from learner.examples import Credit, MeasuredGroup, StepBatch
+from drover.common.protocols import Kernel, Policy
+from drover.learner.examples import Credit, MeasuredGroup, StepBatch
 
 
 @dataclass(frozen=True, slots=True)

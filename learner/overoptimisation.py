@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common.errors import ConfigError
+from drover.common.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

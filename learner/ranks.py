@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.transport import codec
-from common.types import RolloutGroup
-from learner.examples import Credit
+from drover.common.transport import codec
+from drover.common.types import RolloutGroup
+from drover.learner.examples import Credit
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.errors import ConfigError, TrainingDiverged
-from common.protocols import Kernel, Policy
-from learner import fsdp, ranks
-from learner.examples import StepBatch
-from learner.objective import Objective
+from drover.common.errors import ConfigError, TrainingDiverged
+from drover.common.protocols import Kernel, Policy
+from drover.learner import fsdp, ranks
+from drover.learner.examples import StepBatch
+from drover.learner.objective import Objective
 
 AVERAGE = "average"  # its name in the optimiser's state
 

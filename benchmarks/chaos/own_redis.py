@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from common.transport.embedded import find_server
+from drover.common.transport.embedded import find_server
 
 START_S = 60.0
 

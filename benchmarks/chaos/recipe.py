@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from common.policies.toy import ToyChain
-from common.protocols import Policy, Scorer, Scores
-from deploy.config import RunConfig
-from deploy.models import ToyModel
-from deploy.recipes.toy_ddpo import toy_ddpo
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.common.protocols import Policy, Scorer, Scores
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.model import ToyModel
+from drover.worlds.plane.policy import ToyChain
 
 SCHEME = "file:"  # not a plain path: a run that is resumed asks whether the files that it names still say the same
 

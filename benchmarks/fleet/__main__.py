@@ -24,10 +24,10 @@ from benchmarks import measure
 from benchmarks.fleet import simulated
 from benchmarks.fleet.simulated import SCRAPE_S, Fleet, Load
 from benchmarks.measure import significant, table
-from common.transport import keys
-from common.transport.embedded import EmbeddedRedis
-from common.transport.redis_broker import RedisBroker
-from deploy.roles import Streams
+from drover.common.transport import keys
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.common.transport.redis_broker import RedisBroker
+from drover.deploy.roles import Streams
 
 THREADS = 80  # actors or reward servers of a process; redis-py allows its threads 100 connections
 REDIS_BYTES = 8 << 30

@@ -1,6 +1,6 @@
 """The processes of a simulated fleet: real messages and blobs of real size through the real transport; computing is sleeping.
 
-An actor here is a thread that does what `actors.worker.Actor` does with an order, but for the sampling. So is a reward
+An actor here is a thread that does what `drover.actors.worker.Actor` does with an order, but for the sampling. So is a reward
 server. The learner is the real intake (feeder, slots, assembler, ledger) and reads every recorded state, as the ranks do.
 """
 
@@ -20,15 +20,15 @@ from typing import Any
 import psutil
 import torch
 
-from common import tensors
-from common.metrics import Account, NullMeter
-from common.transport import keys
-from common.transport.redis_broker import RedisBroker
-from common.types import Ending, Measurement, RolloutGroup, TensorRef, Transitions, WorkItem
-from common.weights.memory import MemoryWeights
-from deploy.config import RunConfig
-from deploy.recipes.toy_ddpo import toy_ddpo
-from deploy.roles import Streams, build_intake, learner_streams
+from drover.common import tensors
+from drover.common.metrics import Account, NullMeter
+from drover.common.transport import keys
+from drover.common.transport.redis_broker import RedisBroker
+from drover.common.types import Ending, Measurement, RolloutGroup, TensorRef, Transitions, WorkItem
+from drover.common.weights.memory import MemoryWeights
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.deploy.roles import Streams, build_intake, learner_streams
 
 REWARD = "point"
 JITTER = 0.2  # share by which the time of a group varies, as real sampling does

@@ -19,11 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from worlds.shapes.prompts import HELDOUT_KINDS, KINDS, kind_prompt
+from drover.worlds.shapes.prompts import HELDOUT_KINDS, KINDS, kind_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER_PYTHON = ROOT / ".venv-trl/bin/python"
-PIPELINE = ROOT / "worlds/shapes/pipeline"
+PIPELINE = ROOT / "worlds/shapes/models/text_to_image"
 PROMPTS = tuple(kind_prompt(kind) for kind in KINDS if kind not in HELDOUT_KINDS)
 
 THREADS = (1, 2)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.protocols import Reward, Scorer, Scores, SetScorer
-from deploy.config import Pools, RunConfig
-from deploy.recipes.shapes_ddpo import shapes_ddpo
-from learner.evaluation import EvaluationSpec
-from learner.step import OptimizerSpec
-from learner.tasks import RecordSteps, Task
-from reward_servers.rewards.jpeg_size import JpegSize
-from worlds.shapes.prompts import HELDOUT_KINDS, KINDS, kind_prompt
+from drover.common.protocols import Reward, Scorer, Scores, SetScorer
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.step import OptimizerSpec
+from drover.reward_servers.rewards.jpeg_size import JpegSize
+from drover.worlds.shapes.prompts import HELDOUT_KINDS, KINDS, kind_prompt
 
 PROMPTS = tuple(kind_prompt(kind) for kind in KINDS if kind not in HELDOUT_KINDS)
 BATCH = 8

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from common import seeds
-from common.protocols import Kernel, Policy
+from drover.common import seeds
+from drover.common.protocols import Kernel, Policy
 
 
 @torch.no_grad()

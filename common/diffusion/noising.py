@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError
-from common.protocols import Schedule
+from drover.common.errors import ConfigError
+from drover.common.protocols import Schedule
 
 Final = Literal["first", "clean"]
 

@@ -14,8 +14,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from common.diffusion.noising import over
-from common.protocols import Prediction, Schedule
+from drover.common.diffusion.noising import over
+from drover.common.protocols import Prediction, Schedule
 
 
 class Parameterisation(StrEnum):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.diffusion.noising import DiscreteSchedule, FlowSchedule
-from common.errors import ConfigError
-from common.protocols import Schedule
+from drover.common.diffusion.noising import DiscreteSchedule, FlowSchedule
+from drover.common.errors import ConfigError
+from drover.common.protocols import Schedule
 
 END = -1  # the end of a discrete path, as its schedule defines it
 

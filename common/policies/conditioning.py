@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.protocols import Conditioning
+from drover.common.protocols import Conditioning
 
 
 def rows(cond: Conditioning, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:

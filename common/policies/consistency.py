@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from common.diffusion.noising import over
-from common.diffusion.prediction import consistency_x0
-from common.errors import ConfigError
-from common.protocols import Conditioning, Policy, Prediction, Schedule
+from drover.common.diffusion.noising import over
+from drover.common.diffusion.prediction import consistency_x0
+from drover.common.errors import ConfigError
+from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
 
 
 class ConsistencyHead:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import ConfigError
-from common.policies.conditioning import concat
-from common.protocols import Conditioning, Policy, Prediction, Schedule
+from drover.common.errors import ConfigError
+from drover.common.policies.conditioning import concat
+from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
 
 UNCONDITIONAL = "uncond."  # before the name of each tensor of the empty prompt
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from common.errors import ConfigError
-from common.policies.checkpoints import first_line
-from common.policies.folders import quiet_libraries, replacing
-from common.protocols import Policy
+from drover.common.errors import ConfigError
+from drover.common.policies.folders import quiet_libraries, replacing
+from drover.common.policies.stable_diffusion.checkpoints import first_line
+from drover.common.protocols import Policy
 
 P = TypeVar("P", bound=Policy)
 

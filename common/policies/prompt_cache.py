@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from common.protocols import Conditioning
+from drover.common.protocols import Conditioning
 
 ENCODE_BATCH = 32  # bounds the memory of text encoders, whatever the number of prompts
 

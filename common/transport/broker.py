@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.errors import BlobMissing, ConfigError
-from common.protocols import BlobStore, Stream
-from common.transport.keys import Keys
+from drover.common.errors import BlobMissing, ConfigError
+from drover.common.protocols import BlobStore, Stream
+from drover.common.transport.keys import Keys
 
 LEASE_S = 30.0  # a dead consumer's messages go to another after this long; a live one's are renewed
 # Blobs are dropped when their group ends, for which slow GPUs may take hours; this catches what is left behind.

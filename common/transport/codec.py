@@ -18,8 +18,8 @@ from zlib import crc32
 
 import msgpack
 
-from common.errors import CodecError
-from common.types import Message
+from drover.common.errors import CodecError
+from drover.common.types import Message
 
 MAX_MESSAGE_BYTES = 8 << 20
 MAX_STRING_BYTES = 1 << 20

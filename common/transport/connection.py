@@ -15,7 +15,7 @@ from redis import exceptions as failures
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.errors import CutOff, TransportError
+from drover.common.errors import CutOff, TransportError
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from threading import RLock, Thread
 from typing import Self
 
-from common.errors import TransportError
-from common.transport.connection import connect, mask
+from drover.common.errors import TransportError
+from drover.common.transport.connection import connect, mask
 
 __all__ = ["EmbeddedRedis", "connect", "mask"]
 

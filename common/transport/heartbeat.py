@@ -7,7 +7,7 @@ import weakref
 from threading import Event, Lock, Thread
 from typing import Protocol
 
-from common.errors import TransportError
+from drover.common.errors import TransportError
 
 IDLE_S = 60.0
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from common.errors import ConfigError
+from drover.common.errors import ConfigError
 
 ACTORS = "actors"
 EVALUATORS = "evaluators"

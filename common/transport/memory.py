@@ -14,11 +14,11 @@ from itertools import islice
 from threading import Condition, Lock
 from time import monotonic
 
-from common.protocols import Delivery
-from common.transport.broker import BLOB_LIFETIME_S, LEASE_S, RECHECK_S, DeadLetter, blob_missing, needs_group
-from common.transport.codec import decode, encode
-from common.transport.keys import MAX_DEAD, Keys
-from common.types import Message
+from drover.common.protocols import Delivery
+from drover.common.transport.broker import BLOB_LIFETIME_S, LEASE_S, RECHECK_S, DeadLetter, blob_missing, needs_group
+from drover.common.transport.codec import decode, encode
+from drover.common.transport.keys import MAX_DEAD, Keys
+from drover.common.types import Message
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class MemoryBroker:
 
 
 class MemoryStream:
-    """One consumer's view of one key; see `common.protocols.Stream`."""
+    """One consumer's view of one key; see `drover.common.protocols.Stream`."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class MemoryStream:
 
 
 class MemoryBlobs:
-    """Blobs of one process; see `common.protocols.BlobStore`."""
+    """Blobs of one process; see `drover.common.protocols.BlobStore`."""
 
     def __init__(self, lifetime_s: float) -> None:
         self._lifetime_s = lifetime_s

@@ -14,12 +14,12 @@ from typing import Any
 from weakref import WeakSet
 from zlib import crc32
 
-from common.errors import BlobTooLarge
-from common.transport.broker import BLOB_LIFETIME_S, LEASE_S, DeadLetter, blob_missing
-from common.transport.connection import PATIENCE_S, Link, addresses, send
-from common.transport.heartbeat import Heartbeat
-from common.transport.keys import Keys
-from common.transport.redis_stream import RedisStream
+from drover.common.errors import BlobTooLarge
+from drover.common.transport.broker import BLOB_LIFETIME_S, LEASE_S, DeadLetter, blob_missing
+from drover.common.transport.connection import PATIENCE_S, Link, addresses, send
+from drover.common.transport.heartbeat import Heartbeat
+from drover.common.transport.keys import Keys
+from drover.common.transport.redis_stream import RedisStream
 
 MAX_BLOB_BYTES = 256 << 20
 
@@ -94,7 +94,7 @@ class RedisBroker:
 
 
 class RedisBlobs:
-    """Blobs of one run as Redis strings; see `common.protocols.BlobStore`."""
+    """Blobs of one run as Redis strings; see `drover.common.protocols.BlobStore`."""
 
     def __init__(self, links: Sequence[Link], keys: Keys, lifetime_s: float) -> None:
         self._links = links

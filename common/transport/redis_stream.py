@@ -1,4 +1,4 @@
-"""One consumer of one Redis stream; see `common.protocols.Stream`. What it must do in one piece is in `scripts.py`."""
+"""One consumer of one Redis stream; see `drover.common.protocols.Stream`. What it must do in one piece is in `scripts.py`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from uuid import uuid4
 import redis
 from redis import exceptions as failures
 
-from common.errors import CodecError, TransportError
-from common.protocols import Delivery
-from common.transport import scripts
-from common.transport.broker import LONGEST_RECHECK_S, RECHECK_S, needs_group
-from common.transport.codec import decode, encode
-from common.transport.connection import Link, send
-from common.transport.keys import MAX_DEAD
-from common.types import Message
+from drover.common.errors import CodecError, TransportError
+from drover.common.protocols import Delivery
+from drover.common.transport import scripts
+from drover.common.transport.broker import LONGEST_RECHECK_S, RECHECK_S, needs_group
+from drover.common.transport.codec import decode, encode
+from drover.common.transport.connection import Link, send
+from drover.common.transport.keys import MAX_DEAD
+from drover.common.types import Message
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from common.errors import WeightSyncFailed
-from common.protocols import Canary
+from drover.common.errors import WeightSyncFailed
+from drover.common.protocols import Canary
 
 ALIGNMENT = 64  # bytes; lets a reader view any tensor in place
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import WeightsLost
-from common.protocols import Canary
-from common.weights import flat
-from common.weights.shelf import Shelf
+from drover.common.errors import WeightsLost
+from drover.common.protocols import Canary
+from drover.common.weights import flat
+from drover.common.weights.shelf import Shelf
 
 KEPT = 2  # versions: the newest, and the one an actor may be loading while the newest arrives; more where pinned
 

@@ -5,30 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from common.diffusion.kernels.renoise import Ddim, Renoise
-from common.errors import ConfigError
-from common.protocols import Reward
-from deploy.config import Pools, RunConfig
-from deploy.models import Lora, StableDiffusionModel
-from learner.data.folder import ImageFolder
-from learner.data.pairs import Pairs
-from learner.data.prompts import read_prompts
-from learner.data.templates import objects, occupation_prompts, pair_prompts
-from learner.data.webdataset import WebDataset
-from learner.evaluation import EvaluationSpec
-from learner.objectives.ddpo import Ddpo
-from learner.objectives.joint import Joint
-from learner.pretraining import Pretraining
-from learner.step import OptimizerSpec
-from learner.tasks import RecordSteps, Task
-from reward_servers.parity import uniform_floor
-from reward_servers.rewards.clip_score import ClipScore
-from reward_servers.rewards.image_reward import ImageReward
-from reward_servers.rewards.learned_preference import LearnedPreference
-from reward_servers.rewards.object_composition import ObjectComposition
-from reward_servers.rewards.pick_score import PickScore
-from reward_servers.rewards.statistical_parity import StatisticalParity
-from reward_servers.vision import ImageClassifier, ObjectDetector
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.common.errors import ConfigError
+from drover.common.policies.model import Lora
+from drover.common.policies.stable_diffusion.model import StableDiffusionModel
+from drover.common.protocols import Reward
+from drover.deploy.config import Pools, RunConfig
+from drover.learner.files.folder import ImageFolder
+from drover.learner.files.pairs import Pairs
+from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.prompts import read_prompts
+from drover.learner.files.templates import objects, occupation_prompts, pair_prompts
+from drover.learner.files.webdataset import WebDataset
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.joint import Joint
+from drover.learner.step import OptimizerSpec
+from drover.reward_servers.models.vision import ImageClassifier, ObjectDetector
+from drover.reward_servers.parity import uniform_floor
+from drover.reward_servers.rewards.clip_score import ClipScore
+from drover.reward_servers.rewards.image_reward import ImageReward
+from drover.reward_servers.rewards.learned_preference import LearnedPreference
+from drover.reward_servers.rewards.object_composition import ObjectComposition
+from drover.reward_servers.rewards.pick_score import PickScore
+from drover.reward_servers.rewards.statistical_parity import StatisticalParity
 
 CLIP = 1e-4  # the paper's, of mean log-probs at 4 x 64 x 64, so of pictures of
 CLIP_PX = 512  # on a side; other sizes get the same bound on the log-prob of a whole step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.recipes.shapes_joint import alone
+from drover.deploy.recipes.shapes_joint import alone
 
 shapes_composition = alone(
     "composition", "Put things where the prompt says on the bundled model, and care for nothing else."

@@ -6,19 +6,20 @@ import random
 from pathlib import Path
 from typing import Literal
 
-from common.diffusion.kernels.renoise import Ddim, Renoise
-from common.errors import ConfigError
-from common.protocols import Reward
-from deploy.config import Pools, RunConfig
-from deploy.models import Lora, StableDiffusionModel
-from learner.data.prompts import read_prompts
-from learner.evaluation import EvaluationSpec
-from learner.objectives.ddpo import Ddpo
-from learner.step import OptimizerSpec
-from learner.tasks import RecordSteps, Task
-from reward_servers.rewards.jpeg_size import JpegSize
-from reward_servers.rewards.shapes_truth import ShapesTruth
-from worlds.shapes import PIPELINE, prompts
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.common.errors import ConfigError
+from drover.common.policies.model import Lora
+from drover.common.policies.stable_diffusion.model import StableDiffusionModel
+from drover.common.protocols import Reward
+from drover.deploy.config import Pools, RunConfig
+from drover.learner.files.prompts import read_prompts
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.step import OptimizerSpec
+from drover.reward_servers.rewards.jpeg_size import JpegSize
+from drover.reward_servers.rewards.shapes_truth import ShapesTruth
+from drover.worlds.shapes import PIPELINE, prompts
 
 LATENT_DIMENSIONS = 4 * 8 * 8
 TRUST = 1.64  # clip x dimensions: the trust region of the papers' 1e-4 at 4 x 64 x 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.recipes.shapes_joint import alone
+from drover.deploy.recipes.shapes_joint import alone
 
 shapes_fairness = alone(
     "fairness", "Even out the skin tones of every occupation on the bundled model, and care for nothing else."

@@ -8,28 +8,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from common.diffusion.kernels.renoise import Ddim, Renoise
-from common.errors import ConfigError
-from deploy.config import Pools, RunConfig
-from deploy.models import StableDiffusionModel
-from deploy.recipes.shapes_ddpo import LATENT_DIMENSIONS, TRUST, heldout_prompts
-from learner.evaluation import EvaluationSpec
-from learner.objectives.ddpo import Ddpo
-from learner.objectives.joint import Joint
-from learner.overoptimisation import Watch
-from learner.pretraining import Pretraining
-from learner.step import OptimizerSpec
-from learner.tasks import RecordSteps, Task
-from reward_servers.parity import uniform_floor
-from reward_servers.rewards.diversity import Diversity
-from reward_servers.rewards.learned_preference import LearnedPreference
-from reward_servers.rewards.shapes_taste import ShapesTaste
-from reward_servers.rewards.shapes_truth import ShapesTruth
-from reward_servers.rewards.statistical_parity import StatisticalParity
-from worlds.shapes import PIPELINE, PREFERENCE, prompts
-from worlds.shapes.judges import Tones
-from worlds.shapes.pairs import ShapesPairs
-from worlds.shapes.scenes import TONES
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.common.errors import ConfigError
+from drover.common.policies.stable_diffusion.model import StableDiffusionModel
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.recipes.shapes_ddpo import LATENT_DIMENSIONS, TRUST, heldout_prompts
+from drover.learner.files.pretraining import Pretraining
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.joint import Joint
+from drover.learner.overoptimisation import Watch
+from drover.learner.step import OptimizerSpec
+from drover.reward_servers.parity import uniform_floor
+from drover.reward_servers.rewards.diversity import Diversity
+from drover.reward_servers.rewards.learned_preference import LearnedPreference
+from drover.reward_servers.rewards.shapes_taste import ShapesTaste
+from drover.reward_servers.rewards.shapes_truth import ShapesTruth
+from drover.reward_servers.rewards.statistical_parity import StatisticalParity
+from drover.worlds.shapes import PIPELINE, PREFERENCE, prompts
+from drover.worlds.shapes.judges import Tones
+from drover.worlds.shapes.pairs import ShapesPairs
+from drover.worlds.shapes.scenes import TONES
 
 TaskName = Literal["preference", "composition", "fairness"]
 ALL: tuple[TaskName, ...] = ("preference", "composition", "fairness")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.recipes.shapes_joint import alone
+from drover.deploy.recipes.shapes_joint import alone
 
 shapes_preference = alone(
     "preference", "Raise what people like on the bundled model, and nothing else: the tones of its portraits narrow."

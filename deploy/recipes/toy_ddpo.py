@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from common.policies.toy import NUM_STEPS, toy_kernel
-from deploy.config import Pools, RunConfig
-from deploy.models import ToyModel
-from learner.evaluation import EvaluationSpec
-from learner.objectives.ddpo import Ddpo
-from learner.step import OptimizerSpec
-from learner.tasks import RecordSteps, Task
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.deploy.config import Pools, RunConfig
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.step import OptimizerSpec
+from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.model import ToyModel
+from drover.worlds.plane.policy import NUM_STEPS, toy_kernel
 
 
 def toy_ddpo(

@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from common.errors import ConfigError
-from common.protocols import Kernel, Policy
-from learner.advantages import standardise, standardise_centred
-from learner.examples import Credit, MeasuredGroup, StepBatch
-from learner.losses import clipped_ratio
-from learner.objective import LossOutput
+from drover.common.errors import ConfigError
+from drover.common.protocols import Kernel, Policy
+from drover.learner.advantages import standardise, standardise_centred
+from drover.learner.examples import Credit, MeasuredGroup, StepBatch
+from drover.learner.losses import clipped_ratio
+from drover.learner.objective import LossOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from common.errors import ConfigError
-from common.protocols import Kernel, Policy
-from learner.examples import Credit, MeasuredGroup, StepBatch
-from learner.objective import LossOutput
-from learner.objectives.ddpo import Ddpo
+from drover.common.errors import ConfigError
+from drover.common.protocols import Kernel, Policy
+from drover.learner.examples import Credit, MeasuredGroup, StepBatch
+from drover.learner.objective import LossOutput
+from drover.learner.objectives.ddpo import Ddpo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from common.errors import ConfigError
-from common.protocols import Scores
-from reward_servers.clip import Clip, Precision, check_media, check_options, masked
+from drover.common.errors import ConfigError
+from drover.common.protocols import Scores
+from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
 
 Scale = Literal["cosine", "percent", "hessel"]
 _SCALES: dict[Scale, Callable[[Tensor], Tensor]] = {

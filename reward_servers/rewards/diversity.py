@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.errors import ScoringFailed
-from common.protocols import Scores
-from reward_servers.sets import members
+from drover.common.errors import ScoringFailed
+from drover.common.protocols import Scores
+from drover.reward_servers.serving.sets import members
 
 COARSE_PX = 32  # fine texture and noise are averaged away down to this side
 

@@ -32,9 +32,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from common import secrets
-from common.errors import ConfigError
-from common.protocols import Scores
+from drover.common import secrets
+from drover.common.errors import ConfigError
+from drover.common.protocols import Scores
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from common.errors import ConfigError
-from common.protocols import Scores
+from drover.common.errors import ConfigError
+from drover.common.protocols import Scores
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from common.errors import ConfigError
-from common.protocols import Scores
+from drover.common.errors import ConfigError
+from drover.common.protocols import Scores
 
 if TYPE_CHECKING:
     import numpy as np

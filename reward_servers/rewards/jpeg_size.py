@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.protocols import Scores
+from drover.common.protocols import Scores
 
 QUALITY = 95
 

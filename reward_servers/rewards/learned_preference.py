@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.errors import ScoringFailed
-from common.protocols import Scores
-from reward_servers.preference import PreferenceModel, load
+from drover.common.errors import ScoringFailed
+from drover.common.protocols import Scores
+from drover.reward_servers.evaluators.preference import PreferenceModel, load
 
 
 @dataclass(frozen=True, slots=True)

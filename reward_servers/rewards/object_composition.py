@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from common.errors import ConfigError
-from common.protocols import Scores
-from reward_servers.vision import Detections, Found, check_names
+from drover.common.errors import ConfigError
+from drover.common.protocols import Scores
+from drover.reward_servers.models.vision import Detections, Found, check_names
 
 RELATIONS = ("and", "next to", "near", "on side of", "beside")  # of the paper: both objects, anywhere
 
@@ -40,7 +40,7 @@ class Detector(Protocol):
 
 
 class DetectorSource(Protocol):
-    """A cheap, frozen description, as `reward_servers.vision.ObjectDetector`."""
+    """A cheap, frozen description, as `drover.reward_servers.models.vision.ObjectDetector`."""
 
     def load(self, device: str) -> Detector: ...
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.protocols import Scores
-from reward_servers.clip import Clip, Precision, check_media, check_options, masked
+from drover.common.protocols import Scores
+from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.errors import ConfigError
-from common.protocols import Scores
+from drover.common.errors import ConfigError
+from drover.common.protocols import Scores
 
 # Double quotes, straight or curly, or single ones that are not the apostrophe of a word ("a dog's bowl").
 _QUOTED = re.compile(

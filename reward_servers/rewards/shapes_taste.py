@@ -9,15 +9,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.errors import ScoringFailed
-from common.protocols import Scores
-from worlds.shapes.scenes import CANVAS
-from worlds.shapes.taste import taste
+from drover.common.errors import ScoringFailed
+from drover.common.protocols import Scores
+from drover.worlds.shapes.scenes import CANVAS
+from drover.worlds.shapes.taste import taste
 
 
 @dataclass(frozen=True, slots=True)
 class ShapesTaste:
-    """Value in [0, 1); see `worlds.shapes.taste` for what earns how much, and for the bias it carries on purpose.
+    """Value in [0, 1); see `drover.worlds.shapes.taste` for what earns how much, and for the bias it carries on purpose.
 
     A prompt that is not of that world is masked with ``prompt``.
     """

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.protocols import Scores
-from worlds.shapes import truth
+from drover.common.protocols import Scores
+from drover.worlds.shapes import truth
 
 
 @dataclass(frozen=True, slots=True)
 class ShapesTruth:
-    """Value in [0, 1]; see `worlds.shapes.truth.composition` for what earns how much. Prompts are of that world."""
+    """Value in [0, 1]; see `drover.worlds.shapes.truth.composition` for what earns how much. Prompts are of that world."""
 
     name: str = "composition"
 

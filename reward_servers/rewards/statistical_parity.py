@@ -14,17 +14,17 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from common.errors import ConfigError, ScoringFailed
-from common.protocols import Scores
-from reward_servers.parity import leave_one_out, statistical_parity
-from reward_servers.sets import members
+from drover.common.errors import ConfigError, ScoringFailed
+from drover.common.protocols import Scores
+from drover.reward_servers.parity import leave_one_out, statistical_parity
+from drover.reward_servers.serving.sets import members
 
 Judge = Callable[[np.ndarray], list[int | None]]
 """Media [N, H, W, 3] uint8 to [N] class indices; None where the picture shows none of the classes."""
 
 
 class Classifier(Protocol):
-    """A cheap, frozen description, as `reward_servers.vision.ImageClassifier` or `worlds.shapes.judges.Tones`."""
+    """A cheap, frozen description, as `models.vision.ImageClassifier` or `worlds.shapes.judges.Tones`."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.policies.toy import read_points
-from common.protocols import Scores
+from drover.common.protocols import Scores
+from drover.worlds.plane.policy import read_points
 
 
 @dataclass(frozen=True, slots=True)

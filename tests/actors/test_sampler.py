@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from actors.sampler import Recording, sample
-from common import seeds
-from common.diffusion.kernels.renoise import Ddim, Renoise
-from common.errors import SamplingFailed
-from common.policies import conditioning
-from common.policies.guided import Guided
-from common.policies.stable_diffusion import StableDiffusion
-from common.policies.toy import ToyChain, toy_kernel
+from drover.actors.sampler import Recording, sample
+from drover.common import seeds
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.common.errors import SamplingFailed
+from drover.common.policies import conditioning
+from drover.common.policies.guided import Guided
+from drover.common.policies.stable_diffusion.policy import StableDiffusion
+from drover.worlds.plane.policy import ToyChain, toy_kernel
 
 SD_STEPS = 4
 

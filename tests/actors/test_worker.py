@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from actors.worker import MAX_ATTEMPTS, Actor, ActorWiring
-from common import tensors
-from common.diffusion.canary import canary_log_prob
-from common.errors import WeightSyncFailed
-from common.metrics import NullMeter
-from common.policies.toy import ToyChain, read_points, toy_kernel
-from common.protocols import Canary
-from common.transport.memory import MemoryBroker
-from common.types import GroupFailed, Purpose, RolloutGroup, Stage, WorkItem
-from common.weights.memory import MemoryWeights
+from drover.actors.worker import MAX_ATTEMPTS, Actor, ActorWiring
+from drover.common import tensors
+from drover.common.diffusion.canary import canary_log_prob
+from drover.common.errors import WeightSyncFailed
+from drover.common.metrics import NullMeter
+from drover.common.protocols import Canary
+from drover.common.transport.memory import MemoryBroker
+from drover.common.types import GroupFailed, Purpose, RolloutGroup, Stage, WorkItem
+from drover.common.weights.memory import MemoryWeights
+from drover.worlds.plane.policy import ToyChain, read_points, toy_kernel
 
 
 def order(group: int = 0, **fields) -> WorkItem:

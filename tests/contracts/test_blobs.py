@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.errors import BlobMissing
-from common.transport.broker import Broker
-from common.transport.embedded import EmbeddedRedis
-from common.transport.memory import MemoryBroker
-from common.transport.redis_broker import RedisBroker
+from drover.common.errors import BlobMissing
+from drover.common.transport.broker import Broker
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.common.transport.memory import MemoryBroker
+from drover.common.transport.redis_broker import RedisBroker
 
 CONTENT = bytes(range(256)) * 1024
 LIFETIME_S = 0.6

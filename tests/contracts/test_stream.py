@@ -7,13 +7,13 @@ from threading import Thread
 
 import pytest
 
-from common.errors import ConfigError
-from common.transport.broker import Broker
-from common.transport.codec import decode
-from common.transport.embedded import EmbeddedRedis
-from common.transport.memory import MemoryBroker
-from common.transport.redis_broker import RedisBroker
-from common.types import GroupFailed, Purpose, Stage
+from drover.common.errors import ConfigError
+from drover.common.transport.broker import Broker
+from drover.common.transport.codec import decode
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.common.transport.memory import MemoryBroker
+from drover.common.transport.redis_broker import RedisBroker
+from drover.common.types import GroupFailed, Purpose, Stage
 
 LEASE_S = 0.4
 SOON_S = 2.0

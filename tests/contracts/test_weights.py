@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import WeightsLost
-from common.protocols import Canary, WeightPublisher, WeightSubscriber
-from common.weights.memory import MemoryWeights
-from common.weights.object_store import ObjectStorePublisher, ObjectStoreSubscriber, start_directory
+from drover.common.errors import WeightsLost
+from drover.common.protocols import Canary, WeightPublisher, WeightSubscriber
+from drover.common.weights.memory import MemoryWeights
+from drover.common.weights.object_store import ObjectStorePublisher, ObjectStoreSubscriber, start_directory
 
 CANARY = Canary(value=0.5, tolerance=1e-4)
 

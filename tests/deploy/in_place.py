@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from common.metrics import NullMeter
-from common.protocols import Scores
-from common.types import Report
-from deploy import local
-from deploy.config import RunConfig
-from deploy.recipes.toy_ddpo import toy_ddpo
-from deploy.results import RunFolder
-from deploy.watch import Watcher, summarise
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.common.metrics import NullMeter
+from drover.common.protocols import Scores
+from drover.common.types import Report
+from drover.deploy import local
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.watch import Watcher, summarise
+from drover.reward_servers.rewards.toy_point import ToyPoint
 
 
 def small(**fields) -> RunConfig:

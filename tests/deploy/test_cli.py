@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy import cli
-from deploy.catalogue import find, recipes
-from deploy.results import RunFolder
+from drover.deploy import cli
+from drover.deploy.catalogue import find, recipes
+from drover.deploy.run_folder.results import RunFolder
 from tests.deploy.in_place import small, train
 
 OWN = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
-from common.protocols import Scores
-from deploy.config import RunConfig
+from drover.common.protocols import Scores
+from drover.deploy.config import RunConfig
 from tests.deploy.in_place import small
 
 
@@ -238,7 +238,7 @@ def test_a_run_that_fails_leaves_exit_code_1_and_the_reason(drover, tmp_path):
     path = tmp_path / "blind.py"
     path.write_text(
         "from tests.deploy.in_place import Fickle, small\n"
-        "from deploy.config import RunConfig\n"
+        "from drover.deploy.config import RunConfig\n"
         "def blind() -> RunConfig:\n    '''Never a value.'''\n    return small(rewards=(Fickle(raises=True),))\n"
     )
     code, _, err = drover("train", f"{path}:blind", "--one-process", "--json")

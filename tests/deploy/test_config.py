@@ -3,18 +3,18 @@ from dataclasses import fields, replace
 
 import pytest
 
-from common.diffusion.kernels.renoise import Ddim, Renoise
-from common.errors import ConfigError
-from deploy.config import Pools, RunConfig
-from deploy.models import StableDiffusionModel
-from deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
-from deploy.recipes.toy_ddpo import toy_ddpo
-from deploy.worker import Place, pools_of
-from learner.evaluation import EvaluationSpec
-from learner.overoptimisation import Watch
-from learner.tasks import RecordSteps, Task
-from reward_servers.rewards.toy_point import ToyPoint
-from worlds.shapes import prompts
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.common.errors import ConfigError
+from drover.common.policies.stable_diffusion.model import StableDiffusionModel
+from drover.deploy.cluster.worker import Place, pools_of
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.overoptimisation import Watch
+from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.shapes import prompts
 
 SHAPES = shapes_ddpo()
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.errors import ConfigError, DroverError
-from common.protocols import Scores
-from common.weights.memory import MemoryWeights
-from deploy import local, roles
-from deploy.recipes.toy_ddpo import toy_ddpo
-from learner.slots import Slots
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.common.errors import ConfigError, DroverError
+from drover.common.protocols import Scores
+from drover.common.weights.memory import MemoryWeights
+from drover.deploy import local, roles
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.learner.intake.slots import Slots
+from drover.reward_servers.rewards.toy_point import ToyPoint
 from tests.deploy.in_place import Crash, Fickle, small, train
 
 ENDINGS = ("trained", "empty", "failed", "stale")

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from deploy import catalogue
-from deploy.cli import RunOptions, parse
-from deploy.config import RunConfig
-from deploy.learner_group import rank_resources
-from deploy.worker import pools_of
+from drover.deploy import catalogue
+from drover.deploy.catalogue import RunOptions, parse
+from drover.deploy.cluster.learner_group import rank_resources
+from drover.deploy.cluster.worker import pools_of
+from drover.deploy.config import RunConfig
 from tests.deploy.kuberay_schema import RAY_CLUSTER, RAY_JOB
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from common.transport.embedded import EmbeddedRedis, connect
-from common.transport.redis_broker import RedisBroker
-from deploy.cluster import own_name
+from drover.common.transport.embedded import EmbeddedRedis, connect
+from drover.common.transport.redis_broker import RedisBroker
+from drover.deploy.cluster.service import own_name
 
 pytestmark = pytest.mark.service
 

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.errors import ConfigError
-from common.policies.lora import base_of
-from deploy import cli
-from deploy.config import RunConfig
-from deploy.recipes.sd2_joint import sd2_joint
-from deploy.sampling import SampleOptions, draw
-from learner.data.folder import ImageFolder
-from learner.data.webdataset import WebDataset
-from reward_servers.rewards.image_reward import ImageReward
-from reward_servers.rewards.learned_preference import LearnedPreference
-from reward_servers.rewards.pick_score import PickScore
+from drover.common.errors import ConfigError
+from drover.common.policies.lora import base_of
+from drover.deploy import catalogue
+from drover.deploy.commands.sampling import SampleOptions, draw
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.sd2_joint import sd2_joint
+from drover.learner.files.folder import ImageFolder
+from drover.learner.files.webdataset import WebDataset
+from drover.reward_servers.rewards.image_reward import ImageReward
+from drover.reward_servers.rewards.learned_preference import LearnedPreference
+from drover.reward_servers.rewards.pick_score import PickScore
+from tests.common.policies.tiny_pipeline import write_tiny_pipeline, write_tiny_xl_pipeline
 from tests.deploy.in_place import Done, train
-from tests.policies.tiny_pipeline import write_tiny_pipeline, write_tiny_xl_pipeline
-from tests.reward_servers.tiny_clip import write_clip
-from tests.reward_servers.tiny_vision import TONES, write_classifier, write_owl
+from tests.reward_servers.rewards.tiny_clip import write_clip
+from tests.reward_servers.rewards.tiny_vision import TONES, write_classifier, write_owl
 
 PIXELS = 64
 
@@ -69,7 +69,7 @@ def config(folders: dict[str, Path], checkpoint: str, **options: object) -> RunC
     given = {name: folders[name] for name in ("prompts", "portraits", "pretraining", "tones", "detector")}
     words = {**given, "checkpoint": folders[checkpoint], "preference-checkpoint": folders["clip"], **SMALL, **options}
     arguments = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    made, _ = cli.parse(sd2_joint, [*arguments, "--tone-classes", *TONES])
+    made, _ = catalogue.parse(sd2_joint, [*arguments, "--tone-classes", *TONES])
     few = [
         replace(held, prompts=held.prompts[:4], samples_per_prompt=min(held.samples_per_prompt, 8))
         for held in made.heldout

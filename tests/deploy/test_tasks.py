@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from common.policies.toy import ToyChain, read_points
-from deploy.config import Pools, RunConfig
-from learner.evaluation import EvaluationSpec
-from learner.objectives.ddpo import Ddpo
-from learner.objectives.joint import Joint
-from learner.overoptimisation import Watch
-from learner.pretraining import Pretraining
-from learner.tasks import Task
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.deploy.config import Pools, RunConfig
+from drover.learner.files.pretraining import Pretraining
+from drover.learner.intake.evaluation import EvaluationSpec
+from drover.learner.intake.tasks import Task
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.joint import Joint
+from drover.learner.overoptimisation import Watch
+from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.policy import ToyChain, read_points
 from tests.deploy.in_place import Crash, small, train
 
 RIGHT, UP = ToyPoint(goal=(4.0, 1.0), name="right"), ToyPoint(goal=(1.0, 4.0), name="up")

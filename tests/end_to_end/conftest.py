@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.transport.embedded import EmbeddedRedis
+from drover.common.transport.embedded import EmbeddedRedis
 from tests.end_to_end.service import SLOW_TOY, Train, small_ray
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.protocols import Scorer, Scores
-from deploy.config import RunConfig
-from deploy.recipes.toy_ddpo import toy_ddpo
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.common.protocols import Scorer, Scores
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.reward_servers.rewards.toy_point import ToyPoint
 
 STALL_S = 8.0  # shorter than any build
 NO_PACKAGE = "drover-has-no-such-package==9"

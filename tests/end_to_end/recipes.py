@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.policies.toy import ToyChain
-from common.protocols import Policy, Scorer, Scores
-from deploy.config import RunConfig
-from deploy.models import ToyModel
-from deploy.recipes.shapes_ddpo import shapes_ddpo
-from deploy.recipes.toy_ddpo import toy_ddpo
-from learner.objectives.joint import Joint
-from learner.pretraining import Pretraining
-from reward_servers.rewards.toy_point import ToyPoint
+from drover.common.protocols import Policy, Scorer, Scores
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.learner.files.pretraining import Pretraining
+from drover.learner.objectives.joint import Joint
+from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.model import ToyModel
+from drover.worlds.plane.policy import ToyChain
 
 
 def slow_toy(

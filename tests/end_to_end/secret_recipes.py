@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploy.config import RunConfig
-from deploy.recipes.toy_ddpo import toy_ddpo
-from reward_servers.rewards.http_reward import HttpReward
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.reward_servers.rewards.http_reward import HttpReward
 
 
 def remote_toy(*, url: str, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:

@@ -16,8 +16,8 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from common.types import Report
-from deploy.results import RunFolder
+from drover.common.types import Report
+from drover.deploy.run_folder.results import RunFolder
 
 DROVER = str(Path(sys.executable).with_name("drover"))
 RECIPES = Path(__file__).with_name("recipes.py")

@@ -11,9 +11,9 @@ from threading import Thread
 
 import pytest
 
-from common.transport.embedded import EmbeddedRedis
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.worlds.shapes import PIPELINE
 from tests.end_to_end.service import RECIPES, drover
-from worlds.shapes import PIPELINE
 
 pytestmark = pytest.mark.service
 

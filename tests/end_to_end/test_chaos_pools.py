@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from common.errors import DroverError
-from common.weights.object_store import start_directory
-from deploy import pools
-from deploy.connection import Connection
-from deploy.recipes.toy_ddpo import toy_ddpo
-from deploy.worker import pools_of
+from drover.common.errors import DroverError
+from drover.common.weights.object_store import start_directory
+from drover.deploy.cluster import pools
+from drover.deploy.cluster.connection import Connection
+from drover.deploy.cluster.worker import pools_of
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
 

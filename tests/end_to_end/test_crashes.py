@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from common.transport.embedded import EmbeddedRedis, connect
+from drover.common.transport.embedded import EmbeddedRedis, connect
 from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same, command_lines, survivors
 
 pytestmark = pytest.mark.service

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from drover.worlds.shapes import PIPELINE
 from tests.end_to_end.service import RECIPES, SLOW_TOY, Train, account, assert_same
-from worlds.shapes import PIPELINE
 
 pytestmark = pytest.mark.service
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.types import Report
+from drover.common.types import Report
 from tests.deploy.in_place import Done, train
 from tests.end_to_end.recipes import slow_toy
 from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deploy.results import RunFolder
+from drover.deploy.run_folder.results import RunFolder
 from tests.end_to_end.ray_nodes import Nodes, ray_nodes
 from tests.end_to_end.service import PATIENCE_S, RECIPES, account, assert_same, drover
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.service, pytest.mark.slow]
 MARKS = {"rollout": 4, "reward": 4, "learner": 2}
 PLACES = {"driver": "head", "actor-0": "rollout", "point-0": "reward", "learner-0": "learner"}
 RECIPE = '''
-from deploy.config import RunConfig
+from drover.deploy.config import RunConfig
 from neighbour import slow_toy  # beside this file: found on every node because Ray brings the folder
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.results import RunFolder
+from drover.deploy.run_folder.results import RunFolder
+from drover.worlds.shapes import PIPELINE
 from tests.end_to_end.service import Train, account
-from worlds.shapes import PIPELINE
 
 pytestmark = pytest.mark.service
 

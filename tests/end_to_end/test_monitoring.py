@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy import dashboards
-from deploy.panels import learning, service
+from drover.deploy.monitoring import dashboards
+from drover.deploy.monitoring.panels import learning, service
 from tests.end_to_end.service import PATIENCE_S, SLOW_TOY, Train, drover
 
 pytestmark = [

@@ -21,19 +21,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from common import tensors
-from common.errors import ConfigError
-from common.protocols import Reward, Scorer, Scores
-from common.transport import keys
-from common.types import Measurement, Purpose, RolloutGroup
-from deploy.config import RunConfig
-from deploy.connection import Connection
-from deploy.environments import last_words, runtime_env, sweep
-from deploy.pools import Pools
-from deploy.recipes.toy_ddpo import toy_ddpo
-from deploy.roles import Streams
-from deploy.worker import pools_of
-from reward_servers.rewards.image_reward import ImageReward
+from drover.common import tensors
+from drover.common.errors import ConfigError
+from drover.common.protocols import Reward, Scorer, Scores
+from drover.common.transport import keys
+from drover.common.types import Measurement, Purpose, RolloutGroup
+from drover.deploy.cluster.connection import Connection
+from drover.deploy.cluster.environments import last_words, runtime_env, sweep
+from drover.deploy.cluster.pools import Pools
+from drover.deploy.cluster.worker import pools_of
+from drover.deploy.config import RunConfig
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.deploy.roles import Streams
+from drover.reward_servers.rewards.image_reward import ImageReward
 from tests.end_to_end.environment_recipes import NO_PACKAGE, STALL_S, CowSays
 from tests.end_to_end.service import Train, survivors
 

@@ -22,11 +22,11 @@ import numpy as np
 import psutil
 import pytest
 
-from common.transport.connection import connect
-from common.transport.embedded import EmbeddedRedis
-from deploy.redis_user import setuser_line
+from drover.common.transport.connection import connect
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.deploy.commands.redis_user import setuser_line
+from tests.common.transport.tls import TlsFront, make_certificates
 from tests.end_to_end.service import DROVER, PATIENCE_S, Train, clean_environment, command_lines
-from tests.transport.tls import TlsFront, make_certificates
 
 pytestmark = [
     pytest.mark.service,

@@ -6,9 +6,9 @@ import random
 
 import msgpack
 
-from common.errors import CodecError
-from common.transport.codec import decode, encode
-from common.types import (
+from drover.common.errors import CodecError
+from drover.common.transport.codec import decode, encode
+from drover.common.types import (
     GroupFailed,
     Measurement,
     Message,

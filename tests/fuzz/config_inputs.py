@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
 
-from common.errors import ConfigError
-from deploy import catalogue
-from deploy.cli import parse
-from deploy.config import Pools, RunConfig
-from deploy.recipes.shapes_ddpo import shapes_ddpo
-from deploy.recipes.toy_ddpo import toy_ddpo
-from learner.step import OptimizerSpec
-from learner.tasks import RecordSteps
+from drover.common.errors import ConfigError
+from drover.deploy import catalogue
+from drover.deploy.catalogue import parse
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.learner.intake.tasks import RecordSteps
+from drover.learner.step import OptimizerSpec
 
 WORDS = [
     "0",

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from common.metrics import NullMeter
-from reward_servers.endpoint import Endpoint
-from reward_servers.http_body import FIRST_BYTES, Limits
-from reward_servers.rewards.jpeg_size import JpegSize, kilobytes
-from reward_servers.window import Window
+from drover.common.metrics import NullMeter
+from drover.reward_servers.http.body import FIRST_BYTES, Limits
+from drover.reward_servers.http.endpoint import Endpoint
+from drover.reward_servers.http.window import Window
+from drover.reward_servers.rewards.jpeg_size import JpegSize, kilobytes
 from tests.fuzz.harness import damaged, disfigured
 
 TOKEN = "fuzz-token"

@@ -1,5 +1,5 @@
 """The tiny pipeline and the single thread of the policies' tests."""
 
-from tests.policies.conftest import one_thread, tiny_folder
+from tests.common.policies.conftest import one_thread, tiny_folder
 
 __all__ = ["one_thread", "tiny_folder"]

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from actors.sampler import Recording, sample
-from common import seeds, tensors
-from common.policies import conditioning
-from common.protocols import BlobStore, Kernel, Policy
-from common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, TensorRef, Transitions
-from learner.examples import Credit, MeasuredGroup
+from drover.actors.sampler import Recording, sample
+from drover.common import seeds, tensors
+from drover.common.policies import conditioning
+from drover.common.protocols import BlobStore, Kernel, Policy
+from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, TensorRef, Transitions
+from drover.learner.examples import Credit, MeasuredGroup
 
 
 def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, **fields) -> RolloutGroup:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from learner.checkpoint import Checkpoints
-from learner.ranks import Iteration, all_sum, share
+from drover.learner.ranks import Iteration, all_sum, share
+from drover.learner.saving.checkpoint import Checkpoints
 from tests.learner.made_up import credit, rollout
 from tests.learner.training import Rank
 

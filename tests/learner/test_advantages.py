@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from learner.advantages import standardise, standardise_centred
+from drover.learner.advantages import standardise, standardise_centred
 
 ALL = np.ones(4, bool)
 

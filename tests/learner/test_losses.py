@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learner.losses import clipped_ratio
+from drover.learner.losses import clipped_ratio
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from common.errors import ConfigError
-from learner.overoptimisation import Level, Verdict, Watch
+from drover.common.errors import ConfigError
+from drover.learner.overoptimisation import Level, Verdict, Watch
 
 WATCH = Watch(truth="taste", proxy="learned", stop=True, patience=2)
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.errors import ConfigError, TrainingDiverged
-from learner import fsdp
-from learner.batcher import Fetcher, divide
-from learner.step import OptimizerSpec
+from drover.common.errors import ConfigError, TrainingDiverged
+from drover.learner import fsdp
+from drover.learner.batches import Fetcher, divide
+from drover.learner.step import OptimizerSpec
 from tests.learner.gloo import alone
 from tests.learner.training import Rank
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from learner.checkpoint import Checkpoints
-from learner.step import StepStats
+from drover.learner.saving.checkpoint import Checkpoints
+from drover.learner.step import StepStats
 from tests.learner.gloo import alone, run_ranks
 from tests.learner.training import Rank
 

@@ -7,16 +7,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.diffusion.kernels.renoise import Ddim, Renoise
-from common.policies.toy import ToyChain, toy_kernel
-from common.protocols import Kernel, Policy
-from common.transport.memory import MemoryBroker
-from deploy.models import Lora, StableDiffusionModel
-from learner import fsdp
-from learner.batcher import Fetcher, count_terms, divide
-from learner.objectives.ddpo import Ddpo
-from learner.ranks import Iteration
-from learner.step import OptimizerSpec, Stepper, StepStats
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.common.policies.model import Lora
+from drover.common.policies.stable_diffusion.model import StableDiffusionModel
+from drover.common.protocols import Kernel, Policy
+from drover.common.transport.memory import MemoryBroker
+from drover.learner import fsdp
+from drover.learner.batches import Fetcher, count_terms, divide
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.ranks import Iteration
+from drover.learner.step import OptimizerSpec, Stepper, StepStats
+from drover.worlds.plane.policy import ToyChain, toy_kernel
 from tests.learner.made_up import credit, recorded
 
 STEPS = (0, 2, 3)

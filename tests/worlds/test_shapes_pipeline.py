@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from worlds.shapes import PIPELINE, prompts, truth
+from drover.worlds.shapes import PIPELINE, prompts, truth
 
 # Runs where none of our packages can be imported, without network.
 LOAD_AND_DRAW = """
@@ -104,7 +104,7 @@ def test_plain_diffusers_draws_the_asked_colour(drawn):
 def test_latents_of_the_world_have_unit_deviation():
     from diffusers import AutoencoderKL
 
-    from worlds.shapes import train_pipeline
+    from drover.worlds.shapes.build import train_pipeline
 
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(PIPELINE / "vae")

@@ -4,8 +4,9 @@ import sys
 import numpy as np
 import pytest
 
-from worlds.shapes import pretraining, prompts
-from worlds.shapes.scenes import OCCUPATIONS, OPPOSITE, Portrait, random_pair
+from drover.worlds.shapes import prompts
+from drover.worlds.shapes.build import pretraining
+from drover.worlds.shapes.scenes import OCCUPATIONS, OPPOSITE, Portrait, random_pair
 
 FAMILIES = (prompts.relation_prompts, prompts.object_prompts, prompts.portrait_prompts)
 
@@ -126,7 +127,7 @@ def test_the_same_seed_gives_the_same_pairs():
 
 def test_importing_the_world_loads_no_network_library():
     check = (
-        "import sys, worlds.shapes.truth, worlds.shapes.pretraining; "
+        "import sys, drover.worlds.shapes.truth, drover.worlds.shapes.build.pretraining; "
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True)

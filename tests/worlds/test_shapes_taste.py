@@ -3,10 +3,11 @@ import itertools
 import numpy as np
 import pytest
 
-from worlds.shapes import pretraining, prompts, raters, truth
-from worlds.shapes.renderer import BACKGROUND, render
-from worlds.shapes.scenes import OCCUPATIONS, RELATIONS, SHAPES, Portrait, Scene, Thing, random_portrait
-from worlds.shapes.taste import LIGHTNESS, taste
+from drover.worlds.shapes import prompts, raters, truth
+from drover.worlds.shapes.build import pretraining
+from drover.worlds.shapes.renderer import BACKGROUND, render
+from drover.worlds.shapes.scenes import OCCUPATIONS, RELATIONS, SHAPES, Portrait, Scene, Thing, random_portrait
+from drover.worlds.shapes.taste import LIGHTNESS, taste
 
 PAIR = "a red circle left of a blue square"
 EMPTY = np.full((32, 32, 3), BACKGROUND, np.uint8)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from worlds.shapes import prompts, train_pipeline
-from worlds.shapes.fitting import Budget, fit
-from worlds.shapes.scenes import Scene, Thing
+from drover.worlds.fitting import Budget, fit
+from drover.worlds.shapes import prompts
+from drover.worlds.shapes.build import train_pipeline
+from drover.worlds.shapes.scenes import Scene, Thing
 
 STEPS_180 = Budget(minutes=3, learning_rate=0.1)
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worlds.shapes import pretraining, truth
-from worlds.shapes.prompts import caption
-from worlds.shapes.renderer import BACKGROUND, render
-from worlds.shapes.scenes import OCCUPATIONS, Portrait, Scene, Thing, random_portrait
+from drover.worlds.shapes import truth
+from drover.worlds.shapes.build import pretraining
+from drover.worlds.shapes.prompts import caption
+from drover.worlds.shapes.renderer import BACKGROUND, render
+from drover.worlds.shapes.scenes import OCCUPATIONS, Portrait, Scene, Thing, random_portrait
 
 PICTURES = 1500
 RED_CIRCLE = Thing("circle", "red", 9.0, 16.0, 4.5)

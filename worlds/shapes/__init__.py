@@ -7,5 +7,5 @@ what the raters of this world like, fitted to their choices.
 
 from pathlib import Path
 
-PIPELINE = Path(__file__).parent / "pipeline"
-PREFERENCE = Path(__file__).parent / "preference"
+PIPELINE = Path(__file__).parent / "models" / "text_to_image"
+PREFERENCE = Path(__file__).parent / "models" / "preference"

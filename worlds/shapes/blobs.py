@@ -5,7 +5,7 @@ A blob is one big integer, a bit per pixel, so that a flood grows everywhere at 
 
 import numpy as np
 
-from worlds.shapes.scenes import CANVAS
+from drover.worlds.shapes.scenes import CANVAS
 
 _CENTRES = np.arange(CANVAS, dtype=np.float32) + 0.5
 _ROW = CANVAS + 1  # one empty column between rows, so that a shift never joins two rows

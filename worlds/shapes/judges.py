@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worlds.shapes import truth
+from drover.worlds.shapes import truth
 
 
 @dataclass(frozen=True, slots=True)
 class Tones:
-    """The four skin tones, read from the pixels by `worlds.shapes.truth.tone`."""
+    """The four skin tones, read from the pixels by `drover.worlds.shapes.truth.tone`."""
 
     @property
     def classes(self) -> tuple[str, ...]:

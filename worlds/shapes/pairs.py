@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import seeds
-from worlds.shapes.pretraining import sample_pair
-from worlds.shapes.renderer import render
+from drover.common import seeds
+from drover.worlds.shapes.build.pretraining import sample_pair
+from drover.worlds.shapes.renderer import render
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ the pipeline can draw them; they are kept out of RL to measure what carries over
 import itertools
 from dataclasses import dataclass
 
-from worlds.shapes.scenes import COLOURS, OCCUPATIONS, RELATIONS, SHAPES, Portrait, Scene
+from drover.worlds.shapes.scenes import COLOURS, OCCUPATIONS, RELATIONS, SHAPES, Portrait, Scene
 
 Kind = tuple[str, str]  # (shape, colour)
 

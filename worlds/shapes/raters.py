@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from worlds.shapes import prompts
-from worlds.shapes.renderer import render
-from worlds.shapes.scenes import CANVAS, OCCUPATIONS, TONES, Portrait, Scene, Thing
+from drover.worlds.shapes import prompts
+from drover.worlds.shapes.renderer import render
+from drover.worlds.shapes.scenes import CANVAS, OCCUPATIONS, TONES, Portrait, Scene, Thing
 
 TEMPERATURE = 0.05  # of the raters, in taste: at this difference 73 of 100 prefer the better picture
 FAULTY = 0.15  # share of varied pictures with one thing, colour, shape or garment changed or gone

@@ -5,7 +5,7 @@ Outlines are signed distances in pixels, negative inside, so edges are antialias
 
 import numpy as np
 
-from worlds.shapes.scenes import CANVAS, EXTENTS, OCCUPATIONS, Portrait, Scene, Thing
+from drover.worlds.shapes.scenes import CANVAS, EXTENTS, OCCUPATIONS, Portrait, Scene, Thing
 
 BACKGROUND = (240, 240, 240)
 PALETTE = {

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worlds.shapes import prompts
-from worlds.shapes.blobs import moments, overlap
-from worlds.shapes.pretraining import usual_tone
-from worlds.shapes.renderer import BACKGROUND, PALETTE, SKIN, outline_coverage
-from worlds.shapes.scenes import CANVAS, OCCUPATIONS, SHAPES
-from worlds.shapes.truth import pixels_of
+from drover.worlds.shapes import prompts
+from drover.worlds.shapes.blobs import moments, overlap
+from drover.worlds.shapes.build.pretraining import usual_tone
+from drover.worlds.shapes.renderer import BACKGROUND, PALETTE, SKIN, outline_coverage
+from drover.worlds.shapes.scenes import CANVAS, OCCUPATIONS, SHAPES
+from drover.worlds.shapes.truth import pixels_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

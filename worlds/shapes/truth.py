@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worlds.shapes import prompts
-from worlds.shapes.blobs import blobs, grown, moments, overlap, unpack, without_rim
-from worlds.shapes.renderer import BACKGROUND, PALETTE, SKIN, outline_coverage
-from worlds.shapes.scenes import CANVAS, COLOURS, DIRECTION, OCCUPATIONS, SHAPES
+from drover.worlds.shapes import prompts
+from drover.worlds.shapes.blobs import blobs, grown, moments, overlap, unpack, without_rim
+from drover.worlds.shapes.renderer import BACKGROUND, PALETTE, SKIN, outline_coverage
+from drover.worlds.shapes.scenes import CANVAS, COLOURS, DIRECTION, OCCUPATIONS, SHAPES
 
 if TYPE_CHECKING:
     from PIL.Image import Image

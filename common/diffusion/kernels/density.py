@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from common.errors import ConfigError
-from common.protocols import Kernel, Prediction, Schedule
+from drover.common.errors import ConfigError
+from drover.common.protocols import Kernel, Prediction, Schedule
 
 
 def steps_with_density(kernel: Kernel, schedule: Schedule) -> tuple[int, ...]:

@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from common.diffusion.gaussian import Gaussian
-from common.diffusion.noising import over
-from common.diffusion.spacing import Linear
-from common.errors import ConfigError
-from common.protocols import Prediction, Schedule
+from drover.common.diffusion.gaussian import Gaussian
+from drover.common.diffusion.noising import over
+from drover.common.diffusion.spacing import Linear
+from drover.common.errors import ConfigError
+from drover.common.protocols import Prediction, Schedule
 
 
 class DiffusionRule(Protocol):

@@ -1,0 +1,46 @@
+"""The description of a policy that a recipe names: every role builds the policy from it, and the run saves with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from drover.common.errors import ConfigError
+from drover.common.protocols import Policy
+
+
+class Model(Protocol):
+    """Frozen and cheap; part of the recipe's fingerprint through its repr."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what `build` would refuse, as far as that is seen within a second."""
+
+    def build(self, device: str) -> Policy:
+        """The policy with its initial weights, the same on every role and rank. Raises `ConfigError`."""
+
+    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
+        """Write the fine-tuned model in its ecosystem's own format; the folder or file written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Low-rank adapters on the attention projections; the base stays frozen."""
+
+    rank: int
+    alpha: float
+    seed: int = 0
+
+
+@torch.no_grad()
+def bind(weights: Mapping[str, Tensor], policy: Policy) -> None:
+    """Copy trained weights, by name, into the policy's trainable parameters. Raises `ConfigError` where names differ."""
+    wanted = {name: p for name, p in policy.trainable.named_parameters() if p.requires_grad}
+    if wanted.keys() != weights.keys():
+        raise ConfigError(f"{len(weights)} trained tensors do not fit a model with {len(wanted)} trainable ones")
+    for name, parameter in wanted.items():
+        parameter.copy_(weights[name])

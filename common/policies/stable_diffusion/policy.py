@@ -1,0 +1,191 @@
+"""Stable Diffusion 1.x, 2.x, XL and latent consistency models of them, from any diffusers pipeline folder or hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drover.common.diffusion.noising import DiscreteSchedule, corrupt
+from drover.common.diffusion.prediction import Parameterisation, to_output, to_prediction
+from drover.common.errors import ConfigError
+from drover.common.policies.autoencoder import Autoencoder
+from drover.common.policies.folders import quiet_libraries, replacing
+from drover.common.policies.stable_diffusion.checkpoints import open_pipeline
+from drover.common.policies.stable_diffusion.text import ClipText, Text
+from drover.common.policies.stable_diffusion.text_xl import ClipTextPair, is_xl
+from drover.common.protocols import Conditioning, Prediction
+
+Precision = Literal["float32", "bfloat16"]
+
+PARAMETERISATIONS = {
+    "epsilon": Parameterisation.EPSILON,
+    "v_prediction": Parameterisation.V,
+    "sample": Parameterisation.X0,
+}
+
+
+class StableDiffusion:
+    """Policy over VAE latents [B, 4, H/8, W/8]; the UNet learns, text encoders and VAE are frozen.
+
+    The UNet stays in eval mode while training: with dropout, the ratio between the policy and itself would not be 1.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        compute: Precision = "float32",
+        image_size: tuple[int, int] | None = None,
+        embedded_scale: float | None = None,
+    ) -> None:
+        """``pipeline`` is a diffusers StableDiffusionPipeline, or that of XL, which this object owns from now on.
+
+        ``compute`` is the autocast regime of `predict`, one for sampling and training. ``image_size`` is (height,
+        width) in pixels; by default what the UNet was trained on. ``embedded_scale`` is the guidance scale of models
+        that are told it instead of being guided: latent consistency models.
+        """
+        self.pipeline = pipeline
+        for module in _modules(pipeline):
+            module.requires_grad_(module is pipeline.unet).eval()
+        _check_channels(pipeline.unet.config)
+        self.schedule = DiscreteSchedule.from_diffusers(pipeline.scheduler.config)
+        self.parameterisation = _parameterisation(pipeline.scheduler.config.prediction_type)
+        self.latent_shape = _latent_shape(pipeline, image_size)
+        self._compute = compute
+        self._scale_embedding = _scale_embedding(pipeline, embedded_scale)
+        self._text: Text = ClipTextPair(pipeline, self.image_size) if is_xl(pipeline) else ClipText(pipeline)
+        self._autoencoder = Autoencoder(pipeline.vae)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: Precision = "float32",
+        compute: Precision = "float32",
+        image_size: tuple[int, int] | None = None,
+        embedded_scale: float | None = None,
+    ) -> StableDiffusion:
+        """Open a folder or a hub id; ``dtype`` is what the weights are kept in. Raises `ConfigError` if that fails.
+
+        The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision.
+        """
+        pipeline = open_pipeline(checkpoint)
+        wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
+        with quiet_libraries():
+            pipeline.to(device)
+            for module in _modules(pipeline):
+                module.to(torch.float32 if module in wide else getattr(torch, dtype))
+        return cls(pipeline, compute=compute, image_size=image_size, embedded_scale=embedded_scale)
+
+    @property
+    def trainable(self) -> nn.Module:
+        unet: nn.Module = self.pipeline.unet
+        return unet
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.trainable.parameters()).device
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of what is decoded and of what `to_latents` takes."""
+        height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
+        return height, width
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """What the UNet is told: see `ClipText`, and `ClipTextPair` for XL."""
+        return self._text.encode(prompts)
+
+    def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
+        return to_prediction(self.parameterisation, self.schedule, x, time, self._output(x, time, cond))
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        output = self._output(corrupt(self.schedule, x0, noise, time), time, cond).float()
+        target = to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
+        return (output - target).square().flatten(1).mean(dim=1)
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        return self._autoencoder.decode(x0)
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        """See `Autoencoder.encode`. Raises `ConfigError` for media of another size, before anything is encoded."""
+        height, width = self.image_size
+        if media.dtype != np.uint8 or media.shape[1:] != (height, width, 3):
+            raise ConfigError(
+                f"the policy learns from pictures [B, {height}, {width}, 3] uint8, got {list(media.shape)} "
+                f"{media.dtype}; bring pictures to {height} x {width} pixels, or set image_size"
+            )
+        return self._autoencoder.encode(media)
+
+    def save_pipeline(self, folder: str | Path) -> None:
+        """The whole diffusers pipeline with the current weights. The folder is replaced at once, or left as it was."""
+        if getattr(self.pipeline.unet, "peft_config", None):
+            raise ConfigError("a pipeline folder cannot hold adapters beside their base; use lora.save_lora")
+        with replacing(folder) as written, quiet_libraries():
+            self.pipeline.save_pretrained(written, safe_serialization=True)
+
+    def _output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """[B, ...] what the network itself puts out, in its parameterisation."""
+        unet = self.pipeline.unet
+        scale = None if self._scale_embedding is None else self._scale_embedding.to(x.device).expand(len(x), -1)
+        with self._autocast():
+            output: Tensor = unet(
+                x.to(unet.dtype), time, timestep_cond=scale, **self._text.inputs(cond, unet.dtype)
+            ).sample
+        return output
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._compute == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _modules(pipeline: Any) -> list[nn.Module]:
+    return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+
+
+def _check_channels(config: Any) -> None:
+    if config.in_channels != config.out_channels:
+        raise ConfigError(
+            f"the UNet reads {config.in_channels} channels and writes {config.out_channels}: it is an inpainting or "
+            "editing model; give a text-to-image checkpoint"
+        )
+
+
+def _scale_embedding(pipeline: Any, scale: float | None) -> Tensor | None:
+    """[1, D] what a UNet that is told its guidance scale receives, or none for the others."""
+    width = pipeline.unet.config.time_cond_proj_dim
+    if (width is None) != (scale is None):
+        wants = "no guidance scale; leave out" if width is None else "its guidance scale as an input; set"
+        raise ConfigError(f"the UNet takes {wants} embedded_scale")
+    if scale is None:
+        return None
+    # Distillation counts the scale from 0, where diffusers' guidance counts from 1.
+    embedding: Tensor = pipeline.get_guidance_scale_embedding(torch.tensor([scale - 1]), width, pipeline.unet.dtype)
+    return embedding
+
+
+def _parameterisation(prediction_type: str) -> Parameterisation:
+    if prediction_type not in PARAMETERISATIONS:
+        raise ConfigError(f"prediction_type {prediction_type!r} is none of {sorted(PARAMETERISATIONS)}")
+    return PARAMETERISATIONS[prediction_type]
+
+
+def _latent_shape(pipeline: Any, image_size: tuple[int, int] | None) -> tuple[int, ...]:
+    config, factor = pipeline.unet.config, pipeline.vae_scale_factor
+    if image_size is None:
+        size = config.sample_size
+        return (config.in_channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
+    # Each of the UNet's downsamplings must halve the latents evenly.
+    multiple = factor * 2 ** (len(config.block_out_channels) - 1)
+    if any(side <= 0 or side % multiple for side in image_size):
+        raise ConfigError(f"image_size {image_size} must be positive multiples of {multiple} for this model")
+    return (config.in_channels, *(side // factor for side in image_size))

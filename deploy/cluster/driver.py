@@ -1,0 +1,90 @@
+"""The driver's turn, over and over while the learner learns: hear reports, look after the workers, follow the wanted sizes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from drover.common.errors import DroverError
+from drover.common.transport import keys
+from drover.common.transport.broker import Broker
+from drover.deploy.cluster.learner_group import LearnerGroup
+from drover.deploy.cluster.monitor import Monitor
+from drover.deploy.cluster.pools import LATE_S, Pools
+from drover.deploy.cluster.scaling import Readings, Scaling
+from drover.deploy.cluster.worker import EVALUATION, ROLLOUT, Pool
+from drover.deploy.config import RunConfig
+from drover.deploy.roles import Streams
+from drover.deploy.run_folder.watch import Watcher
+
+HEAR_S = 0.3  # how long a turn waits for reports
+LOOK_S = 2.0  # how often the workers are looked at
+
+
+class Driver:
+    """What the command does between start and end. Never touches a training sample."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        pools: Pools,
+        learner: LearnerGroup,
+        watcher: Watcher,
+        monitor: Monitor,
+        scaling: Scaling,
+        backlogs: Callable[[], Mapping[str, tuple[int, float]]],
+        *,
+        on_event: Callable[[str], None],
+    ) -> None:
+        """``backlogs``: pool -> (messages it has not acknowledged, age of the oldest in seconds)."""
+        self._pools, self._learner, self._watcher = pools, learner, watcher
+        self._monitor, self._scaling, self._readings = monitor, scaling, Readings(backlogs)
+        self._on_event, self._began_s, self._told_late = on_event, time.monotonic(), False
+        # What `drover plan` must know and no report says.
+        self._facts = {
+            "plan/actor_groups": float(config.pools.actor_groups),
+            "plan/reward_loops": float(config.pools.reward_loops),
+            "plan/reward_batch": float(config.pools.reward_batch),
+        }
+
+    def run(self, stopping: Callable[[], bool], stop: Callable[[], None]) -> None:
+        """Until the learner is done; ``stop`` is called once ``stopping``. Raises what made the run fail."""
+        asked, looked = False, 0.0
+        while self._learner.running:
+            self._watcher.poll(HEAR_S)
+            if self._watcher.failure is not None:
+                raise DroverError("; ".join([self._watcher.failure, *self._pools.troubles()]))
+            if stopping() and not asked:
+                if not self._watcher.ranks:
+                    raise KeyboardInterrupt  # there is no learner yet to stop in order
+                asked = True
+                stop()
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                self._look()
+        self._watcher.poll(0.0)
+
+    def _look(self) -> None:
+        pools = self._pools
+        pools.look()
+        if not self._watcher.ranks and not self._told_late and time.monotonic() - self._began_s > LATE_S:
+            self._told_late = True
+            self._on_event(f"the learner is not up after {LATE_S:.0f} s; `ray status` says what it waits for")
+        signals = self._readings.signals(pools.sizes(), pools.spent(), self._watcher.last)
+        pools.resize(self._scaling.wanted(signals, time.monotonic()))
+        self._watcher.extra = pools.scalars() | self._monitor.scalars | self._facts
+        self._monitor.look(pools.endpoints() | self._learner.endpoints(self._watcher.ranks))
+
+
+def backlogs(streams: Streams, broker: Broker, pools: list[Pool]) -> Callable[[], dict[str, tuple[int, float]]]:
+    """Reads the work that waits for each pool; of rewards that share processes, the longest queue."""
+    orders = {
+        ROLLOUT: [streams.open(broker.keys.work, keys.ACTORS)],
+        EVALUATION: [streams.open(broker.keys.evaluation, keys.EVALUATORS)],
+    }
+    read = {
+        pool.name: orders.get(pool.name)
+        or [streams.open(broker.keys.rollouts, keys.reward_group(reward)) for reward in pool.rewards]
+        for pool in pools
+    }
+    return lambda: {name: max(stream.backlog() for stream in queues) for name, queues in read.items()}

@@ -1,0 +1,158 @@
+"""The learner's ranks as a Ray Train worker group: placed, joined in a process group, started again when one dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drover.common import log as logs
+from drover.common.errors import BlobMissing, DroverError
+from drover.common.tensors import DTYPES
+from drover.common.transport.broker import Broker
+from drover.common.types import Report
+from drover.common.weights.object_store import ObjectStorePublisher, find_directory
+from drover.deploy.cluster.connection import Connection, serve_metrics
+from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.pools import NODE_SHARE, cause
+from drover.deploy.cluster.process_group import torch_config
+from drover.deploy.config import RunConfig
+from drover.deploy.roles import Streams, build_learner, use_threads
+
+GROUP = "learner"  # the custom resource that marks the nodes meant for it
+RESTARTS = 3  # times a dead group is started again, from its newest checkpoint, without a newer one since
+NOTICE = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the death of a rank is seen
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # that a rank may not answer: then it hangs, and is replaced
+}
+
+
+class LearnerGroup:
+    """Ray Train's ``fit`` blocks until the group is done, so a Ray task on the driver's node waits for it."""
+
+    def __init__(self, config: RunConfig, connection: Connection, folder: Path, *, gpus: float) -> None:
+        self._given = {"config": config, "connection": connection, "folder": str(folder.resolve()), "gpus": gpus}
+        self._cpus, self._gpus = float(config.pools.learner_threads), gpus
+        self._end: Any = None
+
+    def start(self) -> None:
+        """Returns at once."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._end = ray.remote(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)(fit).remote(self._given)
+
+    @property
+    def running(self) -> bool:
+        """Raises `DroverError` when the group failed for good."""
+        import ray
+
+        if not ray.wait([self._end], timeout=0)[0]:
+            return True
+        try:
+            ray.get(self._end)
+        except ray.exceptions.RayError as error:
+            raise DroverError(f"the learner failed: {cause(error)}") from error
+        return False
+
+    def endpoints(self, ranks: Mapping[str, str]) -> dict[str, Endpoint]:
+        """Rank -> where its metrics are (``ranks`` has the addresses) and what is set aside for it."""
+        return {name: Endpoint("learner", address, self._cpus, self._gpus) for name, address in ranks.items()}
+
+    def stop(self) -> None:
+        """End the ranks where they stand, unless they are done."""
+        import ray
+
+        if self._end is not None:
+            ray.cancel(self._end, force=True)
+
+
+def fit(given: dict[str, Any]) -> None:
+    """Run the group to its end, starting it again when a rank dies: for ever, as long as it gets on between its deaths."""
+    from ray.train import TrainingFailedError
+
+    for name, value in NOTICE.items():
+        os.environ.setdefault(name, value)
+    while True:
+        before = _newest_checkpoint(given)
+        try:
+            _trainer(given).fit()
+            return
+        except TrainingFailedError:
+            if _newest_checkpoint(given) == before:
+                raise
+
+
+def _newest_checkpoint(given: dict[str, Any]) -> str:
+    """Its name, "" before the first."""
+    found = (Path(given["folder"]) / "checkpoints").glob("update-*")
+    return max((path.name for path in found if path.suffix != ".partial"), default="")
+
+
+def _trainer(given: dict[str, Any]) -> Any:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    pools, gpus = given["config"].pools, given["gpus"]
+    return TorchTrainer(
+        learn,
+        train_loop_config=given,
+        torch_config=torch_config("nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=pools.learner_ranks,
+            use_gpu=gpus > 0,
+            resources_per_worker=rank_resources(pools.learner_threads, gpus, set(ray.cluster_resources())),
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=given["folder"],
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    )
+
+
+def rank_resources(threads: int, gpus: float, offered: set[str]) -> dict[str, float]:
+    """What Ray is asked for, for each rank: on the nodes marked `learner` where the cluster has such nodes."""
+    asked: dict[str, float] = {"CPU": threads}
+    if gpus:
+        asked["GPU"] = gpus
+    if GROUP in offered:
+        asked[GROUP] = NODE_SHARE
+    return asked
+
+
+def learn(given: dict[str, Any]) -> None:
+    """What every rank of the group runs, its process group already up."""
+    import torch
+    import torch.distributed as dist
+
+    config: RunConfig = given["config"]
+    connection: Connection = given["connection"]
+    rank = dist.get_rank()
+    logs.configure(f"learner-{rank}", connection.run)
+    use_threads(config.pools.learner_threads)
+    meter, address = serve_metrics(connection.metrics_host)
+    publisher = None
+    if rank == 0:
+        publisher = ObjectStorePublisher(find_directory(connection.directory), DTYPES[config.weights])
+    device = f"cuda:{torch.cuda.current_device()}" if given["gpus"] else "cpu"
+    broker = connection.open()
+    _say(config, broker, "joined", f"learner-{rank} {address}")
+    try:
+        build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device).run()
+    except BlobMissing:
+        raise  # Redis lost what was being learned from: Ray Train starts all ranks again, from the newest checkpoint
+    except DroverError as error:
+        # Said before it is raised: the driver ends the run at once, where Ray Train would try the same again.
+        _say(config, broker, "failed", str(error))
+        raise
+    finally:
+        broker.close()
+
+
+def _say(config: RunConfig, broker: Broker, kind: str, text: str) -> None:
+    report = Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text)
+    Streams(broker, config).open(broker.keys.reports).put(report)

@@ -1,0 +1,100 @@
+"""Whether a Ray has room for what a run asks of it at first. Pure: sees what nodes have, knows no Ray.
+
+Ray itself waits for room for ever, without a word. Sums and single requests are compared, no packing is tried: what is
+refused here could never be placed; what is not, may still wait, and is told of then (`pools.py`, `driver.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+
+from drover.common.errors import ConfigError
+from drover.deploy.cluster.learner_group import GROUP as LEARNER
+from drover.deploy.cluster.worker import Pool, pools_of
+from drover.deploy.config import RunConfig
+
+FIX = "lower --actors, --actor-threads or --learner-ranks, or add nodes"
+CPU, GPU = "CPU", "GPU"
+FINEST = 10_000  # parts of a GPU that Ray can tell apart
+SLACK = 1e-6
+
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the processes of one role ask for, each, and the mark of the nodes that they go to where there are such."""
+
+    role: str
+    count: int
+    each: Resources
+    mark: str
+
+
+def asks(config: RunConfig, pools: Sequence[Pool], gpus: float) -> list[Ask]:
+    """What the run asks for at first. ``gpus``: of each learner rank."""
+    ranks = config.pools.learner_ranks
+    rank = {CPU: float(config.pools.learner_threads), GPU: gpus}
+    return [
+        *(Ask(pool.name, pool.size, {CPU: pool.cpus, GPU: pool.gpus}, pool.group) for pool in pools),
+        Ask(LEARNER, ranks, rank, LEARNER),
+    ]
+
+
+def check(asked: Sequence[Ask], nodes: Sequence[Resources], *, claim_cpus: bool) -> None:
+    """Raises `ConfigError` where that can never be placed. ``claim_cpus``: CPUs are not shared."""
+    missing = shortage(asked, nodes, claim_cpus=claim_cpus)
+    if missing:
+        raise ConfigError(f"{missing}; {FIX}")
+
+
+def shortage(asked: Sequence[Ask], nodes: Sequence[Resources], *, claim_cpus: bool = True) -> str:
+    """What is missing for sure, in words; "" where nothing is."""
+    names = (CPU, GPU) if claim_cpus else (GPU,)
+    marked = {mark for node in nodes for mark in node}
+    groups: dict[str, list[Ask]] = {"": list(asked)}
+    for ask in asked:
+        if ask.mark in marked:
+            groups.setdefault(ask.mark, []).append(ask)
+    for mark, members in groups.items():
+        there = [node for node in nodes if not mark or node.get(mark, 0) > 0]
+        where = f"its nodes marked {mark} have" if mark else "the cluster has"
+        for name in names:
+            wanted = sum(ask.count * ask.each[name] for ask in members)
+            have = sum(node.get(name, 0.0) for node in there)
+            if wanted > have + SLACK:
+                whom = "" if not mark else f" for {', '.join(ask.role for ask in members)}"
+                return f"this run asks Ray for {wanted:g} {name}s{whom}, {where} {have:g}"
+        for ask in members if mark else [ask for ask in asked if ask.mark not in marked]:
+            if not any(all(node.get(name, 0.0) + SLACK >= ask.each[name] for name in names) for node in there):
+                each = " and ".join(f"{ask.each[name]:g} {name}s" for name in names if ask.each[name])
+                kin = f" marked {mark}" if mark else ""
+                return f"each process of {ask.role} asks Ray for {each} of one node, and none{kin} has that"
+    return ""
+
+
+def gpus_each(config: RunConfig, nodes: Sequence[Resources], *, alone: bool) -> float:
+    """GPUs of every actor, evaluator and learner rank: a whole one on a cluster, equal shares on a machine with too few.
+
+    ``alone``: the Ray is this machine's own. A share lies on one GPU, beside others; rewards with GPUs get theirs first.
+    Raises `ConfigError` where it cannot be divided.
+    """
+    count = sum(node.get(GPU, 0.0) for node in nodes)
+    if not alone or count == 0:
+        return float(count > 0)
+    pools = pools_of(config, gpus=0.0)
+    rewards = sum(pool.size * pool.gpus for pool in pools)
+    ranks = config.pools.learner_ranks
+    sharers = ranks + sum(pool.size for pool in pools if pool.role != "reward")
+    whole = count - ceil(rewards - SLACK)
+    share = min(1.0, 1 / ceil(sharers / whole)) if whole >= 1 else (count - rewards) / sharers
+    share = floor(share * FINEST) / FINEST
+    if share <= 0 or (share < 1 and ranks > 1):
+        raise ConfigError(
+            f"this machine has {count:g} GPUs, of which rewards take {rewards:g}, for {ranks} learner ranks and "
+            f"{sharers - ranks} actors and evaluators, and several ranks need one each; pass --learner-ranks 1, or fewer of "
+            "the others"
+        )
+    return share

@@ -1,0 +1,237 @@
+"""Pools change while the run goes on: `drover scale` writes a wish into the run folder, the driver follows it.
+
+| file in runs/NAME | written by | says |
+|---|---|---|
+| ``pools.json`` | the driver, while it runs | ``{"sizes": {POOL: workers}, "bounds": {POOL: [least, most]}}`` |
+| ``scale.json`` | ``drover scale`` | ``{"sizes": {POOL: workers}}``: what people want; it outlives the driver |
+
+So it works from wherever the run folder is seen. Knows no Ray: `pools.py` starts and stops the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from drover.common.errors import ConfigError
+from drover.deploy.cluster.autoscale import Autoscaler, Bounds, Share, Signal
+from drover.deploy.run_folder.results import write_whole
+
+POOLS, SCALE = "pools.json", "scale.json"
+ROLLOUT, EVALUATION = "rollout", "evaluation"
+WORK = frozenset({"compute", "data", "weights"})  # the parts of an account that are not waiting
+log = logging.getLogger(__name__)
+
+Sizes = dict[str, int]
+"""Pool -> workers."""
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Change how many workers a running run has. Workers that leave finish what they hold; nothing is lost."""
+
+    run: tyro.conf.Positional[str]
+    """Name of the run."""
+    rollout: int | None = None
+    """Rollout actors from now on."""
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=COUNT: processes of that reward, or of `rewards` where they share them; may be repeated."""
+    evaluation: int | None = None
+    """Actors that only evaluate, where the run has such a pool."""
+    auto: bool = False
+    """Let the pools that were started with --autoscale follow their load again."""
+    runs_dir: Path = Path("runs")
+    """Where run folders are."""
+    json: bool = False
+    """For scripts."""
+
+
+def run(options: ScaleOptions) -> int:
+    """Write the wish; the driver takes it up within seconds. The exit code."""
+    folder = options.runs_dir / options.run
+    facts = _facts(folder)
+    asked = _asked(options, facts)
+    wished = {} if options.auto else {**_read(folder / SCALE), **asked}
+    write_whole(folder / SCALE, (json.dumps({"sizes": wished}, indent=2) + "\n").encode())
+    if options.json:
+        print(json.dumps({"before": facts["sizes"], "asked": asked, "auto": options.auto}, indent=2))
+        return 0
+    for pool, count in asked.items():
+        print(f"{pool}: {facts['sizes'][pool]} -> {count} workers")
+    if options.auto:
+        print("; ".join(f"{pool}: {least} to {most} workers" for pool, (least, most) in facts["bounds"].items()))
+    return 0
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What the driver noted of its pools."""
+    if not folder.is_dir():
+        raise ConfigError(f"there is no run {folder.name!r} in {folder.parent}; `drover status` lists them")
+    try:
+        facts: dict[str, Any] = json.loads((folder / POOLS).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder.name} is not running: it has no {POOLS}; only a running run can be scaled"
+        ) from error
+    return facts
+
+
+def _asked(options: ScaleOptions, facts: Mapping[str, Any]) -> Sizes:
+    """Pool -> workers, checked against the run's pools."""
+    asked = pairs(options.reward)
+    for pool, count in ((ROLLOUT, options.rollout), (EVALUATION, options.evaluation)):
+        if count is not None:
+            asked[pool] = count
+    for pool, count in asked.items():
+        if pool not in facts["sizes"]:
+            raise ConfigError(f"{options.run} has no pool {pool!r}; its pools are {', '.join(facts['sizes'])}")
+        if count < 1:
+            raise ConfigError(f"a pool needs at least one worker, got {pool}={count}")
+    if bool(asked) == options.auto:
+        raise ConfigError("say either how many workers, as in `--rollout 8 --reward NAME=4`, or --auto")
+    if options.auto and not facts["bounds"]:
+        raise ConfigError(f"{options.run} was started without --autoscale; say how many workers instead")
+    return asked
+
+
+def pairs(texts: Sequence[str]) -> Sizes:
+    """NAME=COUNT, each name once."""
+    found: Sizes = {}
+    for text in texts:
+        name, separator, count = text.rpartition("=")
+        if not separator or not count.isdigit() or name in found:
+            raise ConfigError(
+                f"--reward takes NAME=COUNT, each name once, as in `--reward image_reward=4`; got {text!r}"
+            )
+        found[name] = int(count)
+    return found
+
+
+def bounds(texts: Sequence[str], pools: Collection[str]) -> dict[str, Bounds]:
+    """POOL=LEAST:MOST of each pool that may follow its load. Raises `ConfigError`."""
+    found: dict[str, Bounds] = {}
+    for text in texts:
+        pool, _, span = text.rpartition("=")
+        least, _, most = span.partition(":")
+        if not least.isdigit() or not most.isdigit() or not 1 <= int(least) <= int(most):
+            raise ConfigError(
+                f"--autoscale takes POOL=LEAST:MOST, from 1 up, as in `--autoscale rollout=1:8`; got {text!r}"
+            )
+        if pool not in pools or pool in found:
+            raise ConfigError(f"--autoscale {text}: name each pool at most once, out of {', '.join(pools)}")
+        found[pool] = (int(least), int(most))
+    return found
+
+
+# -------------------------------------------------------------------------------------------- the driver
+
+
+class Scaling:
+    """What sizes the pools should have: what people asked for, else what their load asks for, else what they are."""
+
+    def __init__(self, folder: Path, bounds: Mapping[str, Bounds]) -> None:
+        """``bounds``: of the pools that may follow their load."""
+        self._folder, self._bounds = folder, dict(bounds)
+        self._scalers = {pool: Autoscaler(span) for pool, span in self._bounds.items()}
+        self._noted: dict[str, Any] = {}
+        self._wished: Sizes = {}
+        self._complaint = ""
+
+    def wanted(self, signals: Mapping[str, Signal], now_s: float) -> Sizes:
+        """A size for each pool of the signals. ``now_s``: seconds of a clock that never goes back."""
+        wished = self._wishes()
+        sizes = {pool: self._size(pool, signal, wished, now_s) for pool, signal in signals.items()}
+        facts = {"sizes": sizes, "bounds": self._bounds}
+        if facts != self._noted:
+            write_whole(self._folder / POOLS, (json.dumps(facts, indent=2) + "\n").encode())
+            self._noted = facts
+        return sizes
+
+    def close(self) -> None:
+        """The driver is about to end: nobody follows wishes any more."""
+        (self._folder / POOLS).unlink(missing_ok=True)
+
+    def _size(self, pool: str, signal: Signal, wished: Sizes, now_s: float) -> int:
+        if pool in wished:
+            if pool in self._bounds:
+                self._scalers[pool] = Autoscaler(self._bounds[pool])  # it has not seen what happens meanwhile
+            return wished[pool]
+        return self._scalers[pool].wanted(signal, now_s) if pool in self._bounds else signal.size
+
+    def _wishes(self) -> Sizes:
+        """Of people; what cannot be read changes nothing, for a run does not end over a misspelt wish."""
+        try:
+            self._wished = _read(self._folder / SCALE)
+            self._complaint = ""
+        except ConfigError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.warning("%s", error)
+        return self._wished
+
+
+def _read(path: Path) -> Sizes:
+    """The sizes in ``scale.json``; none where nobody asked."""
+    try:
+        sizes = json.loads(path.read_bytes())["sizes"]
+        whole = {str(pool): int(count) for pool, count in sizes.items()}
+        if min(whole.values(), default=1) < 1:
+            raise ValueError("a pool needs at least one worker")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} names no sizes ({error}); remove it, then run `drover scale` again") from error
+    return whole
+
+
+class Readings:
+    """Turns what the driver can see into signals. Keeps what shares are measured from."""
+
+    def __init__(self, backlogs: Callable[[], Mapping[str, tuple[int, float]]]) -> None:
+        """``backlogs``: pool -> (messages not acknowledged, age of the oldest in seconds)."""
+        self._backlogs = backlogs
+        self._busy: dict[tuple[str, str], Share] = {}  # by pool and reward
+        self._waits = Share(frozenset({"wait_data"}))
+
+    def signals(
+        self,
+        sizes: Mapping[str, int],
+        spent: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
+        update: Mapping[str, float],
+    ) -> dict[str, Signal]:
+        """``spent``: pool -> living worker -> reward, "" for an actor -> seconds by part. ``update``: scalars of the learner's
+        newest report.
+        """
+        backlogs = self._backlogs()
+        prefix = "account/learner/"
+        learner = {key.removeprefix(prefix): value for key, value in update.items() if key.startswith(prefix)}
+        waits = self._waits.look({"learner": learner} if learner else {})
+        return {
+            pool: Signal(
+                size=size,
+                alive=len(spent.get(pool, {})),
+                busy=self._busiest(pool, spent.get(pool, {})),
+                backlog=backlogs.get(pool, (0, 0.0))[0],
+                age_s=backlogs.get(pool, (0, 0.0))[1],
+                starved=waits if pool == ROLLOUT else None,
+            )
+            for pool, size in sizes.items()
+        }
+
+    def _busiest(self, pool: str, workers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> float:
+        """The share of the busiest reward of those that share the pool's processes: what it cannot do, the others cannot help."""
+        kinds: dict[str, dict[str, Mapping[str, float]]] = {}
+        for worker, accounts in workers.items():
+            for kind, parts in accounts.items():
+                kinds.setdefault(kind, {})[worker] = parts
+        shares = [self._busy.setdefault((pool, kind), Share(WORK)).look(accounts) for kind, accounts in kinds.items()]
+        return max(shares, default=0.0)

@@ -1,0 +1,201 @@
+"""The service on Ray: a local cluster started by us, or the one we run under. Ray places and restarts processes, no more.
+
+Every role is a process of its own. Messages go through Redis, weights through Ray's object store, gradients through
+torch.distributed; the driver sees reports and held-out pictures, never a training sample.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from drover.common.errors import ConfigError
+from drover.common.transport import keys
+from drover.common.transport.redis_broker import RedisBroker
+from drover.common.types import Report
+from drover.common.weights.object_store import start_directory
+from drover.deploy.cluster import placing
+from drover.deploy.cluster.connection import Connection, redis_url
+from drover.deploy.cluster.driver import Driver, backlogs
+from drover.deploy.cluster.environments import sweep
+from drover.deploy.cluster.learner_group import LearnerGroup
+from drover.deploy.cluster.monitor import Listen, Monitor
+from drover.deploy.cluster.pools import Pools
+from drover.deploy.cluster.scaling import Scaling, bounds
+from drover.deploy.cluster.worker import pools_of
+from drover.deploy.config import RunConfig
+from drover.deploy.roles import Streams
+from drover.deploy.run_folder.results import RunFolder, write_whole
+from drover.deploy.run_folder.watch import View, Watcher
+
+RAY_ADDRESS = "RAY_ADDRESS"
+NAMESPACE = "drover"  # names inside it carry the run's
+FORGET_S = 5.0  # what a Redis that is away gets to come back for the deleting of keys
+ANSWER_S = 5.0  # what a cluster gets to accept a connection
+
+
+def train(
+    config: RunConfig,
+    folder: RunFolder,
+    view: View,
+    stopping: Callable[[], bool],
+    *,
+    run: str,
+    autoscale: Sequence[str] = (),
+    metrics: Listen,
+) -> Watcher:
+    """Run the service to the end, or until ``stopping``. What was started is stopped, however it ends.
+
+    ``autoscale``: see `drover.deploy.cluster.scaling.bounds`.
+    """
+    if RAY_ADDRESS not in os.environ:
+        # Before anything imports Ray. Its name misleads: on every system "0" makes our own Ray listen on loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    with ExitStack() as stack:  # left in reverse order
+        url = stack.enter_context(redis_url())
+        connection = Connection(stack.enter_context(own_name(run, url, folder.path)), url, metrics_host=metrics.host)
+        broker = connection.open()
+        stack.callback(broker.close)
+        streams = Streams(broker, config)
+        watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
+        monitor = stack.enter_context(Monitor(broker, streams, folder, listen=metrics, run=run))
+
+        def tell(kind: str, text: str) -> None:
+            watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
+
+        tell("phase", "starting Ray")
+        stack.enter_context(_ray(config))
+        gpus = _gpus_each(config)
+        wanted = pools_of(config, gpus=gpus)
+        placing.check(placing.asks(config, wanted, gpus), _nodes(), claim_cpus=RAY_ADDRESS in os.environ)
+        bounded = bounds(autoscale, [pool.name for pool in wanted])
+        directory = start_directory(connection.directory)  # lives as long as this handle
+        tell("phase", "starting actors, reward servers and learner")
+        on_event = partial(tell, "event")
+        pools = Pools(config, connection, wanted, claim_cpus=RAY_ADDRESS in os.environ, on_event=on_event)
+        learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
+        stack.callback(pools.stop)
+        stack.callback(learner.stop)
+        pools.start()
+        _await_environments(pools, tell, stopping)
+        learner.start()
+        scaling = Scaling(folder.path, bounded)
+        stack.callback(scaling.close)
+        driver = Driver(
+            config, pools, learner, watcher, monitor, scaling, backlogs(streams, broker, wanted), on_event=on_event
+        )
+        driver.run(stopping, lambda: streams.open(broker.keys.control).put(_stop_order()))
+        del directory
+        return watcher
+
+
+@contextmanager
+def own_name(run: str, redis_url: str, folder: Path) -> Iterator[str]:
+    """The run's name in Redis and Ray, this start's alone: a token keeps folders of one name apart that run at once.
+
+    At the end its keys are deleted. Where a driver was killed, the note of its name is still in the folder: whoever goes
+    on with the run deletes its keys first.
+    """
+    note = folder / "redis_name.txt"
+    left = note.read_text() if note.exists() else ""
+    if re.fullmatch(rf"{re.escape(run)}\.[0-9a-f]{{8}}", left):
+        _forget(left, redis_url)
+    name = f"{run}.{secrets.token_hex(4)}"
+    write_whole(note, name.encode())
+    try:
+        yield name
+    finally:
+        _forget(name, redis_url)
+        note.unlink(missing_ok=True)
+
+
+def _forget(name: str, redis_url: str) -> None:
+    broker = RedisBroker(redis_url, name, patience_s=FORGET_S)
+    broker.forget()
+    broker.close()
+
+
+def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping: Callable[[], bool]) -> None:
+    """Before the learner starts to wait for rewards: building takes minutes, which no one should take for silence."""
+    told: list[str] = []
+    while waiting := pools.preparing():
+        if stopping():
+            raise KeyboardInterrupt
+        if waiting != told:
+            tell("phase", f"building the environments of {', '.join(waiting)}; the first time, this takes minutes")
+            told = waiting
+        time.sleep(0.5)
+        pools.look()
+
+
+@contextmanager
+def _ray(config: RunConfig) -> Iterator[None]:
+    """Join the Ray we run under, else start one for this run alone."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # of a reward's; pip tries downloads again by itself
+    import ray
+
+    asks_to_stop = signal.getsignal(signal.SIGTERM)
+    own_session = ""
+    if RAY_ADDRESS in os.environ:
+        check_answers(os.environ[RAY_ADDRESS])
+        ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+    else:
+        # The roles of a laptop share its cores: workers ask for none, so that Ray refuses none that a run is scaled to.
+        context = ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=max(config.pools.learner_ranks * config.pools.learner_threads, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
+        own_session = context.address_info["session_dir"]
+    signal.signal(signal.SIGTERM, asks_to_stop)  # Ray's own, which it sets above, exits without a checkpoint
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if own_session:
+            sweep(own_session)
+
+
+def check_answers(address: str) -> None:
+    """Raises `ConfigError` when nobody listens at HOST:PORT, which Ray itself would try for many minutes."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or "/" in host:
+        return  # "auto" and the like are Ray's to resolve
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray answers at {address} ({error.strerror or error}); correct RAY_ADDRESS, or unset it to start one here"
+        ) from error
+
+
+def _gpus_each(config: RunConfig) -> float:
+    """See `placing.gpus_each`. A GPU of this machine that torch cannot use is none."""
+    import torch
+
+    alone = RAY_ADDRESS not in os.environ  # else the driver's own node may have none
+    return 0.0 if alone and not torch.cuda.device_count() else placing.gpus_each(config, _nodes(), alone=alone)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node of the Ray has in all."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _stop_order() -> Report:
+    return Report(kind="stop", at_s=0.0, version=-1, scalars={})

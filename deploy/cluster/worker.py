@@ -1,0 +1,182 @@
+"""What runs in the process of an actor or of a reward server, and the pools that such processes make up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from drover.actors.worker import Actor, Role
+from drover.common import log as logs
+from drover.common.errors import CutOff
+from drover.common.weights.object_store import ObjectStoreSubscriber, find_directory
+from drover.deploy.cluster.connection import Connection, serve_metrics
+from drover.deploy.cluster.environments import packages_of
+from drover.deploy.config import RunConfig
+from drover.deploy.roles import build_actor, build_reward_server, use_threads
+from drover.reward_servers.serving.server import RewardServer
+
+ROLLOUT, EVALUATION = "rollout", "evaluation"
+FINISHES_S, LEAVES_S = 3.0, 4.5  # from SIGTERM: to finish what is held, and to be gone; the rest is handed back between
+REPLACE = 1  # an exit code that makes Ray start another
+REWARD_CPUS = 0.1  # Ray's share of a reward server on the CPU; it sleeps most of the time
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Workers that do the same: what each may use, the packages of its own environment, and how many there are at first."""
+
+    name: str  # "rollout", "evaluation", the name of a reward, or "rewards" for those that share their processes
+    role: Role | Literal["reward"]
+    size: int
+    threads: int
+    gpus: float
+    rewards: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # none: it shares drover's
+
+    def place(self, number: int) -> Place:
+        """The worker of that number."""
+        return Place(f"{self.name if self.role == 'reward' else self.role}-{number}", self)
+
+    @property
+    def cpus(self) -> float:
+        """What Ray is asked for, for each worker."""
+        return REWARD_CPUS if self.role == "reward" else float(self.threads)
+
+    @property
+    def group(self) -> str:
+        """The custom resource that marks the nodes meant for it, where a cluster has such nodes."""
+        return "reward" if self.role == "reward" else ROLLOUT
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """The names under which reports count its workers."""
+        return tuple(f"pool/reward/{name}" for name in self.rewards) or (f"pool/{self.name}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One process of a pool."""
+
+    name: str
+    pool: Pool
+
+
+def pools_of(config: RunConfig, *, gpus: float) -> list[Pool]:
+    """Every pool of the run, rewards first: they have the least to load. ``gpus``: of each actor or evaluator."""
+    pools = config.pools
+    rewards = [
+        Pool(name, "reward", pools.reward_servers, 1, pools.reward_gpus, names, packages)
+        for name, names, packages in _served(config)
+    ]
+    actors = Pool(ROLLOUT, "actor", pools.actors, pools.actor_threads, gpus)
+    spare = Pool(EVALUATION, "evaluator", pools.evaluators, pools.actor_threads, gpus)
+    return [*rewards, actors, *([spare] if spare.size else [])]
+
+
+Served = tuple[str, tuple[str, ...], tuple[str, ...]]
+
+
+def _served(config: RunConfig) -> list[Served]:
+    """(name, rewards, packages) of each kind of reward process."""
+    own: list[Served] = [(reward.name, (reward.name,), packages_of(reward)) for reward in config.rewards]
+    if not config.pools.share_rewards:
+        return own
+    together = tuple(name for name, _, packages in own if not packages)
+    alone = [kind for kind in own if kind[2]]
+    return [("-".join(together) if len(together) == 1 else "rewards", together, ()), *alone] if together else alone
+
+
+class Worker:
+    """The process of an actor or of a reward server. `run` blocks; the other calls answer beside it.
+
+    When the process dies, Ray starts another one and calls `run` again; what the dead one held is claimed by whoever
+    is first once its lease ends.
+    """
+
+    def __init__(self, place: Place, config: RunConfig, connection: Connection) -> None:
+        pool = place.pool
+        logs.configure(place.name, connection.run)
+        use_threads(pool.threads)
+        meter, self._metrics = serve_metrics(connection.metrics_host)
+        self._broker, self._stop = connection.open(), threading.Event()
+        self._preempted, self._done = False, threading.Event()
+        # Ray makes actors in the main thread. Its own handler waits for `run`, which would never end.
+        signal.signal(signal.SIGTERM, lambda *_: self._preempt())
+        self._loops: list[Actor | RewardServer]
+        device = "cuda" if pool.gpus else "cpu"
+        if pool.role != "reward":
+            weights = ObjectStoreSubscriber(find_directory(connection.directory))
+            self._loops = [
+                build_actor(config, self._broker, weights, meter, name=place.name, device=device, role=pool.role)
+            ]
+        else:
+            self._loops = [
+                build_reward_server(config, reward, self._broker, meter, name=f"{place.name}.{i}", device=device)
+                for reward in pool.rewards
+                for i in range(config.pools.reward_loops)
+            ]
+
+    def run(self) -> None:
+        """Work until `stop`. A loop that fails stops the others, and its error is raised.
+
+        Where the process is to be replaced, it ends in here: to Ray, a return would mean that the work is done.
+        """
+        try:
+            self._run()
+        except CutOff as error:
+            log.error("cut off from Redis, leaving it to another: %s", error)
+            os._exit(REPLACE)
+        self._done.set()
+        if self._preempted:
+            threading.Event().wait()
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(len(self._loops)) as threads:
+            ends = [threads.submit(loop.run, self._stop.is_set) for loop in self._loops]
+            wait(ends, return_when=FIRST_EXCEPTION)
+            self._stop.set()
+            for end in ends:
+                end.result()
+        self._broker.close()
+
+    def _preempt(self) -> None:
+        """SIGTERM: the machine is about to go. Finish what is held, or hand it back in time; Ray starts another worker."""
+        self._preempted = True
+        self._stop.set()
+        threading.Thread(target=self._leave, name="preempted", daemon=True).start()
+
+    def _leave(self) -> None:
+        threading.Timer(LEAVES_S, os._exit, [REPLACE]).start()  # whatever hangs
+        self._done.wait(FINISHES_S)
+        self._broker.close()
+        os._exit(REPLACE)
+
+    def stop(self) -> None:
+        """Finish what is held, hand back the rest, return from `run`."""
+        self._stop.set()
+
+    def describe(self) -> dict[str, Any]:
+        """{"pid", "node", "metrics": "HOST:PORT", "spent": seconds by reward ("" for an actor) and by part, over the loops
+        of each, "trouble": "" or a reason}.
+        """
+        import ray
+
+        spent: dict[str, Counter[str]] = {}
+        for loop in self._loops:
+            spent.setdefault(loop.reward if isinstance(loop, RewardServer) else "", Counter()).update(loop.spent)
+        troubles = [loop.trouble for loop in self._loops if isinstance(loop, RewardServer) and loop.trouble]
+        return {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "metrics": self._metrics,
+            "spent": {kind: dict(parts) for kind, parts in spent.items()},
+            "trouble": troubles[0] if troubles else "",
+        }

@@ -1,0 +1,103 @@
+"""The Ray cluster that runs would join: that it lets us in, its nodes agree, fit the recipe, and share the run folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from drover.deploy.commands.checks.finding import Finding
+from drover.deploy.commands.checks.ray_probe import MARKS, OFFERS
+from drover.deploy.config import RunConfig
+
+Nodes = list[dict[str, Any]]
+"""What each said of itself; see `drover.deploy.commands.checks.ray_probe`."""
+
+PATIENCE_S = 120.0  # for joining, and for every node to start a process
+
+
+def ray_cluster(runs_dir: Path, config: RunConfig | None) -> list[Finding]:
+    """Whether the cluster is what ``config`` asks for, if that is given. Raises `ConfigError`."""
+    version = metadata.version("ray")
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        return [Finding("ray", "ok", f"Ray {version}; RAY_ADDRESS is unset, so a run starts its own here")]
+    from drover.deploy.cluster.service import check_answers
+
+    check_answers(address)
+    said, folder = _ask(address, runs_dir)
+    if isinstance(said, Finding):
+        return [said]
+    return [_resources(said, config, version), *_nodes(said, folder)]
+
+
+def _ask(address: str, runs_dir: Path) -> tuple[Finding | Nodes, Path | None]:
+    """What the cluster says of itself; nodes look for a file that lies in the runs' folder meanwhile, if there is one."""
+    folder = runs_dir.absolute() if os.access(runs_dir, os.W_OK) else None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+        command = [sys.executable, "-m", "drover.deploy.commands.checks.ray_probe", address, file.name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            found = f"the Ray at {address} did not let us in within {PATIENCE_S:.0f} s"
+            return Finding("ray", "problem", found, "look at `ray status`, and at the firewall between its nodes"), None
+    if done.returncode == 0:
+        said: Nodes = json.loads(done.stdout.splitlines()[-1])
+        return said, folder
+    return _refused(address, done.stdout + done.stderr), None
+
+
+def _refused(address: str, words: str) -> Finding:
+    if "uthenticat" in words or "token" in words:
+        fix = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+        return Finding("ray", "problem", f"the Ray at {address} checks tokens and refuses ours", fix)
+    if "ersion mismatch" in words:
+        fix = "use the same image, or the same constraints.txt, everywhere"
+        return Finding("ray", "problem", f"the Ray at {address} has another version of Ray or Python", fix)
+    last = ([line.strip() for line in words.splitlines() if line.strip()] or ["it gives no reason"])[-1]
+    return Finding("ray", "problem", f"cannot join the Ray at {address}: {last[:300]}", "look at `ray status` there")
+
+
+def _resources(nodes: Nodes, config: RunConfig | None, version: str) -> Finding:
+    from drover.deploy.cluster import placing
+    from drover.deploy.cluster.worker import pools_of
+
+    have = {name: sum(node["resources"].get(name, 0.0) for node in nodes) for name in OFFERS}
+    offers = ", ".join(f"{count:g} {name}" for name, count in have.items() if count)
+    found = f"Ray {version}, {len(nodes)} nodes with {offers or 'nothing to compute with'}"
+    if config is not None:
+        gpus = float(have["GPU"] > 0)
+        asked = placing.asks(config, pools_of(config, gpus=gpus), gpus)
+        if missing := placing.shortage(asked, [node["resources"] for node in nodes]):
+            return Finding("ray", "problem", f"{found}; {missing}", placing.FIX)
+    return Finding("ray", "ok", found)
+
+
+def _nodes(nodes: Nodes, folder: Path | None) -> list[Finding]:
+    found = []
+    mine = {"python": sys.version.split()[0], "drover": metadata.version("drover"), "torch": metadata.version("torch")}
+    for node in nodes:
+        marks = ", ".join(mark for mark in MARKS if mark in node["resources"])
+        name = f"node {node['address']} ({marks or 'unmarked'})"
+        if "error" in node:
+            found.append(Finding("ray", "problem", f"{name}: {node['error']}", "look at the logs of its raylet"))
+            continue
+        for package, version in mine.items():
+            if node[package] != version:
+                fix = "use the same image on every node"
+                found.append(Finding("ray", "problem", f"{name} has {package} {node[package]}, here is {version}", fix))
+        if folder is not None and not node["file"] and _writes_runs(node, nodes):
+            fix = "give --runs-dir a place that the head and the learner's nodes share"
+            found.append(Finding("ray", "problem", f"{name} does not see {folder}: checkpoints would be lost", fix))
+    return found
+
+
+def _writes_runs(node: Mapping[str, Any], nodes: Nodes) -> bool:
+    """The learner's ranks do: on marked nodes where there are such nodes, else anywhere."""
+    return "learner" in node["resources"] or not any("learner" in other["resources"] for other in nodes)

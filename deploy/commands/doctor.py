@@ -1,0 +1,84 @@
+"""``drover doctor``: looks at everything a run needs before it is started, and says what to mend."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from drover.common.errors import ConfigError
+from drover.deploy.commands.checks import machine
+from drover.deploy.commands.checks import recipe as recipes
+from drover.deploy.commands.checks.finding import Finding, guarded, problem
+from drover.deploy.commands.checks.ray_cluster import ray_cluster
+from drover.deploy.commands.checks.redis_server import redis_server
+from drover.deploy.config import RunConfig
+
+SIGNS = {"ok": "ok      ", "advice": "advice  ", "problem": "PROBLEM "}
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Check this machine, its Ray and Redis, and a recipe; exit code 1 when something would make a run fail."""
+
+    recipe: tyro.conf.Positional[tuple[str, ...]] = ()
+    """A recipe to check as well; its options after --: drover doctor shapes_ddpo -- --actors 6."""
+    runs_dir: Path = Path("runs")
+    """Where run folders are to be made."""
+    environments: bool = False
+    """Ask pip whether it finds the packages of rewards that need an environment of their own; may take a minute."""
+    json: bool = False
+    """For scripts."""
+
+
+def run(options: DoctorOptions) -> int:
+    """Check, print; the exit code: 0, or 1 when there is a problem."""
+    findings = examine(options)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(report(findings))
+    return int(any(finding.state == "problem" for finding in findings))
+
+
+def examine(options: DoctorOptions) -> list[Finding]:
+    """Every finding, in the order in which they matter."""
+    config, trouble = _build(options.recipe)
+    found = [
+        *machine.python(),
+        *machine.device(),
+        *machine.disk(options.runs_dir),
+        *machine.shared_memory(),
+        *machine.ports(),
+        *guarded("redis", redis_server),
+        *guarded("ray", lambda: ray_cluster(options.runs_dir, config)),
+        *trouble,
+    ]
+    if config is not None:
+        found += guarded("recipe", lambda: recipes.recipe(config))
+        found += recipes.environments(config, ask=options.environments)
+    return found
+
+
+def _build(words: tuple[str, ...]) -> tuple[RunConfig | None, list[Finding]]:
+    if not words:
+        return None, []
+    try:
+        return recipes.build(words), []
+    except ConfigError as error:
+        return None, [problem("recipe", error)]
+
+
+def report(findings: list[Finding]) -> str:
+    """For people: a line for each finding, and below a problem what to do."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{SIGNS[finding.state]}{finding.check}: {finding.found}")
+        if finding.fix:
+            lines.append(f"{' ' * len(SIGNS['ok'])}-> {finding.fix}")
+    count = Counter(finding.state for finding in findings)
+    lines.append(f"{count['problem']} problems" if count["problem"] else "ready to train")
+    return "\n".join(lines)

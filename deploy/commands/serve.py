@@ -1,0 +1,174 @@
+"""`drover serve`: one reward answered over HTTP, for `http_reward` of runs elsewhere and for whoever speaks its form."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import pkgutil
+import signal
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+import tyro
+
+from drover.common import log as logs
+from drover.common import secrets
+from drover.common.errors import ConfigError
+from drover.common.protocols import Reward
+from drover.deploy.catalogue import find
+from drover.deploy.cluster.connection import LOOPBACK, serve_metrics
+from drover.reward_servers import rewards as package
+from drover.reward_servers.http.body import Limits
+from drover.reward_servers.http.endpoint import NO_TOKEN, SCORE, Endpoint
+from drover.reward_servers.http.window import Window
+
+TOKEN = "DROVER_REWARD_TOKEN"  # or DROVER_REWARD_TOKEN_FILE, a file's path
+LOOPBACKS = ("127.0.0.1", "::1", "localhost")
+LOOK_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Answer a reward over HTTP. The token that callers need comes from DROVER_REWARD_TOKEN or DROVER_REWARD_TOKEN_FILE."""
+
+    reward: tyro.conf.Positional[str]
+    """A reward of drover's by its file, such as jpeg_size, or path/to/file.py:description of yours."""
+    options: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The reward's own, as OPTION=VALUE: prefer=large."""
+    host: str = LOOPBACK
+    """Where it listens; anything but loopback is reachable from outside: give a certificate then."""
+    port: int = 8490
+    """0 takes a free one."""
+    certificate: Path | None = None
+    """PEM file of the server's certificate chain, for https."""
+    key: Path | None = None
+    """PEM file of its private key."""
+    device: str = ""
+    """Where the reward computes; default: cuda if there is a GPU, else cpu."""
+    max_batch: int = 64
+    """Samples, of several callers, that go to the reward at once."""
+    deadline_s: float = 120.0
+    """A call of the reward that takes longer is left behind, its samples masked."""
+    connections: int = 64
+    """Callers at one time; more are told to come back."""
+    metrics_host: str = LOOPBACK
+    """Where metrics are served, on a port of their own."""
+    json: bool = False
+    """Print where it listens as JSON."""
+
+
+def run(options: ServeOptions) -> int:
+    """Answer until SIGINT or SIGTERM; the exit code."""
+    token = secrets.from_environment(TOKEN)
+    if not token:
+        raise ConfigError(NO_TOKEN)
+    tls = _tls(options)
+    reward = description(options.reward, options.options)
+    logs.configure("serve", reward.name)
+    limits = Limits(connections=options.connections)
+    meter, metrics = serve_metrics(options.metrics_host)
+    window = Window(
+        reward.name, reward.load(options.device or _device()), meter,
+        max_batch=options.max_batch, deadline_s=options.deadline_s,
+    )  # fmt: skip
+    stop = _stop_on_signals()
+    with window, Endpoint((options.host, options.port), token, window.score, limits=limits, tls=tls) as server:
+        _announce(options, reward.name, server, metrics)
+        answering = threading.Thread(target=server.serve_forever, name="answering", daemon=True)
+        answering.start()
+        try:
+            while not stop.wait(LOOK_S):
+                window.check()
+        finally:
+            server.shutdown()
+    return 0
+
+
+def description(name: str, options: tuple[str, ...] = ()) -> Reward:
+    """The reward of that name, its options set. Raises `ConfigError` with what there is."""
+    kind: Callable[..., Any] = find(name) if ":" in name else _shipped(name)
+    given = dict(_split(option) for option in options)
+    hints = inspect.get_annotations(kind, eval_str=True)
+    known = [field.name for field in fields(kind)] if is_dataclass(kind) else list(inspect.signature(kind).parameters)
+    if unknown := sorted(given.keys() - set(known)):
+        raise ConfigError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    words: list[str] = []
+    for key, value in given.items():
+        several = get_origin(hints.get(key)) is tuple  # then the value is words
+        words += [f"--{key.replace('_', '-')}", *(value.split() if several else [value])]
+    reward: Any = tyro.cli(kind, prog=f"drover serve {name}", args=words)
+    if not isinstance(getattr(reward, "name", None), str) or not callable(getattr(reward, "load", None)):
+        raise ConfigError(f"{name} is no reward; a reward has a name and load(device)")
+    return reward
+
+
+def _shipped(name: str) -> Callable[..., Any]:
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    if name not in names:
+        raise ConfigError(f"there is no reward {name!r}; there are {', '.join(names)}; your own: path/to/file.py:name")
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    (kind,) = (kind for kind in own if is_dataclass(kind) and hasattr(kind, "load"))
+    return kind
+
+
+def _split(option: str) -> tuple[str, str]:
+    name, equals, value = option.partition("=")
+    if not equals:
+        raise ConfigError(f"{option!r} is no option of a reward; write OPTION=VALUE")
+    return name.replace("-", "_"), value
+
+
+def _tls(options: ServeOptions) -> ssl.SSLContext | None:
+    """Raises `ConfigError` for files that are no certificate and key."""
+    if options.certificate is None:
+        if options.key is not None:
+            raise ConfigError("--key without --certificate; give both for https")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(options.certificate, options.key, password=_no_password)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{options.certificate} and {options.key or 'no --key'} cannot be used for https "
+            f"({error.strerror or type(error).__name__}); give PEM files of a certificate and its unencrypted key"
+        ) from None
+    return context
+
+
+def _no_password() -> str:
+    raise OSError(0, "the key is encrypted")  # OpenSSL would ask at the terminal
+
+
+def _announce(options: ServeOptions, name: str, server: Endpoint, metrics: str) -> None:
+    scheme = "http" if options.certificate is None else "https"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"{scheme}://{host}:{server.server_port}{SCORE}"
+    if options.host not in LOOPBACKS and scheme == "http":
+        log.warning("the token and all pictures cross the network in the clear; give --certificate and --key")
+    if options.json:
+        print(json.dumps({"reward": name, "url": url, "metrics": f"http://{metrics}/metrics"}), flush=True)
+    else:
+        print(f"{name} at {url}, metrics at http://{metrics}/metrics; Ctrl-C ends it", flush=True)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _stop_on_signals() -> threading.Event:
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    return asked

@@ -1,0 +1,1 @@
+"""Which pool sizes a run should have, predicted from what it measured."""

@@ -1,0 +1,184 @@
+"""What a run has reported so far, as series and as words. Pure: views and pictures read it; nothing here draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from drover.common.types import Report
+
+PACE_UPDATES = 10  # the time to go follows the pace of this many last updates
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One evaluation. ``when`` is "before", "during" or "after"; ``means`` and ``counts`` are by reward name.
+
+    ``watched`` is what a watch over a proxy found: `drover.learner.overoptimisation.Verdict.hear`.
+    """
+
+    when: str
+    update: int
+    means: Mapping[str, float]
+    counts: Mapping[str, float]
+    watched: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class History:
+    """Reports in order, on one clock that goes on where a restarted learner begins again at 0.
+
+    An update that is done again after a restart replaces what came from it on in the former life.
+    """
+
+    phase: str = "starting"
+    ended: bool = False
+    elapsed_s: float = 0.0  # from the learner's first start to the newest report
+    updates: list[Report] = field(default_factory=list)
+    evals: list[HeldOut] = field(default_factory=list)
+    events: list[Report] = field(default_factory=list)
+    rewards: list[str] = field(default_factory=list)  # names in the order of their first report
+    _former_s: float = 0.0  # how long the learner's former lives lasted
+
+    @classmethod
+    def of(cls, reports: Iterable[Report]) -> History:
+        history = cls()
+        for report in reports:
+            history.add(report)
+        return history
+
+    def add(self, report: Report) -> Report:
+        """Take one report in and return it on the run's clock. Kinds and scalars nobody here knows are ignored."""
+        if report.at_s + self._former_s < self.elapsed_s:
+            self._former_s = self.elapsed_s
+        report = replace(report, at_s=report.at_s + self._former_s)
+        self.elapsed_s = report.at_s
+        self.ended = report.kind == "end"
+        if report.kind == "phase":
+            self.phase = report.text
+        elif report.kind == "update":
+            self.phase = "training"
+            self._rewind(update_index(report))
+            self.updates.append(report)
+            self._meet(by_name(report, "reward/", "/mean"))
+        elif report.kind == "eval":
+            means = by_name(report, "heldout/", "/mean")
+            counts, watched = by_name(report, "heldout/", "/count"), by_name(report, "overoptimisation/")
+            self.evals.append(HeldOut(report.text, update_index(report), means, counts, watched))
+            self._meet(means)
+        elif report.kind == "event":
+            self.events.append(report)
+        elif report.kind == "end":
+            self.phase = report.text or "finished"
+        return report
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        """Scalars of the newest update; empty before the first."""
+        return self.updates[-1].scalars if self.updates else {}
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """(update indices, finite values) of one scalar of the updates."""
+        return _finite((update_index(report), report.scalars.get(name, math.nan)) for report in self.updates)
+
+    def held_out(self, reward: str) -> tuple[list[int], list[float]]:
+        """(update indices, finite means) of one reward's evaluations, in order."""
+        return _finite((held.update, held.means.get(reward, math.nan)) for held in self.evals)
+
+    def watched(self, what: str) -> tuple[list[int], list[float]]:
+        """(update indices, finite values) of "truth", "proxy" or their "gap" at the evaluations, in order."""
+        return _finite((held.update, held.watched.get(what, math.nan)) for held in self.evals)
+
+    def to_go_s(self) -> float | None:
+        """Seconds from the newest update to the last one, at the recent pace. None while no pace is known."""
+        window = self.updates[-PACE_UPDATES - 1 :]
+        total = self.last.get("updates_total")
+        if len(window) < 2 or total is None:
+            return None
+        first, last = window[0], window[-1]
+        pace_s = (last.at_s - first.at_s) / (update_index(last) - update_index(first))
+        return max(0.0, (total - update_index(last)) * pace_s)
+
+    def _rewind(self, index: int) -> None:
+        while self.updates and update_index(self.updates[-1]) >= index:
+            self.updates.pop()
+
+    def _meet(self, names: Iterable[str]) -> None:
+        self.rewards += [name for name in names if name not in self.rewards]
+
+
+def _finite(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """The points whose value is finite, as two columns."""
+    kept = [point for point in points if math.isfinite(point[1])]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def update_index(report: Report) -> int:
+    """The update a report speaks of, from 1; 0 is before the first."""
+    return int(report.scalars.get("update", 0))
+
+
+def by_name(report: Report, prefix: str, suffix: str = "") -> dict[str, float]:
+    """The scalars called ``prefix NAME suffix``, by NAME. Names may contain slashes."""
+    return {
+        key[len(prefix) : len(key) - len(suffix)]: value
+        for key, value in report.scalars.items()
+        if key.startswith(prefix) and key.endswith(suffix) and len(key) > len(prefix) + len(suffix)
+    }
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """The series in at most ``width`` characters of height 1 to 8; neighbours share a character as their mean."""
+    if not values:
+        return ""
+    width = min(width, len(values))
+    edges = [round(i * len(values) / width) for i in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    if high == low:
+        return "▄" * width
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / (high - low))] for mean in means)
+
+
+def duration(seconds: float | None) -> str:
+    """``m:ss`` or ``h:mm:ss``; a dash where unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def health(history: History) -> list[tuple[str, str, str]]:
+    """(label, value, style) of what tells a healthy run: on policy at first, seldom clipped, lag in its bound, fast."""
+    last = history.last
+    facts: list[tuple[str, str, str]] = []
+    if "ratio_first" in last:
+        # Without lag the first step is on policy: a ratio away from 1 there is a bug, not a drift.
+        off = not last.get("lag_max") and abs(last["ratio_first"] - 1) > 0.01
+        facts.append(("first ratio", f"{last['ratio_first']:.4f}", "bold red" if off else ""))
+    if "clip_fraction" in last:
+        facts.append(("clip", f"{last['clip_fraction']:.0%}", ""))
+    if "approx_kl" in last:
+        facts.append(("kl", f"{last['approx_kl']:.2g}", ""))
+    if "lag_max" in last:
+        bound = f"/{last['max_lag']:.0f}" if "max_lag" in last else ""
+        over = last["lag_max"] > last.get("max_lag", float("inf"))
+        facts.append(("lag", f"{last['lag_max']:.0f}{bound}", "bold red" if over else ""))
+    if "samples_per_s" in last:
+        facts.append(("samples/s", f"{last['samples_per_s']:.3g}", ""))
+    return facts
+
+
+def position(history: History) -> str:
+    """``update 37/50``, or without the total while nobody has said it."""
+    done = update_index(history.updates[-1]) if history.updates else 0
+    total = history.last.get("updates_total")
+    return f"update {done}" + (f"/{total:.0f}" if total is not None else "")
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash where there is no value."""
+    return "-" if value is None else f"{value:#.4g}".rstrip(".")

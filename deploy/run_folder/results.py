@@ -1,0 +1,203 @@
+"""The run folder: what a run leaves behind, written whole or not at all. Knows no role and starts nothing.
+
+``runs/NAME/`` holds ``metrics.jsonl`` (one report a line), ``summary.json``, ``curves.png``, ``samples.png`` and
+``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Literal
+
+from drover.common.errors import CheckpointError, ConfigError
+from drover.common.types import Report
+from drover.deploy.run_folder.history import History
+from drover.deploy.run_folder.pictures import SamplePair, curves_png, samples_png
+
+Resume = Literal["never", "must", "may"]
+"""Whether a run of that name is begun, gone on with, or either."""
+
+log = logging.getLogger(__name__)
+DRIVER = "driver"  # its name among the workers in the file of metric targets
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+class RunFolder:
+    """One run's files. A write that fails, as on a full disk, raises CheckpointError and leaves what was there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.curves = self.path / "curves.png"
+        self.samples = self.path / "samples.png"
+        self.checkpoints = self.path / "checkpoints"
+        self._lock: IO[str] | None = None  # held by the process that runs it, for as long as this lives
+
+    @classmethod
+    def create(cls, name: str, root: Path, *, resume: Resume = "never") -> RunFolder:
+        """The folder of a new run, or with ``resume`` of one that exists; ConfigError where it is the other way."""
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"run name {name!r} cannot be a folder; use letters, digits, '.', '-' and '_' (at most 100), "
+                "starting with a letter, digit or '_'."
+            )
+        folder = cls(Path(root) / name)
+        started = folder.path.is_dir() and any(folder.path.iterdir())
+        if resume == "must" and not started:
+            raise ConfigError(
+                f"no run to resume at {folder.path}; begin it with --run-name {name}, or correct the name."
+            )
+        if started and resume == "never":
+            state = "finished" if folder.summary.exists() else "started"
+            raise ConfigError(
+                f"{folder.path} holds a {state} run; pass --resume {name} to go on with it, "
+                "or another --run-name to begin anew."
+            )
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create {folder.path} ({error.strerror}); make room or choose another place."
+            ) from error
+        folder._lock = _hold(folder.path)
+        if started:
+            folder._cut_torn_line()
+        return folder
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.summary.exists() and json.loads(self.summary.read_text()).get("ended") == "finished"
+
+    def discard_unless_begun(self) -> None:
+        """Remove the folder of a run that failed before its first update: its name is free again."""
+        begun = any(self.checkpoints.iterdir()) or any(report.kind == "update" for report in self.reports())
+        if not begun:
+            if self._lock is not None:
+                self._lock.close()  # NFS keeps an open file's folder
+            shutil.rmtree(self.path, ignore_errors=True)  # why the run failed is what is to be told
+
+    def append(self, report: Report) -> None:
+        """Add one line to metrics.jsonl. A line that cannot be written whole is taken back."""
+        line = json.dumps(
+            {
+                "kind": report.kind,
+                "at_s": report.at_s,
+                "version": report.version,
+                "scalars": {key: value if math.isfinite(value) else None for key, value in report.scalars.items()},
+                "text": report.text,
+            },
+            ensure_ascii=False,
+        )
+        try:
+            with self.metrics.open("ab", buffering=0) as file:
+                before = file.seek(0, os.SEEK_END)
+                try:
+                    _write_all(file.fileno(), f"{line}\n".encode())
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(before)
+                    raise
+        except OSError as error:
+            raise _not_written(self.metrics, error) from error
+
+    def reports(self) -> list[Report]:
+        """All reports of metrics.jsonl, in order; what was not finite is NaN. A torn last line is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [_report(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, start=1)]
+
+    def note_metrics(self, groups: Sequence[Mapping[str, object]]) -> None:
+        """Replace metrics_targets.json: where every role's metrics are, as Prometheus' file discovery reads it."""
+        write_whole(self.path / "metrics_targets.json", (json.dumps(groups, indent=2) + "\n").encode())
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Replace summary.json."""
+        write_whole(self.summary, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def draw_curves(self) -> None:
+        """Draw curves.png (1600 x 1000) from metrics.jsonl."""
+        write_whole(self.curves, curves_png(History.of(self.reports()), title=self.path.name))
+
+    def draw_samples(self, pair: SamplePair) -> None:
+        """Draw samples.png: the same prompts and seeds before and after training."""
+        write_whole(self.samples, samples_png(pair))
+
+    def _cut_torn_line(self) -> None:
+        """A crash can leave half a line, to which the next would be glued."""
+        if self.metrics.exists():
+            content = self.metrics.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(self.metrics, whole)
+
+
+def _hold(folder: Path) -> IO[str]:
+    """Keep other processes from running the same folder; the lock ends with this process, however it ends."""
+    import fcntl
+
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        raise ConfigError(
+            f"{folder} is being run by {file.read() or 'another process'}; stop that first, or give another --run-name."
+        ) from error
+    except OSError as error:  # storage that knows no locks
+        log.warning("%s cannot be locked (%s): see to it that only one process runs it", folder, error.strerror)
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace the file by ``content`` in one step: readers and crashes see the old file or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        try:
+            with draft.open("wb", buffering=0) as file:
+                _write_all(file.fileno(), content)
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _not_written(path: Path, error: OSError) -> CheckpointError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    fix = "free space there" if full else "make it writable"
+    return CheckpointError(f"cannot write {path} ({error.strerror}); {fix}, then go on with --resume.")
+
+
+def _report(line: bytes, where: str) -> Report:
+    try:
+        fields = json.loads(line)
+        scalars = {key: math.nan if value is None else float(value) for key, value in fields["scalars"].items()}
+        return Report(
+            kind=fields["kind"], at_s=fields["at_s"], version=fields["version"], scalars=scalars, text=fields["text"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where} is no report ({error}); delete that line.") from error

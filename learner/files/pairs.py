@@ -1,0 +1,94 @@
+"""Pictures with captions for the pretraining loss, in an order that is a pure function of (seed, step).
+
+Axes: B pairs of a batch, H W picture.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from drover.common import seeds
+from drover.common.errors import ConfigError
+from drover.learner.files.pictures import decode
+from drover.learner.files.records import BadRecord, count_text
+
+Batch = tuple[np.ndarray, list[str]]
+
+
+class PairSource(Protocol):
+    """Opened pairs. Resuming needs no cursor: the step is the position."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Bad records met so far, by reason; each is counted once."""
+
+    def batch(self, step: int, size: int) -> Batch:
+        """(media [B, H, W, 3] uint8, captions) number ``step`` of ``size`` pairs.
+
+        Rank r of R takes its part of the batch of all ranks with ``batch(step * R + r, size // R)``.
+        """
+
+
+class Pairs(Protocol):
+    """A cheap, frozen description; files are opened with ``open``, by the rank that learns from them."""
+
+    def open(self, seed: int) -> PairSource:
+        """Raises `ConfigError` when there is nothing to read."""
+
+
+class Records(Protocol):
+    """Encoded pictures with captions, by index."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        """(picture file, clean caption). Raises `BadRecord`."""
+
+
+class ShuffledPairs:
+    """Every record once per pass, each pass in its own order; instead of a bad record, the next good one of the order.
+
+    The next one depends on the files alone, not on what was read before, so the batch stays a pure function of (seed,
+    step) as long as the files stay the same.
+    """
+
+    def __init__(self, records: Records, unlisted: Mapping[str, int], *, seed: int, resolution: int) -> None:
+        """``unlisted`` counts what never became a record, by reason."""
+        self._records, self._seed, self._resolution = records, seed, resolution
+        self._unlisted = Counter(unlisted)
+        self._bad: dict[int, str] = {}
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        return self._unlisted + Counter(self._bad.values())
+
+    def batch(self, step: int, size: int) -> Batch:
+        pairs = [self._pair(position) for position in range(step * size, (step + 1) * size)]
+        return np.stack([picture for picture, _ in pairs]), [caption for _, caption in pairs]
+
+    def _pair(self, position: int) -> tuple[np.ndarray, str]:
+        num_records = len(self._records)
+        pass_number, first = divmod(position, num_records)
+        order = _order(self._seed, pass_number, num_records)
+        for offset in range(num_records):
+            index = int(order[(first + offset) % num_records])
+            if index in self._bad:
+                continue
+            try:
+                picture, caption = self._records.read(index)
+                return decode(picture, self._resolution), caption
+            except BadRecord as bad:
+                self._bad[index] = bad.reason
+        raise ConfigError(f"none of {num_records} pictures with captions can be used{count_text(self.skipped)}")
+
+
+@lru_cache(maxsize=2)  # a batch may reach into the next pass
+def _order(seed: int, pass_number: int, size: int) -> np.ndarray:
+    generator = torch.Generator().manual_seed(seeds.derive(seed, "pairs", pass_number))
+    return torch.randperm(size, generator=generator).numpy()

@@ -1,0 +1,1 @@
+"""From orders to measured groups: slots, orders, the join of rollouts with measurements, and evaluations."""

@@ -1,0 +1,248 @@
+"""Held-out prompts beside training, always with the same seeds, measured by any of the run's rewards.
+
+Orders of purpose ``eval`` need no slot: their number is fixed, and they are never trained on. Each evaluation is of one
+weight version, which stays pinned until all its orders have ended: however far training has got meanwhile, whoever
+samples them samples that version, or the order fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from drover.common.errors import ConfigError
+from drover.common.protocols import Stream, WeightPublisher
+from drover.common.types import Purpose, TensorRef, WorkItem
+from drover.learner.examples import MeasuredGroup
+from drover.learner.intake.assembler import Assembler
+
+ORDER_SAMPLES = 16  # of an order, unless one prompt has more
+SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # pictures that are kept for people, over all sets
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSpec:
+    """A held-out set: which prompts, how many samples of each, and which rewards judge them.
+
+    Comparing two moments needs the same spec and the same seed. A reward over sets, such as parity, needs at least 100
+    samples of each prompt; ``limits`` says what a perfect generator would measure with that few, by reward. A dear one can
+    be left to the evaluations before and after a run by ``during`` False.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    samples_per_prompt: int
+    rewards: tuple[str, ...]
+    limits: Mapping[str, float] = field(default_factory=dict)
+    during: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not self.rewards or self.samples_per_prompt < 1:
+            raise ConfigError(
+                f"held-out set {self.name!r} needs at least one prompt, one sample of each and one reward; got "
+                f"{len(self.prompts)} prompts x {self.samples_per_prompt}, rewards {self.rewards}"
+            )
+
+    def orders(self) -> list[tuple[str, ...]]:
+        """The prompts of each of its orders. All samples of a prompt are in one."""
+        size = max(1, ORDER_SAMPLES // self.samples_per_prompt)
+        return [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A wish to know how good a version is: ``Due("during", version=12, update=10)``, for that after update 10."""
+
+    moment: str  # "before", "during" or "after"
+    version: int
+    update: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What an evaluation found, all of it of one version: valid values by reward, and some pictures."""
+
+    due: Due
+    took_s: float  # from its first order to its last measurement, as the learner saw it
+    lost: int  # orders that failed, whose samples are missing
+    skipped: int  # evaluations so far, in this life of the learner, that a newer one replaced before they began
+    values: dict[str, np.ndarray]  # reward -> valid values of all samples
+    limits: dict[str, float]  # reward -> what a perfect generator would measure, where that is not the reward's best
+    prompts: tuple[str, ...]  # that are shown
+    media: tuple[TensorRef, ...]  # of each shown prompt, in blobs of their own
+
+    def scalars(self) -> dict[str, float]:
+        found = {
+            "update": float(self.due.update),
+            "weights_version": float(self.due.version),
+            "evaluation/took_s": self.took_s,
+            "evaluation/lost_orders": float(self.lost),
+            "evaluation/skipped": float(self.skipped),
+        }
+        for name, values in self.values.items():
+            found[f"heldout/{name}/count"] = float(len(values))
+            if len(values):
+                found[f"heldout/{name}/mean"] = float(values.mean())
+                found[f"heldout/{name}/std"] = float(values.std())
+        return found | {f"heldout/{name}/limit": limit for name, limit in self.limits.items()}
+
+
+class Evaluation:
+    """Issues one evaluation of all sets at a time and collects it, while training goes on or does not.
+
+    One more may wait for its turn, with its version pinned; a newer one takes the place of what waits.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[EvaluationSpec],
+        orders: Stream,
+        assembler: Assembler,
+        weights: WeightPublisher,
+        *,
+        epoch: int,
+        seed: int,
+        fingerprint: str,
+    ) -> None:
+        self._specs, self._orders, self._assembler, self._weights = specs, orders, assembler, weights
+        self._epoch, self._seed, self._fingerprint = epoch, seed, fingerprint
+        self._issued = 0  # orders ever issued; each evaluation repeats the same seeds under new numbers
+        self._open: dict[int, WorkItem] = {}
+        self._of: Due | None = None  # what the open orders are for
+        self._began_s = 0.0
+        self._next: Due | None = None
+        self._skipped = 0
+
+    @property
+    def running(self) -> bool:
+        return self._of is not None
+
+    @property
+    def under_way(self) -> list[Due]:
+        """What is being evaluated, and what waits to be."""
+        return [due for due in (self._of, self._next) if due is not None]
+
+    @property
+    def done(self) -> bool:
+        """Whether every order of the running evaluation has ended."""
+        known = self._assembler.complete.keys() | self._assembler.failed.keys()
+        return all((Purpose.EVAL, group) in known for group in self._open)
+
+    def want(self, due: Due) -> None:
+        """Evaluate that version, which must be published: now, or once the running evaluation has been collected."""
+        self._weights.pin(due.version)
+        if self._of is None:
+            self._start(due)
+            return
+        if self._next is not None:
+            log.warning(
+                "version %d is not evaluated: version %d still is, and version %d is due by now; evaluate less often "
+                "or with more evaluators",
+                *(each.version for each in (self._next, self._of, due)),
+            )
+            self._weights.unpin(self._next.version)
+            self._skipped += 1
+        self._next = due
+
+    def collect(self) -> Evaluated:
+        """What the evaluation found; begins with the one that waits. Only when `done`.
+
+        The shown pictures stay in the blob store for whoever shows them.
+        """
+        due = self._of
+        assert due is not None
+        keys = [(Purpose.EVAL, group) for group in self._open]
+        groups = [self._assembler.complete[key] for key in keys if key in self._assembler.complete]
+        assert all(group.rollout.version == due.version for group in groups), due
+        shown = self._shown(groups)
+        kept = {ref.blob for _, ref in shown}
+        for key in keys:
+            group = self._assembler.complete.get(key)
+            media = group.rollout.media if group is not None else None
+            self._assembler.finish(key, keep_media=media is not None and media.blob in kept)
+        found = Evaluated(
+            due=due,
+            took_s=time.monotonic() - self._began_s,
+            lost=len(keys) - len(groups),
+            skipped=self._skipped,
+            values=_values(groups),
+            limits={name: limit for spec in self._specs for name, limit in spec.limits.items()},
+            prompts=tuple(prompt for prompt, _ in shown),
+            media=tuple(ref for _, ref in shown),
+        )
+        self._weights.unpin(due.version)
+        self._open, self._of = {}, None
+        if self._next is not None:
+            following, self._next = self._next, None
+            self._start(following)
+        return found
+
+    def _start(self, due: Due) -> None:
+        """Order every held-out prompt from that version."""
+        self._of, self._began_s = due, time.monotonic()
+        orders = [(spec, prompts) for spec in self._specs for prompts in spec.orders()]
+        for draw, (spec, prompts) in enumerate(orders):
+            if due.moment == "during" and not spec.during:
+                continue  # with its number, so that the others' noise repeats
+            group = self._issued
+            self._issued += 1
+            self._assembler.expect((Purpose.EVAL, group))
+            self._open[group] = WorkItem(
+                epoch=self._epoch,
+                group=group,
+                purpose=Purpose.EVAL,
+                task=spec.name,
+                rewards=spec.rewards,
+                prompts=prompts,
+                samples_per_prompt=spec.samples_per_prompt,
+                seed=self._seed,
+                draw=draw,
+                record=(),
+                fingerprint=self._fingerprint,
+                version=due.version,
+            )
+            self._orders.put(self._open[group])
+
+    def start_over(self, epoch: int) -> None:
+        """Order what has not ended once more, in a new epoch: of the first orders nothing is left."""
+        self._epoch = epoch
+        known = self._assembler.complete.keys() | self._assembler.failed.keys()
+        for group, order in self._open.items():
+            if (Purpose.EVAL, group) not in known:
+                self._open[group] = replace(order, epoch=epoch)
+                self._assembler.expect((Purpose.EVAL, group))
+                self._orders.put(self._open[group])
+
+    def _shown(self, groups: Sequence[MeasuredGroup]) -> list[tuple[str, TensorRef]]:
+        """The first prompts of every set with their first pictures, as many of each as the smallest set has."""
+        samples = min(SHOWN_SAMPLES, *(spec.samples_per_prompt for spec in self._specs))
+        shown: list[tuple[str, TensorRef]] = []
+        for spec in self._specs:
+            mine = [pair for group in groups if group.rollout.task == spec.name for pair in _pictures(group, samples)]
+            shown += mine[: SHOWN_PROMPTS // len(self._specs)]
+        return shown
+
+
+def _pictures(group: MeasuredGroup, samples: int) -> list[tuple[str, TensorRef]]:
+    """Each prompt of the group with its first ``samples`` pictures."""
+    media, each = group.rollout.media, group.rollout.samples_per_prompt
+    if media is None:
+        return []
+    row = media.nbytes // media.shape[0]
+    return [
+        (prompt, replace(media, shape=(samples, *media.shape[1:]), offset=media.offset + i * each * row))
+        for i, prompt in enumerate(group.rollout.prompts)
+    ]
+
+
+def _values(groups: Sequence[MeasuredGroup]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for group in groups for name in group.rollout.rewards)
+    return {
+        name: np.concatenate([g.values(name)[g.valid(name)] for g in groups if name in g.measurements])
+        for name in names
+    }

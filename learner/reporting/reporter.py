@@ -1,0 +1,166 @@
+"""Rank 0's reports: for people on the reports stream, for Prometheus as metrics."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from drover.common import metrics
+from drover.common.metrics import Account
+from drover.common.protocols import Meter
+from drover.common.types import Ending, Report
+from drover.learner.examples import MeasuredGroup
+from drover.learner.intake.evaluation import Due, Evaluated
+from drover.learner.intake.intake import Intake, LearnerStreams
+from drover.learner.overoptimisation import Watch
+from drover.learner.reporting.statistics import costs, rewards_by_name
+from drover.learner.saving.progress import Progress
+from drover.learner.step import StepStats
+
+PACE_UPDATES = 10
+
+
+class Reporter:
+    """Rank 0's voice."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        streams: LearnerStreams,
+        meter: Meter,
+        account: Account,
+        *,
+        updates_total: int,
+        max_lag: int,
+        watch: Watch | None,
+    ) -> None:
+        self._intake, self._streams, self._meter, self._account = intake, streams, meter, account
+        self._updates_total, self._max_lag, self._watch = updates_total, max_lag, watch
+        self._told: dict[str, int] = {}  # the ledger as the counters have it
+        meter.add(metrics.UPDATES, 0)  # there from the start: a run without a first update must be noticed
+        meter.set(metrics.LAG_BOUND, max_lag)
+        self._paces: deque[tuple[float, int]] = deque(maxlen=PACE_UPDATES)  # (at_s, samples) of the last updates
+
+    def overoptimised(self, progress: Progress) -> bool:
+        """Whether the watch ends the run."""
+        return self._watch is not None and self._watch.stop and progress.verdict.strikes >= self._watch.patience
+
+    def evaluate(self, moment: str, progress: Progress) -> None:
+        """Have the newest version evaluated, at once or after the evaluation that is running; see `evaluation`."""
+        self._intake.evaluation.want(Due(moment, progress.version, progress.update))
+
+    def evaluation(self, progress: Progress) -> None:
+        """Report the running evaluation if it is complete: under the version and the update that it is of."""
+        if self._intake.evaluation.running and self._intake.evaluation.done:
+            found = self._intake.evaluation.collect()
+            scalars = found.scalars()
+            for name, values in found.values.items():
+                if values.size:
+                    self._meter.set(metrics.HELDOUT_MEAN, float(values.mean()), reward=name)
+            if self._watch is not None:
+                scalars |= progress.verdict.hear(self._watch, scalars)
+                if "overoptimisation/gap" in scalars:
+                    self._meter.set(metrics.OVEROPTIMISATION_GAP, scalars["overoptimisation/gap"])
+            self._send("eval", progress, scalars, found.due.moment, found)
+
+    def update(
+        self,
+        progress: Progress,
+        groups: Sequence[MeasuredGroup],
+        stats: Sequence[StepStats],
+        beside: StepStats | None,
+        lags: Sequence[int],
+        times: Mapping[str, float],
+    ) -> None:
+        """Report one iteration."""
+        scalars = {
+            **rewards_by_name(groups),
+            **costs(groups),
+            **times,
+            "update": float(progress.update),
+            "updates_total": float(self._updates_total),
+            "samples": float(progress.samples),
+            "samples_per_s": self._pace(progress),
+            "lag_max": float(max(lags)),
+            "lag_mean": sum(lags) / len(lags),
+            "max_lag": float(self._max_lag),
+        }
+        if stats:
+            first, last = stats[0], stats[-1]
+            scalars |= {f"{name}_first": first.watched[name] for name in ("ratio", "clip_fraction")}
+            scalars |= last.watched | {"loss": last.loss, "grad_norm": first.grad_norm}
+        if beside is not None:
+            scalars |= {"pretraining/loss": beside.loss, "pretraining/grad_norm": beside.grad_norm}
+            if stats:
+                scalars["pretraining/grad_ratio"] = beside.grad_norm / max(stats[-1].grad_norm, 1e-12)
+        self._meter.add(metrics.UPDATES)
+        self._meter.add(metrics.TRAINED_SAMPLES, sum(group.rollout.num_samples for group in groups))
+        self._set_gauges(scalars)
+        self._send("update", progress, scalars)
+
+    def event(self, text: str, progress: Progress) -> None:
+        """Something that a person should know of."""
+        self._send("event", progress, {}, text)
+
+    def say_overoptimised(self, progress: Progress) -> None:
+        """Why the run ends before its last iteration."""
+        assert self._watch is not None
+        truth, proxy = self._watch.truth, self._watch.proxy
+        often = f"{progress.verdict.strikes} evaluations in a row"
+        self._send("event", progress, {}, f"ends here: held-out {truth} fell while {proxy} rose, at {often}")
+
+    def end(self, progress: Progress, how: str) -> None:
+        """The last word: "finished" or "stopped"."""
+        scalars = {
+            "update": float(progress.update),
+            "samples": float(progress.samples),
+            "max_lag_seen": float(progress.max_lag_seen),
+        }
+        self._send("end", progress, scalars, how)
+
+    def _send(
+        self, kind: str, progress: Progress, scalars: dict[str, float], text: str = "", found: Evaluated | None = None
+    ) -> None:
+        ledger = self._intake.ledger.as_dict()
+        self._count(ledger)
+        scalars |= {f"ledger/{name}": float(count) for name, count in ledger.items()}
+        scalars |= {f"account/learner/{part}": seconds for part, seconds in self._account.seconds().items()}
+        for name, stream in (("rollouts", self._streams.rollouts), ("measurements", self._streams.measurements)):
+            backlog, age_s = stream.backlog()
+            scalars |= {f"queue/{name}/backlog": float(backlog), f"queue/{name}/age_s": age_s}
+        self._streams.reports.put(
+            Report(
+                kind=kind,
+                at_s=progress.at_s,
+                version=progress.version if found is None else found.due.version,
+                scalars=scalars,
+                text=text,
+                prompts=() if found is None else found.prompts,
+                media=() if found is None else found.media,
+            )
+        )
+
+    def _count(self, ledger: Mapping[str, int]) -> None:
+        """Bring the counters up to the ledger."""
+        known = self._told
+        self._meter.add(metrics.GROUPS_ISSUED, max(0, ledger["issued"] - known.get("issued", 0)))
+        for ending in Ending:
+            self._meter.add(metrics.GROUPS_ENDED, max(0, ledger[ending] - known.get(ending, 0)), ending=ending.value)
+        self._meter.set(metrics.GROUPS_IN_FLIGHT, ledger["in_flight"])
+        self._told = dict(ledger)
+
+    def _pace(self, progress: Progress) -> float:
+        """Samples per second over the last updates; since the start where there is only one."""
+        since_s, samples = self._paces[0] if self._paces else (progress.former_s, 0)
+        self._paces.append((progress.at_s, progress.samples))
+        return (progress.samples - samples) / max(progress.at_s - since_s, 1e-9)
+
+    def _set_gauges(self, scalars: Mapping[str, float]) -> None:
+        gauges = {"lag_max": metrics.LAG, "ratio_first": metrics.RATIO_FIRST, "clip_fraction": metrics.CLIP_FRACTION}
+        gauges |= {"grad_norm": metrics.GRAD_NORM, "loss": metrics.LOSS}
+        for name, metric in gauges.items():
+            if name in scalars:
+                self._meter.set(metric, scalars[name])
+        for name, value in scalars.items():
+            if name.startswith("reward/") and name.endswith("/mean"):
+                self._meter.set(metrics.REWARD_MEAN, value, reward=name.split("/")[1])

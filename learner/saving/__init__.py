@@ -1,0 +1,1 @@
+"""Checkpoints: what is saved, in which files, and the progress that they hold."""

@@ -1,0 +1,175 @@
+"""A checkpoint as files: how one is written by the ranks' threads, judged, and set aside. Knows no model.
+
+The threads meet in the file system alone: each writes its shard into a ``.partial`` folder, then a small file that says so;
+rank 0's writes ``state.json`` once all have, and renames the folder. A folder without a suffix is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import xxhash
+
+from drover.common.errors import CheckpointError
+from drover.learner.saving.shards import HostCopy, file_sum, write_text
+
+FORMAT = 2  # of state.json
+OTHERS_S = 600.0  # what the other ranks get to write their shards once rank 0 has written its own
+POLL_S = 0.05
+_NAME = re.compile(r"update-(\d+)")
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, damaged or not, the oldest first."""
+    return sorted((path for path in folder.glob("update-*") if _NAME.fullmatch(path.name)), key=number_of)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What was saved besides tensors. Raises `CheckpointError` when it is not what was written."""
+    try:
+        content = json.loads((folder / "state.json").read_text())
+        state: dict[str, Any] = content["state"]
+        if content["format"] == FORMAT and content["checksum"] == _text_sum(state):
+            return state
+        reason = "does not fit its checksum" if content["format"] == FORMAT else "is of another version of drover"
+    except FileNotFoundError:
+        reason = "is missing"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
+        reason = f"is no state of format {FORMAT}"
+    raise CheckpointError(f"{folder / 'state.json'} {reason}; resume from another checkpoint")
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """The file that makes a folder of shards a checkpoint: written last. Raises `OSError`."""
+    content = {"format": FORMAT, "checksum": _text_sum(state), "state": state}
+    write_text(folder / "state.json", json.dumps(content))
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with it; "" where every file is what was written."""
+    try:
+        for name, wanted in read_state(folder)["checksums"].items():
+            if file_sum(folder / name) != wanted:
+                return f"{name} does not fit its checksum"
+    except CheckpointError as error:
+        return str(error).partition("; ")[0].removeprefix(f"{folder}/")
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"a file cannot be read ({error.strerror})"
+    return ""
+
+
+def set_aside(folder: Path, trouble: str, *, instead: Path) -> str:
+    """So that it neither counts as one that is kept nor hides the checkpoints of the updates that are done again."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return (
+        f"checkpoint {folder.name} is damaged ({trouble}): going on from {instead.name}, the one before; "
+        f"what came after it is done again, and {aside.name} stays until the next checkpoint"
+    )
+
+
+def number_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("update-"))
+
+
+def _text_sum(state: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Bring the folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class explained:
+    """Turns an error of the disk into a `CheckpointError` that says what to do."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{self._what} ({error.strerror or error}); free space or fix permissions, then go on with --resume: "
+                "the checkpoints before it stay"
+            ) from error
+
+
+class Writer(threading.Thread):
+    """One rank's part of one checkpoint; rank 0's part is also to make it whole. ``error`` is why it failed."""
+
+    def __init__(self, copied: HostCopy, target: Path, *, life: int, state: Mapping[str, Any], keep: int) -> None:
+        """``state`` is the writer's own. ``life`` is the same for all ranks, and another after a restart."""
+        super().__init__(name="checkpoint", daemon=True)
+        self._copied, self.target, self._state, self._keep = copied, target, state, keep
+        self._partial = target.with_name(f"{target.name}.{life}.partial")
+        self._rank, self._num_ranks = dist.get_rank(), dist.get_world_size()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with explained(f"checkpoint {self.target} cannot be written"):
+                self._write_shard()
+                if self._rank == 0:
+                    self._make_whole()
+        except Exception as error:  # raised by `check` or `finish`, where training sees it
+            self.error = error
+            if self._rank == 0:
+                shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _write_shard(self) -> None:
+        self._partial.mkdir(parents=True, exist_ok=True)
+        try:
+            checksum = self._copied.write(self._partial / f"rank-{self._rank}.safetensors")
+            write_text(self._partial / f"rank-{self._rank}.done", checksum)
+        except OSError:
+            (self._partial / f"rank-{self._rank}.failed").touch()  # an empty file fits on a full disk
+            raise
+
+    def _make_whole(self) -> None:
+        checksums = {f"rank-{i}.safetensors": self._await(i) for i in range(self._num_ranks)}
+        write_state(self._partial, {**self._state, "ranks": self._num_ranks, "checksums": checksums})
+        for done in self._partial.glob("*.done"):
+            done.unlink()
+        _sync(self._partial)
+        if self.target.exists():
+            shutil.rmtree(self.target)
+        self._partial.rename(self.target)
+        _sync(self.target.parent)
+        for old in (*whole(self.target.parent)[: -self._keep], *self.target.parent.glob("update-*.damaged")):
+            shutil.rmtree(old)
+
+    def _await(self, rank: int) -> str:
+        """The checksum of that rank's shard, once it is on the disk."""
+        done, failed = (self._partial / f"rank-{rank}.{ending}" for ending in ("done", "failed"))
+        gives_up_s = time.monotonic() + OTHERS_S
+        while not done.exists():
+            if failed.exists():
+                raise CheckpointError(f"checkpoint {self.target} cannot be written: rank {rank} failed, and says why")
+            if time.monotonic() > gives_up_s:
+                raise CheckpointError(
+                    f"checkpoint {self.target} cannot be written: rank {rank} was not done {OTHERS_S:.0f} s after rank 0; "
+                    "the run folder must be on storage that all ranks share"
+                )
+            time.sleep(POLL_S)
+        return done.read_text()

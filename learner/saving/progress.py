@@ -1,0 +1,39 @@
+"""Where the run stands: the counters that a checkpoint holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from drover.learner.overoptimisation import Verdict
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a checkpoint holds besides tensors. ``former_s``: learner seconds of the lives before this one."""
+
+    update: int = 0
+    version: int = 0
+    samples: int = 0
+    max_lag_seen: int = 0
+    former_s: float = 0.0
+    blind: int = 0  # iterations in a row without a valid reward
+    verdict: Verdict = field(default_factory=Verdict)  # of the watch over a proxy, where there is one
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def at_s(self) -> float:
+        """Learner seconds so far, over all its lives."""
+        return self.former_s + time.monotonic() - self.started
+
+    def saved(self) -> dict[str, Any]:
+        """For JSON."""
+        counts = {"update": self.update, "version": self.version, "samples": self.samples, "blind": self.blind}
+        return counts | {"max_lag_seen": self.max_lag_seen, "former_s": self.at_s, "verdict": self.verdict.saved()}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> Progress:
+        """The inverse of `saved`; the clock of the new life starts now."""
+        return cls(**{**saved, "verdict": Verdict.restored(saved["verdict"])})

@@ -1,0 +1,1 @@
+"""Rewards over HTTP: the endpoint of drover serve and its wire format."""

@@ -1,0 +1,1 @@
+"""Loading of the networks that several rewards share."""

@@ -1,0 +1,291 @@
+"""Transformers models that look at pictures: image classifiers, and object detectors of closed or open vocabulary.
+
+Opens them by folder or hub id, from safetensors alone, checks names against what they know, and turns their outputs into
+classes and detections. Knows no prompt and no reward. Pictures are [N, H, W, 3] uint8.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from drover.common.errors import ConfigError
+from drover.reward_servers.models.loading import first_line, quiet_transformers
+
+BATCH = 32  # pictures of one forward pass
+OWL = ("owlvit", "owlv2")
+DINO = ("grounding-dino", "mm-grounding-dino")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+# ---------------------------------------------------------------------------------------------- classifiers
+
+
+@dataclass(frozen=True, slots=True)
+class ImageClassifier:
+    """A transformers image classifier. Only ``classes``, labels of the model, are judged; any other answer is None.
+
+    So is an answer below ``least_probability``. ``ImageClassifier("skin-tones", ("dark", "medium", "light"), 0.5)``
+    """
+
+    checkpoint: str
+    classes: tuple[str, ...]
+    least_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("least_probability", self.least_probability)
+        check_checkpoint(self.checkpoint)
+
+    def load(self, device: str) -> LoadedClassifier:
+        """Raises `ConfigError` when it cannot be opened or does not know a class."""
+        model = open_model("AutoModelForImageClassification", self.checkpoint).to(device)
+        labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        check_names(self.classes, labels, repr(self.checkpoint))
+        index_of = [self.classes.index(label) if label in self.classes else None for label in labels]
+        return LoadedClassifier(model, open_processor(self.checkpoint), index_of, self)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedClassifier:
+    model: Any
+    processor: Any
+    index_of: list[int | None]  # [labels of the model] which of the asked classes
+    source: ImageClassifier
+
+    @torch.inference_mode()
+    def __call__(self, media: np.ndarray) -> list[int | None]:
+        """[N] index of the likeliest class; None where that is not one of the asked, not likely enough, or not finite."""
+        answers: list[int | None] = []
+        for rows in _batches(len(media)):
+            logits = self.model(**_pixels(self.processor, media[rows], self.model.device)).logits.float()
+            probabilities, labels = logits.softmax(-1).max(-1)  # of a logit that is not finite: NaN
+            answers += [
+                self.index_of[label] if probability >= self.source.least_probability else None
+                for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True)
+            ]
+        return answers
+
+
+# ------------------------------------------------------------------------------------------------ detectors
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The most confident detection of a name: confidence in [0, 1] and its box's centre in pixels of the picture."""
+
+    confidence: float
+    x: float
+    y: float
+
+
+Detections = dict[str, Found]
+"""What was found of the asked names; a name that was not found is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectDetector:
+    """A transformers detector: closed vocabulary (DETR, YOLOS, RT-DETR and others of ``AutoModelForObjectDetection``)
+    or open (OWL-ViT, OWLv2, Grounding DINO). A query of the detector counts for its likeliest name alone, and only above
+    ``threshold``. ``ObjectDetector("google/owlvit-base-patch32")``
+    """
+
+    checkpoint: str
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_share("threshold", self.threshold)
+        check_checkpoint(self.checkpoint)
+
+    def load(self, device: str) -> ClosedDetector | OpenDetector:
+        """Raises `ConfigError` when it cannot be opened or is no detector of a known kind."""
+        is_open = _open("AutoConfig", self.checkpoint).model_type in OWL + DINO
+        return self._open_vocabulary(device) if is_open else self._closed_vocabulary(device)
+
+    def _closed_vocabulary(self, device: str) -> ClosedDetector:
+        model = open_model("AutoModelForObjectDetection", self.checkpoint).to(device)
+        return ClosedDetector(model, open_processor(self.checkpoint), self)
+
+    def _open_vocabulary(self, device: str) -> OpenDetector:
+        model = open_model("AutoModelForZeroShotObjectDetection", self.checkpoint).to(device)
+        tokenizer = _open("AutoTokenizer", self.checkpoint)
+        if len(tokenizer) < 50:  # without its files transformers builds one that knows no word, and says nothing
+            raise ConfigError(f"{self.checkpoint!r} holds no vocabulary; copy its tokenizer files too.")
+        return OpenDetector(model, open_processor(self.checkpoint), tokenizer, self)
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedDetector:
+    """Names are labels of the model, whatever their case."""
+
+    model: Any
+    processor: Any
+    source: ObjectDetector
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """What it can detect, in lower case."""
+        return frozenset(str(label).lower() for label in self.model.config.id2label.values())
+
+    @torch.inference_mode()
+    def find(self, media: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
+        """[N] detections of names[i] in media[i]; None where the model's output is not finite."""
+        found: list[Detections | None] = []
+        for rows in _batches(len(media)):
+            outputs = self.model(**_pixels(self.processor, media[rows], self.model.device))
+            sizes = [media.shape[1:3]] * len(outputs.logits)
+            results = self.processor.post_process_object_detection(outputs, self.source.threshold, sizes)
+            finite = torch.isfinite(outputs.logits).flatten(1).all(1).tolist()
+            for asked, result, usable in zip(names[rows], results, finite, strict=True):
+                labels = [str(self.model.config.id2label[int(label)]).lower() for label in result["labels"]]
+                centres = (result["boxes"][:, :2] + result["boxes"][:, 2:]) / 2  # of (left, top, right, bottom)
+                found.append(_best(asked, labels, result["scores"], centres) if usable else None)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDetector:
+    """Names are free text. Each picture is asked for its own, so its answer depends on no other picture of the call."""
+
+    model: Any
+    processor: Any
+    tokenizer: Any
+    source: ObjectDetector
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """None: any."""
+        return None
+
+    @torch.inference_mode()
+    def find(self, media: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
+        """[N] detections of names[i], equally many each, in media[i]; None where the output is not finite."""
+        ask = self._ask_owl if self.model.config.model_type in OWL else self._ask_dino
+        found: list[Detections | None] = []
+        for rows in _batches(len(media)):
+            asked = names[rows]
+            logits_NQT, outputs = ask(_pixels(self.processor, media[rows], self.model.device), asked)
+            scores_NQ, names_NQ = logits_NQT.sigmoid().max(-1)
+            centres_NQ2 = outputs.pred_boxes[..., :2].float() * self._extent(media)
+            for i, row in enumerate(asked):
+                keep = scores_NQ[i] > self.source.threshold
+                labels = [row[name] for name in names_NQ[i][keep].tolist()]
+                best = _best(row, labels, scores_NQ[i][keep], centres_NQ2[i][keep])
+                found.append(best if bool(torch.isfinite(logits_NQT[i]).all()) else None)
+        return found
+
+    def _ask_owl(self, pixels: dict[str, Any], names: Sequence[tuple[str, ...]]) -> tuple[torch.Tensor, Any]:
+        """(logits [N, Q, names], outputs)"""
+        texts = [name for row in names for name in row]
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
+        outputs = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], **pixels)
+        return outputs.logits.float(), outputs
+
+    def _ask_dino(self, pixels: dict[str, Any], names: Sequence[tuple[str, ...]]) -> tuple[torch.Tensor, Any]:
+        """(logits [N, Q, names], outputs); a name's logit is the highest of its words, which the model scores one by one."""
+        texts = ["".join(f"{name.replace('.', ' ').lower()}. " for name in row).strip() for row in names]
+        tokens = self.tokenizer(texts, padding=True, return_token_type_ids=True, return_tensors="pt")
+        outputs = self.model(**tokens.to(self.model.device), **pixels)
+        stop = self.tokenizer.convert_tokens_to_ids(".")
+        rows = []
+        for logits_QL, ids in zip(outputs.logits.float(), tokens["input_ids"].tolist(), strict=True):
+            starts = [0] + [i for i, token in enumerate(ids) if token == stop]  # [CLS], then each full stop
+            spans = [slice(first + 1, last) for first, last in itertools.pairwise(starts)]
+            rows.append(torch.stack([logits_QL[:, span].amax(-1) for span in spans], -1))
+        return torch.stack(rows), outputs
+
+    def _extent(self, media: np.ndarray) -> torch.Tensor:
+        """[2] pixels that a relative (x, y) of 1 stands for. OWLv2 pads to a square, at the right and the bottom."""
+        height, width = media.shape[1:3]
+        square = self.model.config.model_type == "owlv2"
+        extent = (max(height, width),) * 2 if square else (width, height)
+        return torch.tensor(extent, device=self.model.device)
+
+
+def _best(asked: Sequence[str], labels: Sequence[str], scores: torch.Tensor, centres: torch.Tensor) -> Detections:
+    """The most confident of the detections [D], with centres [D, 2] in pixels, of each asked name."""
+    best: Detections = {}
+    for label, score, (x, y) in zip(labels, scores.tolist(), centres.tolist(), strict=True):
+        if label in asked and (label not in best or score > best[label].confidence):
+            best[label] = Found(score, x, y)
+    return best
+
+
+def _batches(count: int) -> Iterator[slice]:
+    return (slice(first, first + BATCH) for first in range(0, count, BATCH))
+
+
+def _pixels(processor: Any, media: np.ndarray, device: torch.device) -> dict[str, Any]:
+    assert media.dtype == np.uint8, media.dtype  # the processor would divide a picture in 0..1 by 255 once more
+    return dict(processor(images=list(media), input_data_format="channels_last", return_tensors="pt").to(device))
+
+
+# -------------------------------------------------------------------------------------------------- opening
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Raise `ConfigError` for what is neither a folder with a transformers model nor in the form of a hub id."""
+    fix = "give a folder written by transformers' save_pretrained, or a hub id such as google/owlvit-base-patch32"
+    if not Path(checkpoint).is_dir():
+        if not _HUB_ID.fullmatch(checkpoint):
+            raise ConfigError(f"there is no model folder {checkpoint!r}; {fix}")
+    elif not Path(checkpoint, "config.json").is_file():
+        raise ConfigError(f"{checkpoint!r} holds no config.json, so it is no transformers model; {fix}")
+
+
+def check_names(wanted: Collection[str], known: Collection[str], source: str) -> None:
+    """Raise `ConfigError` when a name is unknown, naming the nearest known ones, or all where they are few."""
+    for name in wanted:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.0) if len(known) > 20 else sorted(known)
+            how = f"of its {len(known)} names the nearest are" if len(known) > 20 else "it knows"
+            raise ConfigError(f"{source} does not know {name!r}; {how} {', '.join(nearest)}.")
+
+
+def open_model(auto: str, checkpoint: str) -> Any:
+    """The model, frozen, in float32 on the CPU, by one of transformers' ``AutoModelFor...``; every weight is loaded."""
+    model, info = _open(auto, checkpoint, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        # The library fills them with random numbers, which would judge at random.
+        raise ConfigError(
+            f"{checkpoint!r} lacks {len(missing)} weights of {type(model).__name__}, the first {missing[0]}; "
+            "give a checkpoint that was trained for this task."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def open_processor(checkpoint: str) -> Any:
+    """The image processor, without torchvision. It has prepared a picture once, as some miss a library only then."""
+    processor = _open("AutoImageProcessor", checkpoint, backend="pil")
+    try:
+        _pixels(processor, np.zeros((1, 64, 64, 3), np.uint8), torch.device("cpu"))
+    except Exception as error:
+        fix = "add what is missing to the reward's packages, or check its files"
+        raise ConfigError(f"{checkpoint!r} cannot prepare a picture: {first_line(error)}; {fix}.") from error
+    return processor
+
+
+def _open(auto: str, checkpoint: str, **options: Any) -> Any:
+    import transformers
+
+    is_folder = Path(checkpoint).is_dir()
+    try:
+        with quiet_transformers():
+            opener = getattr(transformers, auto)
+            return opener.from_pretrained(checkpoint, local_files_only=is_folder, trust_remote_code=False, **options)
+    # What the library raises for damaged files depends on the file; all of it means that this checkpoint is unusable.
+    except Exception as error:
+        fix = "check its files" if is_folder else "check the id and the network, or give a local folder"
+        raise ConfigError(f"{auto} cannot open {checkpoint!r}: {first_line(error)}; {fix}.") from error
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value}; it is a probability, so choose from 0 up to less than 1.")

@@ -1,0 +1,1 @@
+"""The reward server's loop: batches of groups in, measurements out."""

@@ -1,0 +1,172 @@
+"""`drover doctor` on this machine and on broken ones: what it says, what it advises, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from drover.common.transport.connection import connect
+from drover.common.transport.embedded import EmbeddedRedis
+from drover.deploy.cluster.jobs import check_job
+from drover.deploy.commands.checks import machine, redis_server
+from drover.deploy.commands.checks import recipe as recipes
+from drover.deploy.commands.checks.finding import Finding
+from drover.deploy.commands.doctor import DoctorOptions, examine, report, run
+from drover.reward_servers.rewards.toy_point import ToyPoint
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining nothing, whatever this shell is set up for."""
+    for name in ("RAY_ADDRESS", "DROVER_REDIS_URL", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis() as started:
+        yield started
+
+
+def of(findings: list[Finding], check: str, state: str = "problem") -> Finding:
+    (found,) = (one for one in findings if (one.check, one.state) == (check, state))
+    return found
+
+
+@pytest.mark.service
+def test_a_machine_that_can_train_the_bundled_model_has_no_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = DoctorOptions(recipe=("shapes_ddpo", "--actors", "3"), runs_dir=tmp_path / "runs", json=True)
+    assert run(options) == 0
+    found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
+    assert set(found) >= {"python", "device", "disk", "ports", "redis", "ray", "recipe"}
+    assert found["recipe"]["found"].startswith("shapes_ddpo: 3 actors")
+    assert not (tmp_path / "runs").exists(), "it only looks"
+
+
+@pytest.mark.service
+def test_what_is_wrong_is_printed_with_its_remedy_and_is_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = tmp_path / "no-such-model"
+    assert run(DoctorOptions(recipe=("shapes_ddpo", "--checkpoint", str(lost)), runs_dir=tmp_path)) == 1
+    said = capsys.readouterr().out
+    assert "PROBLEM recipe:" in said
+    assert str(lost) in said
+    assert said.splitlines()[-1] == "1 problems"
+
+
+def test_a_misspelt_recipe_and_a_misspelt_option_are_named() -> None:
+    found = examine_recipe("shapes_dpo")
+    assert "shapes_dpo" in found.found
+    assert found.fix == "did you mean shapes_ddpo?"
+    found = examine_recipe("toy_ddpo", "--actors", "many")
+    assert "many" in found.found
+    assert found.fix.startswith("see drover train toy_ddpo --help")
+
+
+def examine_recipe(*words: str) -> Finding:
+    from drover.deploy.commands.doctor import _build
+
+    config, (found,) = _build(words)
+    assert config is None
+    return found
+
+
+def test_a_rewards_own_packages_are_looked_up_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip itself, and nothing to find
+    config = replace(recipes.build(("toy_ddpo",)), rewards=(Elsewhere(),))
+    (left,) = recipes.environments(config, ask=False)
+    assert (left.state, left.found) == (
+        "ok",
+        "point (drover-made-up): built at the start; --environments asks pip for it now",
+    )
+    (asked,) = recipes.environments(config, ask=True)
+    assert asked.state == "problem"
+    assert "No matching distribution found for drover-made-up" in asked.found
+
+
+@dataclass(frozen=True)
+class Elsewhere(ToyPoint):
+    """The toy's reward, were it to need a package that no index has."""
+
+    packages: tuple[str, ...] = ("drover-made-up",)
+
+
+@pytest.mark.service
+def test_redis_without_a_log_is_advice_and_one_that_evicts_is_a_problem(
+    server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DROVER_REDIS_URL", server.url)
+    found = redis_server.redis_server()
+    assert of(found, "redis", "ok").found.endswith("of 1.07")
+    assert "appendonly yes" in of(found, "redis", "advice").fix
+    with connect(server.url) as client:
+        client.config_set("maxmemory-policy", "volatile-lru")
+        try:
+            assert of(redis_server.redis_server(), "redis").fix == "set maxmemory-policy noeviction"
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.service
+def test_a_wrong_password_and_a_closed_port_are_told_without_the_password(
+    server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host = server.url.rpartition("@")[2]
+    for url, remedy in (
+        (f"redis://:hunter2@{host}", "check the URL"),
+        ("redis://:hunter2@127.0.0.1:1", "check that it"),
+    ):
+        monkeypatch.setenv("DROVER_REDIS_URL", url)
+        found = examine(DoctorOptions(runs_dir=tmp_path))
+        assert of(found, "redis").fix.startswith(remedy)
+        assert "hunter2" not in report(found)
+
+
+def test_a_redis_beyond_this_machine_wants_a_password_and_is_better_off_with_tls() -> None:
+    assert of(redis_server.guard("redis://far:6379"), "redis").fix.startswith("set requirepass")
+    assert of(redis_server.guard("redis://:secret@far:6379"), "redis", "advice").fix.startswith("use rediss://")
+    assert redis_server.guard("rediss://:secret@far:6379") == []
+    assert redis_server.guard("redis://localhost:6379") == []
+
+
+def test_no_ray_at_the_address_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    found = examine(DoctorOptions(runs_dir=tmp_path))
+    assert of(found, "ray").found.startswith("no Ray answers at 127.0.0.1:1")
+    assert "DROVER_REDIS_URL is unset" in of(found, "redis", "advice").found
+
+
+def test_runs_that_cannot_be_written_are_found_before_the_run() -> None:
+    found = of(machine.disk(Path("/proc/runs")), "disk")
+    assert found.found.startswith("cannot write in /proc")
+    assert "--runs-dir" in found.fix
+
+
+def test_packages_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "drover-9.dist-info"
+    installed.mkdir()
+    needs = "Requires-Dist: numpy>=99\nRequires-Dist: no-such-package\nRequires-Dist: absent; extra == 'dev'\n"
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: drover\nVersion: 9\n{needs}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (found,) = machine.python()
+    assert found.state == "problem"
+    assert "wanted >=99; no-such-package is missing" in found.found
+    assert "absent" not in found.found
+
+
+def test_a_submitted_job_may_not_lose_its_results_nor_be_alone_with_its_redis() -> None:
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "DROVER_REDIS_URL": "redis://:p@redis:6379"}
+    copy = Path("/scratch/session/runtime_resources/working_dir_files/_ray_pkg_1/runs")
+    check_job(copy, {})
+    check_job(Path("/runs"), job)
+    with pytest.raises(ValueError, match="would be deleted .* pass --runs-dir"):
+        check_job(copy, job)
+    with pytest.raises(ValueError, match="DROVER_REDIS_URL is not set where jobs run"):
+        check_job(Path("/runs"), {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"})

@@ -1,0 +1,270 @@
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from drover.common.errors import ConfigError
+from drover.learner.files.folder import ImageFolder
+from drover.learner.files.pairs import Pairs, PairSource
+from drover.learner.files.pictures import decode
+from drover.learner.files.records import BadRecord
+from drover.learner.files.webdataset import WebDataset
+from drover.worlds.shapes import prompts as shapes_prompts
+from drover.worlds.shapes.pairs import ShapesPairs
+
+
+def encoded(colour, file_format="PNG", size=(12, 9), mode="RGB", **options) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, format=file_format, **options)
+    return file.getvalue()
+
+
+def grey(number) -> bytes:
+    """A picture that can be told from its caption ``f"picture {number}"``."""
+    return encoded((number, number, number))
+
+
+def fill_folder(folder, numbers):
+    for number in numbers:
+        (folder / f"part {number % 3}").mkdir(exist_ok=True)
+        (folder / f"part {number % 3}" / f"{number}.png").write_bytes(grey(number))
+        (folder / f"part {number % 3}" / f"{number}.txt").write_text(f"picture\n {number}\n")
+    return ImageFolder(folder=folder, resolution=8)
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def sample(number, json_caption=False):
+    caption = json.dumps({"caption": f"picture {number}"}) if json_caption else f"picture {number}"
+    return [
+        (f"{number:05d}.png", grey(number)),
+        (f"{number:05d}.{'json' if json_caption else 'txt'}", caption.encode()),
+    ]
+
+
+def fill_tars(folder, numbers):
+    half = len(numbers) // 2
+    for name, part in (("a.tar", numbers[:half]), ("b.tar", numbers[half:])):
+        write_tar(folder / name, [file for number in part for file in sample(number, json_caption=number % 2 == 0)])
+    return WebDataset(path=folder, resolution=8)
+
+
+def numbers_of(batch) -> list[int]:
+    """The number of each pair, having checked that picture and caption belong together."""
+    media, captions = batch
+    assert media.dtype == np.uint8 and media.shape == (len(captions), 8, 8, 3)
+    numbers = [int(caption.removeprefix("picture ")) for caption in captions]
+    assert [int(picture.mean()) for picture in media] == numbers
+    return numbers
+
+
+FILLED = pytest.mark.parametrize("fill", [fill_folder, fill_tars], ids=["folder", "tars"])
+
+
+@FILLED
+def test_every_pair_comes_once_per_pass_and_passes_differ(tmp_path, fill):
+    source = fill(tmp_path, list(range(24))).open(seed=3)
+    passes = [[n for k in range(6) for n in numbers_of(source.batch(6 * p + k, 4))] for p in range(3)]
+    assert all(sorted(one) == list(range(24)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+
+
+@FILLED
+def test_a_batch_depends_on_seed_and_step_alone_so_a_resumed_run_goes_on_where_it_was(tmp_path, fill):
+    pairs = fill(tmp_path, list(range(20)))
+    source = pairs.open(seed=3)
+    forwards = [numbers_of(source.batch(step, 7)) for step in range(12)]
+    for step in (11, 4, 0):
+        assert numbers_of(pickle.loads(pickle.dumps(pairs)).open(seed=3).batch(step, 7)) == forwards[step]
+    assert [numbers_of(pairs.open(seed=4).batch(step, 7)) for step in range(12)] != forwards
+
+
+@FILLED
+def test_the_ranks_parts_make_up_the_batch_of_all(tmp_path, fill):
+    source = fill(tmp_path, list(range(20))).open(seed=3)
+    whole = numbers_of(source.batch(5, 8))
+    assert whole == numbers_of(source.batch(10, 4)) + numbers_of(source.batch(11, 4))
+
+
+def test_bad_pictures_of_a_folder_are_replaced_and_counted_by_reason(tmp_path):
+    pairs = fill_folder(tmp_path, list(range(10)))
+    (tmp_path / "part 0" / "3.png").write_bytes(grey(3)[:50])
+    (tmp_path / "part 1" / "4.png").write_text("no picture")
+    (tmp_path / "part 2" / "5.txt").write_bytes(b"picture caf\xe9")
+    (tmp_path / "part 0" / "6.txt").write_text(" \n")
+    (tmp_path / "part 1" / "7.txt").unlink()
+    (tmp_path / "part 2" / "8.png").write_bytes(encoded(70_000, mode="I;16"))
+    source = pairs.open(seed=1)
+    seen = [numbers_of(source.batch(step, 9)) for step in range(8)]
+    assert {number for batch in seen for number in batch} == {0, 1, 2, 9}
+    assert source.skipped == {"damaged": 2, "not_utf8": 1, "blank": 1, "no_caption": 1, "not_8_bit": 1}
+    assert numbers_of(pairs.open(seed=1).batch(6, 9)) == seen[6]  # what was met before does not matter
+
+
+@pytest.mark.parametrize("table", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
+def test_a_folder_with_a_metadata_table_goes_by_it(tmp_path, table):
+    names = [f"train/{number}.png" for number in range(6)] + [
+        "../x.png",
+        "/etc/x.png",
+        "train/0.png",
+        "train/99.png",
+        "",
+    ]
+    captions = [f"picture {number}" for number in range(6)] + ["out", "out", "again", "picture 99", "unnamed"]
+    (tmp_path / "train").mkdir()
+    for number in range(6):
+        (tmp_path / "train" / f"{number}.png").write_bytes(grey(number))
+    rows = list(zip(names, captions, strict=True))
+    if table.endswith("jsonl"):
+        lines = [json.dumps({"file_name": name, "text": caption}) for name, caption in rows]
+        (tmp_path / table).write_text("\n".join([*lines, "{"]))
+    elif table.endswith("csv"):
+        lines = [f"{name},{caption}" for name, caption in rows]
+        (tmp_path / table).write_text("\n".join(["file_name,text", *lines, "one,two,three"]))
+    else:
+        pq.write_table(pa.table({"file_name": names, "text": captions}), tmp_path / table)
+    source = ImageFolder(folder=tmp_path, resolution=8).open(seed=0)
+    assert {number for step in range(4) for number in numbers_of(source.batch(step, 7))} == set(range(6))
+    damage = {"metadata.jsonl": {"not_json": 1}, "metadata.csv": {"wrong_columns": 1}, "metadata.parquet": {}}[table]
+    assert source.skipped == {"outside_folder": 2, "repeated": 1, "blank": 1, "no_picture": 1} | damage
+
+
+def test_bad_samples_of_a_tar_are_replaced_and_counted_by_reason(tmp_path):
+    files = [
+        *sample(0),
+        *sample(1, json_caption=True),
+        ("2.png", grey(2)),
+        ("3.txt", b"no picture"),
+        ("__meta__.txt", b"of the writer"),
+        *(("4.PNG", grey(4)), ("4.json", b"{"), ("4.cls", b"7")),
+        *(("5.png", grey(5)[:50]), ("5.txt", b"picture 5")),
+        *(("6.png", grey(6)), ("6.json", b'{"caption": 6}')),
+        *(("7.png", grey(7)), ("7.json", b"[]")),
+        *(("other/0.png", grey(8)), ("other/0.txt", b"picture 8")),
+        *(("9.json", b'{"caption": "not this"}'), ("9.png", grey(9)), ("9.txt", b"picture 9")),
+    ]
+    write_tar(tmp_path / "a.tar", files)
+    source = WebDataset(path=tmp_path / "a.tar", resolution=8).open(seed=1)
+    assert {number for step in range(4) for number in numbers_of(source.batch(step, 8))} == {0, 1, 8, 9}
+    wanted = {"no_caption": 1, "no_picture": 1, "not_json": 1, "damaged": 1, "not_text": 1, "not_an_object": 1}
+    assert source.skipped == wanted
+
+
+@pytest.mark.parametrize(("damage", "kept"), [("cut short", 5), ("bad header", 4), ("not a tar", 0), ("empty", 0)])
+def test_a_damaged_shard_gives_what_stands_before_the_damage_and_the_others_everything(tmp_path, damage, kept):
+    pairs = fill_tars(tmp_path, list(range(20)))
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    data = bytearray(shard.read_bytes())
+    if damage == "cut short":
+        data = data[: members[10].offset_data + 5]
+    elif damage == "bad header":
+        data[members[8].offset : members[8].offset + 20] = b"\xaa" * 20
+    else:
+        data = bytearray(b"no tar at all" * 200 if damage == "not a tar" else b"")
+    shard.write_bytes(data)
+    source = pairs.open(seed=1)
+    drawn = {number for step in range(10) for number in numbers_of(source.batch(step, 10))}
+    assert drawn == {*range(kept), *range(10, 20)}
+    assert source.skipped["damaged_shard"] == 1
+
+
+def test_pictures_of_any_kind_become_upright_squares_of_8_bit_rgb_on_white():
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    left_red = Image.new("RGB", (40, 20), "blue")
+    left_red.paste((255, 0, 0), (0, 0, 20, 20))
+    file = io.BytesIO()
+    left_red.save(file, format="JPEG", exif=turned, quality=95)
+    upright = decode(file.getvalue(), 16)
+    assert upright[2, 8, 0] > 200 > upright[13, 8, 0] and upright[13, 8, 2] > 200
+    assert (decode(encoded((9, 9, 9, 0), mode="RGBA"), 4) == 255).all()
+    assert (decode(encoded(77, mode="L"), 4) == 77).all()
+    assert np.abs(decode(encoded((0, 0, 0, 0), "JPEG", mode="CMYK"), 4).astype(int) - 255).max() <= 2
+    assert np.abs(decode(encoded((40, 90, 160), "WEBP", lossless=True), 4) - np.array([40, 90, 160])).max() == 0
+
+
+def test_the_middle_of_a_wide_picture_is_kept():
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200
+    file = io.BytesIO()
+    Image.fromarray(wide).save(file, format="PNG")
+    assert (decode(file.getvalue(), 10) == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "damaged"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "damaged"),
+        (encoded((1, 1, 1), "GIF"), "damaged"),
+        (encoded(0, size=(9000, 9000), mode="1"), "too_large"),
+        (encoded(0, size=(20_000, 20_000), mode="1"), "too_large"),
+    ],
+    ids=["empty", "postscript", "gif", "81 megapixels", "400 megapixels"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_no_usable_picture_has_its_reason(data, reason):
+    with pytest.raises(BadRecord, match=reason):
+        decode(data, 8)
+
+
+def test_when_no_picture_can_be_used_the_error_counts_why(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+        (tmp_path / f"{number}.txt").write_text("a caption")
+    source = ImageFolder(folder=tmp_path, resolution=8).open(seed=0)
+    with pytest.raises(ConfigError, match=r"none of 5 pictures .* can be used \(skipped: 5 damaged\)"):
+        source.batch(0, 2)
+
+
+def test_a_folder_or_tar_with_nothing_to_read_is_one_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="there is no folder .*gone; give one that holds pictures"):
+        ImageFolder(folder=tmp_path / "gone", resolution=8).open(0)
+    with pytest.raises(ConfigError, match="there is no tar at .*give an uncompressed .tar"):
+        WebDataset(path=tmp_path, resolution=8).open(0)
+    with tarfile.open(tmp_path / "zipped.tar", "w:gz"):
+        pass
+    with pytest.raises(ConfigError, match=r"holds no picture with a caption \(skipped: 1 damaged_shard\); a sample is"):
+        WebDataset(path=tmp_path, resolution=8).open(0)
+    (tmp_path / "1.png").write_bytes(grey(1))
+    with pytest.raises(
+        ConfigError, match=r"holds no picture with a .txt beside it \(skipped: 1 no_caption\); add some"
+    ):
+        ImageFolder(folder=tmp_path, resolution=8).open(0)
+    (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,3\n")
+    with pytest.raises(ConfigError, match="has no column 'text'; its columns are 'file_name', 'label'"):
+        ImageFolder(folder=tmp_path, resolution=8).open(0)
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds metadata.jsonl and metadata.csv; leave one of them"):
+        ImageFolder(folder=tmp_path, resolution=8).open(0)
+    for description in (ImageFolder, WebDataset):
+        with pytest.raises(ConfigError, match="resolution is a number of pixels, got 0"):
+            description(**{"path" if description is WebDataset else "folder": tmp_path}, resolution=0)
+
+
+def test_shapes_pairs_are_drawn_by_their_number_with_captions_of_the_world():
+    pairs: Pairs = ShapesPairs()
+    source: PairSource = pickle.loads(pickle.dumps(pairs)).open(seed=7)
+    media, captions = source.batch(3, 8)
+    assert media.shape == (8, 32, 32, 3) and media.dtype == np.uint8
+    assert all(shapes_prompts.parse(caption) for caption in captions)
+    later = [pairs.open(seed=7).batch(step, 4) for step in (6, 7)]
+    assert (media == np.concatenate([part for part, _ in later])).all()
+    assert captions == [caption for _, part in later for caption in part]
+    assert captions != pairs.open(seed=8).batch(3, 8)[1]
+    assert len({picture.tobytes() for step in range(20) for picture in source.batch(step, 8)[0]}) == 160
+    assert source.skipped == {}

@@ -1,0 +1,112 @@
+"""Redis comes back empty in the middle of a run: what was open is ordered again, and the account stays equal."""
+
+import random
+
+import pytest
+
+from drover.common.types import Ending, Purpose
+from drover.learner.intake import intake
+from drover.learner.intake.evaluation import Due
+from tests.learner.intake.test_slots import World
+from tests.learner.made_up import measurement, rollout
+
+CALM = {"dies": 0.0, "fails": 0.0, "answers twice": 0.0}
+
+
+class Forgetful(World):
+    """Now and then, all that is under way between the roles is gone; what an actor holds in its hands is not."""
+
+    forgets = 0.1
+    lost = 0
+
+    def turn(self) -> None:
+        if self.chaos.random() < self.forgets:
+            self.lost += 1
+            for stream in (*self.work, self.rollouts, self.measurements):
+                stream.clear()
+        super().turn()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_redis_loses_every_place_is_trained_once_and_in_order(monkeypatch, seed):
+    monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
+    chaos = random.Random(seed)
+    rates = {"dies": 0.1, "fails": 0.0, "answers twice": 0.1}
+    world = Forgetful(max_lag=seed % 3, groups=3, actors=3, chaos=chaos, rates=rates)
+    lags = world.train(iterations=6, groups=3)  # asserts the order and the account at every turn
+    assert world.lost > 0
+    assert max(lags) <= seed % 3
+    assert world.intake.ledger.as_dict() == {
+        "issued": 18, "in_flight": 0, "trained": 18, "empty": 0, "failed": 0, "stale": 0,
+    }  # fmt: skip
+
+
+def test_what_somebody_works_on_is_not_ordered_again(monkeypatch):
+    monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
+    world = World(max_lag=0, groups=1, actors=1, chaos=random.Random(0), rates=CALM)
+    turns = iter(range(50))
+
+    def slowly() -> None:
+        if next(turns) == 40:
+            (delivery,) = world.work[0].take(1, 0.0)
+            world.rollouts.put(rollout(0, samples=2, epoch=delivery.message.epoch))
+            world.measurements.put(measurement(0, [0.0, 1.0], epoch=delivery.message.epoch))
+            world.work[0].ack(delivery)
+
+    world.intake._wait = slowly
+    (found,) = world.intake.collect(1, total=1, version=0, stopping=lambda: False)
+    assert (found.rollout.epoch, world.intake.ledger.issued) == (0, 1)
+    assert world.work[0].take(9, 0.0) == []
+
+
+def test_the_answer_to_an_order_that_was_lost_does_not_count_beside_that_to_its_successor(monkeypatch):
+    monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
+    world = World(max_lag=0, groups=1, actors=1, chaos=random.Random(0), rates=CALM)
+    (held, late), turns = (list[object](), rollout(0, samples=2)), iter(range(9))
+
+    def lose() -> None:
+        turn = next(turns)
+        if turn == 0:
+            held.extend(world.work[0].take(1, 0.0))
+            world.work[0].clear()
+        elif turn == 1:
+            world.rollouts.put(late)
+            world.measurements.put(measurement(0, [5.0, 5.0]))
+        else:
+            (again,) = world.work[0].take(1, 0.0)
+            world.rollouts.put(rollout(0, samples=2, epoch=again.message.epoch))
+            world.measurements.put(measurement(0, [0.0, 1.0], epoch=again.message.epoch))
+
+    world.intake._wait = lose
+    (found,) = world.intake.collect(1, total=1, version=0, stopping=lambda: False)
+    assert list(found.measurements["point"].values) == [0.0, 1.0]
+    assert found.rollout.epoch > 0
+    world.intake.end(0, Ending.TRAINED)
+    assert world.intake.ledger.as_dict()["issued"] == 1
+
+
+def test_an_evaluation_whose_orders_are_lost_is_ordered_again_from_the_same_version(monkeypatch):
+    monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
+    world = World(max_lag=0, groups=1, actors=1, chaos=random.Random(0), rates=CALM)
+    orders, turns = [], iter(range(9))
+
+    def lose() -> None:
+        orders.extend(delivery.message for delivery in world.work[0].take(9, 0.0))
+        if next(turns) == 0:
+            world.work[0].clear()
+            return
+        order = orders[-1]
+        fields = {"purpose": Purpose.EVAL, "version": order.version, "prompts": ("h",)}
+        world.rollouts.put(rollout(order.group, samples=1, epoch=order.epoch, **fields))
+        world.measurements.put(measurement(order.group, [0.5], epoch=order.epoch, purpose=Purpose.EVAL))
+        world.work[0].clear()
+
+    world.intake._wait = lose
+    evaluation = world.intake.evaluation
+    evaluation._weights.publish(0, {}, None)
+    evaluation.want(Due("before", version=0, update=0))
+    world.intake.await_evaluation()
+    first, second = orders
+    assert (second.seed, second.draw, second.version) == (first.seed, first.draw, first.version)
+    assert second.epoch > first.epoch
+    assert evaluation.collect().values["point"].tolist() == [0.5]

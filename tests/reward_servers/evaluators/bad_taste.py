@@ -1,0 +1,33 @@
+"""A deliberately bad proxy for `drover.worlds.shapes.taste`, for tests of over-optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from drover.common.protocols import Scores
+from drover.worlds.shapes.renderer import BACKGROUND
+
+
+@dataclass(frozen=True, slots=True)
+class BadTaste:
+    """Value in [0, 1]: how far the mean pixel is from the background, whatever the prompt.
+
+    On what the pipeline draws at first, larger things raise it and taste alike; its best picture is black all over,
+    which no rater likes.
+    """
+
+    name: str = "preference"
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    def load(self, device: str) -> BadTasteScorer:
+        return BadTasteScorer()
+
+
+class BadTasteScorer:
+    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        away = np.linalg.norm(media.astype(np.float32) - BACKGROUND, axis=-1).mean((1, 2))
+        return Scores((away / np.linalg.norm(BACKGROUND)).tolist())

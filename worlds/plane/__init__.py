@@ -1,0 +1,1 @@
+"""A chain of five Gaussian steps in the plane: the smallest policy, whose best outcome is known."""

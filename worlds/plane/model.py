@@ -1,0 +1,29 @@
+"""The description of the plane's policy, as recipes name it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from drover.common.protocols import Policy
+from drover.worlds.plane.policy import ToyChain
+
+
+@dataclass(frozen=True, slots=True)
+class ToyModel:
+    """The five-step chain in the plane."""
+
+    def check(self) -> None: ...
+
+    def build(self, device: str) -> Policy:
+        return ToyChain(device)
+
+    def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
+        from safetensors.torch import save_file
+
+        path = folder / "toy.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+        return path

@@ -1,0 +1,88 @@
+"""A chain of five Gaussian steps in the plane: the smallest policy that can be trained, with outcomes known in advance.
+
+    x' = 0.8 x + (0.35, 0.35) + b_t + 0.6 z,    x_T ~ N(0, I)
+
+It is the consistency step on a path that stays at a = 0.8, s = 0.6, with x0 = x + (0.35 + b_t) / 0.8. So it runs
+through the same kernel as real models, and its prediction fulfils x = a x0 + s noise like theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drover.common.diffusion.kernels.renoise import Consistency, Renoise
+from drover.common.diffusion.noising import DiscreteSchedule, corrupt
+from drover.common.diffusion.spacing import Leading
+from drover.common.errors import ConfigError
+from drover.common.protocols import Conditioning, Prediction
+
+NUM_STEPS = 5
+CONTRACTION, DRIFT = 0.8, 0.35
+RANGE = 8.0  # media hold coordinates in [-RANGE, RANGE]; what lies outside is clipped
+LEVELS = 2**16 - 1  # 16 bits per coordinate: a resolution of 2.4e-4
+
+
+def toy_kernel() -> Renoise:
+    """The kernel `ToyChain` is made for: five steps at times 4, 3, 2, 1, 0, all with a density."""
+    return Renoise(NUM_STEPS, Consistency(), Leading(offset=0))
+
+
+class ToyChain:
+    """Policy over points [B, 2]; learns one shift per step, ``b`` [5, 2], from 0. Prompts are accepted and ignored."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.latent_shape: tuple[int, ...] = (2,)
+        self.schedule = DiscreteSchedule(torch.full((NUM_STEPS,), CONTRACTION**2, dtype=torch.float64))
+        self._shifts = Shifts().to(device)
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self._shifts
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return {"text": torch.zeros(len(prompts), 1, device=self._shifts.b.device)}
+
+    def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
+        x0 = x.float() + self._shifts(time) / CONTRACTION
+        noise = (x - CONTRACTION * x0) / (1 - CONTRACTION**2) ** 0.5
+        return Prediction(x0=x0, noise=noise)
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        """[B, 1, 2, 3]: a pixel per coordinate, its two bytes in red and green. `read_points` inverts it."""
+        levels = (x0.detach().float().clamp(-RANGE, RANGE) + RANGE) / (2 * RANGE) * LEVELS
+        whole = levels.round().int().cpu().numpy()
+        media = np.zeros((len(whole), 1, 2, 3), np.uint8)
+        media[:, 0, :, 0], media[:, 0, :, 1] = whole >> 8, whole & 255
+        return media
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        if media.dtype != np.uint8 or media.shape[1:] != (1, 2, 3):
+            raise ConfigError(f"the chain learns from media [B, 1, 2, 3] uint8, got {list(media.shape)} {media.dtype}")
+        return torch.tensor(read_points(media), dtype=torch.float32, device=self._shifts.b.device)
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """Of x0, least where b_t = 0.16 x the mean of x0 - 0.35."""
+        predicted = self.predict(corrupt(self.schedule, x0, noise, time), time, cond).x0
+        return (predicted - x0).square().mean(dim=1)
+
+
+class Shifts(nn.Module):
+    """The drift of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Parameter(torch.zeros(NUM_STEPS, 2))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """[B, 2] drift at time [B] in 0..4."""
+        return DRIFT + self.b[time.long()]
+
+
+def read_points(media: np.ndarray) -> np.ndarray:
+    """[N, 2] float64 coordinates of the points in media [N, 1, 2, 3], to 1.3e-4 inside the range."""
+    whole = media[:, 0, :, 0].astype(np.int64) << 8 | media[:, 0, :, 1]
+    return whole / LEVELS * 2 * RANGE - RANGE
