@@ -1,0 +1,61 @@
+"""Prompts with fields: facts about a prompt, from its line in a prompt file, that rewards may ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Self
+
+from drover.common.errors import ConfigError
+
+Field = str | int | float | bool | None | list[str | int | float | bool | None]
+MAX_FIELDS_BYTES = 4096  # of one prompt, as JSON: orders stay small
+
+
+class Prompt(str):
+    """A prompt that is a string to models, and carries ``fields`` for the rewards that read them.
+
+    Example: ``Prompt("two red apples", {"objects": ["apple", "apple"], "count": 2})``. It equals, hashes and encodes like
+    its text alone. Raises `ConfigError` for fields that are no JSON scalars or short lists of them.
+    """
+
+    __slots__ = ("fields",)
+    fields: Mapping[str, Field]
+
+    def __new__(cls, text: str, fields: Mapping[str, Field] | None = None) -> Self:
+        prompt = super().__new__(cls, text)
+        _check(text, fields or {})
+        prompt.fields = MappingProxyType(dict(fields or {}))
+        return prompt
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Field]]]:
+        return type(self), (str(self), dict(self.fields))
+
+
+def fields_text(prompts: Sequence[str]) -> tuple[str, ...]:
+    """One JSON object per prompt; empty where no prompt has fields, as messages carry them."""
+    found = [dict(prompt.fields) if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    return tuple(json.dumps(one, sort_keys=True) for one in found) if any(found) else ()
+
+
+def with_fields(prompts: Sequence[str], texts: Sequence[str]) -> tuple[Prompt, ...]:
+    """The inverse of `fields_text`. Raises ValueError for texts that are no JSON objects, one per prompt."""
+    found = [json.loads(text) for text in texts] if texts else [{} for _ in prompts]
+    return tuple(Prompt(prompt, one) for prompt, one in zip(prompts, found, strict=True))
+
+
+def _check(text: str, fields: Mapping[str, Field]) -> None:
+    scalars = (str, int, float, bool, type(None))
+    for name, value in fields.items():
+        items = value if isinstance(value, list) else [value]
+        if not isinstance(name, str) or not all(isinstance(item, scalars) for item in items):
+            raise ConfigError(
+                f"field {name!r} of prompt {text!r} is a {type(value).__name__}, wanted a text, number, truth value or a "
+                "list of these"
+            )
+    size = len(json.dumps(dict(fields)))
+    if size > MAX_FIELDS_BYTES:
+        raise ConfigError(
+            f"the fields of prompt {text!r} take {size} bytes, at most {MAX_FIELDS_BYTES} travel; shorten them"
+        )
