@@ -75,11 +75,17 @@ class Policy(Protocol):
         The inverse of `decode`, up to what the autoencoder loses; for learning from real pictures.
         """
 
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """[B] mean squared error of the network's own output at the noised latents, in the form it was pretrained on.
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """[B, ...] the network's own output in float32, without guidance, with gradient."""
 
-        Without guidance, with gradient.
-        """
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """[B, ...] the output that pretraining regressed on."""
+
+    @property
+    def parts(self) -> int: ...
+
+    @property
+    def empty(self) -> str: ...
 
 
 class Kernel(Protocol):

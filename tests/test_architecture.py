@@ -30,15 +30,19 @@ NOT_OURS_TO_IMPORT = {"tests", "benchmarks"}
 ROOMS = {
     "learner": (
         "examples, overoptimisation, losses, advantages, fsdp",
-        "objective, ranks, intake, files",
-        "objectives, batches, step",
-        "saving",
+        "objective, intake",
+        "ranks, objectives, reference",
+        "batches",
+        "step",
+        "files, saving",
         "reporting",
+        "head",
         "loop",
     ),
     "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
     "deploy": (
-        "config, monitoring",
+        "config_checks, monitoring",
+        "config",
         "recipes, run_folder",
         "catalogue, views, roles",
         "cluster, local",

@@ -128,7 +128,7 @@ def _actor(
                     samples_per_prompt=item.samples_per_prompt,
                     fingerprint=item.fingerprint,
                     media=replace(media, blob=f"{stem}/media"),
-                    x0=None,
+                    latents=None,
                     transitions=replace(
                         transitions,
                         states=replace(transitions.states, blob=f"{stem}/steps"),

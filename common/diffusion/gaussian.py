@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log, pi
 
-import torch
 from torch import Tensor
 
 
@@ -28,19 +27,19 @@ class Gaussian:
         """mean + std x noise, noise [B, ...] standard normal."""
         return self.mean + self.std * noise
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """[B] log-density of x, mean nats per latent dimension. Undefined where std is 0: raises ValueError."""
+    def log_prob(self, x: Tensor, parts: int = 1) -> Tensor:
+        """[B, S] log-density of x, mean nats per latent dimension. Undefined where std is 0: raises ValueError."""
         self._require_density()
         error = (x.to(self.mean.dtype) - self.mean) / self.std
-        return _mean_over_latent(-0.5 * error.square() - self.std.log() - 0.5 * log(2 * pi))
+        return _mean_over_latent(-0.5 * error.square() - self.std.log() - 0.5 * log(2 * pi), parts)
 
-    def kl(self, other: Gaussian) -> Tensor:
-        """[B] KL(self || other), mean nats per latent dimension. Raises ValueError where either std is 0."""
+    def kl(self, other: Gaussian, parts: int = 1) -> Tensor:
+        """[B, S] KL(self || other), mean nats per latent dimension. Raises ValueError where either std is 0."""
         self._require_density()
         other._require_density()
         ratio = self.std / other.std
         shift = (self.mean - other.mean) / other.std
-        return _mean_over_latent(0.5 * (shift.square() + ratio.square() - 1) - ratio.log())
+        return _mean_over_latent(0.5 * (shift.square() + ratio.square() - 1) - ratio.log(), parts)
 
     def _require_density(self) -> None:
         if bool((self.std <= 0).any()):
@@ -49,5 +48,5 @@ class Gaussian:
             )
 
 
-def _mean_over_latent(per_dimension: Tensor) -> Tensor:
-    return torch.flatten(per_dimension, start_dim=1).mean(dim=1)
+def _mean_over_latent(per_dimension: Tensor, parts: int) -> Tensor:
+    return per_dimension.reshape(len(per_dimension), parts, -1).mean(dim=2)

@@ -40,9 +40,10 @@ class ConsistencyHead:
     def to_latents(self, media: np.ndarray) -> Tensor:
         return self.policy.to_latents(media)
 
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """Refused: it pulls x0 to the mean of all pictures that fit x, where a consistency model names one of them."""
-        raise ConfigError(
-            "a consistency model was distilled, not trained to denoise, and the denoising loss would undo that; "
-            "leave the pretraining mix out, or train the model it was distilled from"
-        )
+    parts, empty = 1, ""
+
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        return self.policy.output(x, time, cond)
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        raise ConfigError("x")

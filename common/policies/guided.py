@@ -58,9 +58,13 @@ class Guided:
     def to_latents(self, media: np.ndarray) -> Tensor:
         return self.policy.to_latents(media)
 
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """The policy's own, given the prompts: guidance combines two denoisers and is none itself."""
-        return self.policy.denoising_loss(x0, noise, time, _conditional(cond))
+    parts, empty = 1, ""
+
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        return self.policy.output(x, time, _conditional(cond))
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return self.policy.target(x0, noise, time)
 
     def _combine(self, both: Tensor) -> Tensor:
         """x0 and noise are linear in the network's output, so guiding them is guiding it."""

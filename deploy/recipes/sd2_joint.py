@@ -12,14 +12,15 @@ from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.common.protocols import Reward
 from drover.deploy.config import Pools, RunConfig
 from drover.learner.files.folder import ImageFolder
+from drover.learner.files.from_files import FromFiles
 from drover.learner.files.pairs import Pairs
-from drover.learner.files.pretraining import Pretraining
 from drover.learner.files.prompts import read_prompts
 from drover.learner.files.templates import objects, occupation_prompts, pair_prompts
 from drover.learner.files.webdataset import WebDataset
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.learner.step import OptimizerSpec
 from drover.reward_servers.models.vision import ImageClassifier, ObjectDetector
@@ -197,12 +198,13 @@ def sd2_joint(
         ),
         record=RecordSteps(count=trained_steps, first=steps, shared=True),
         optimizer=OptimizerSpec(lr=lr, weight_decay=1e-2, grad_clip=float("inf"), ema=ema),
-        pretraining=(
-            Pretraining(
-                pairs=_pairs(pretraining, image_size),
+        files=(
+            FromFiles(
+                source=_pairs(pretraining, image_size),
+                objective=Denoising(),
                 batch_size=pretraining_batch,
                 weight=pretraining_weight,
-                combined=pretraining_combined,
+                when="step" if pretraining_combined else "round",
             )
             if pretraining
             else None

@@ -13,10 +13,11 @@ from drover.common.errors import ConfigError
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.shapes_ddpo import LATENT_DIMENSIONS, TRUST, heldout_prompts
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
 from drover.learner.step import OptimizerSpec
@@ -122,8 +123,10 @@ def shapes_joint(
         optimizer=OptimizerSpec(
             lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warmup=5, decay=rounds * len(tasks), ema=ema
         ),
-        pretraining=(
-            Pretraining(pairs=ShapesPairs(), batch_size=pretraining_batch, weight=pretraining_weight)
+        files=(
+            FromFiles(
+                source=ShapesPairs(), objective=Denoising(), batch_size=pretraining_batch, weight=pretraining_weight
+            )
             if pretraining_weight
             else None
         ),
@@ -132,7 +135,9 @@ def shapes_joint(
         samples=samples,
         batch_size=batch_size,
         evaluate_every=evaluate_every,
-        watch=Watch(truth="taste", proxy="preference", stop="preference" in tasks) if evaluate_every else None,
+        watch=Watch(truth="liked/taste", proxy="liked/preference", stop="preference" in tasks)
+        if evaluate_every
+        else None,
         max_lag=max_lag,
         pools=Pools(
             actors=actors,

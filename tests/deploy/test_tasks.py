@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from drover.deploy.config import Pools, RunConfig
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import Task
 from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
 from drover.reward_servers.rewards.toy_point import ToyPoint
@@ -84,12 +85,14 @@ def test_one_task_alone_is_still_judged_on_both_metrics_and_pays_with_the_other(
 def test_a_pretraining_step_ends_every_round_and_is_logged_with_the_ratio_of_gradients(tmp_path):
     plain = train(joint(), tmp_path, name="plain")
     kept = train(
-        joint(pretraining=Pretraining(pairs=Points((0.0, 0.0)), batch_size=16, weight=100.0)), tmp_path, name="kept"
+        joint(files=FromFiles(objective=Denoising(), source=Points((0.0, 0.0)), batch_size=16, weight=100.0)),
+        tmp_path,
+        name="kept",
     )
-    told = ["pretraining/loss" in each for each in updates(kept)]
+    told = ["files/loss" in each for each in updates(kept)]
     assert told == [False, True] * 3
     last = updates(kept)[-1]
-    assert last["pretraining/grad_ratio"] == pytest.approx(last["pretraining/grad_norm"] / last["grad_norm"], rel=0.5)
+    assert last["files/grad_ratio"] == pytest.approx(last["files/grad_norm"] / last["grad_norm"], rel=0.5)
     assert (kept.weights != plain.weights).any()
 
 
@@ -97,11 +100,17 @@ def test_a_pretraining_loss_in_every_step_is_another_way_and_adds_none(tmp_path)
     pairs = Points((0.0, 0.0))
     runs = {
         combined: train(
-            joint(pretraining=Pretraining(pairs=pairs, batch_size=16, combined=combined)), tmp_path, name=f"c{combined}"
+            joint(
+                files=FromFiles(
+                    objective=Denoising(), source=pairs, batch_size=16, when="step" if combined else "round"
+                )
+            ),
+            tmp_path,
+            name=f"c{combined}",
         )
         for combined in (False, True)
     }
-    assert not any("pretraining/loss" in each for each in updates(runs[True]))
+    assert not any("files/loss" in each for each in updates(runs[True]))
     assert (runs[True].weights != runs[False].weights).any()
 
 
@@ -109,7 +118,7 @@ def test_stopped_by_a_crash_a_run_of_all_this_goes_on_to_the_same_weights(tmp_pa
     config = joint(
         iterations=8,
         checkpoint_every=3,
-        pretraining=Pretraining(pairs=Points((1.0, 1.0)), batch_size=8),
+        files=FromFiles(objective=Denoising(), source=Points((1.0, 1.0)), batch_size=8),
         optimizer=replace(joint().optimizer, ema=0.9),
     )
     whole = train(config, tmp_path, name="whole")

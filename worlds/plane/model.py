@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from drover.worlds.plane.policy import ToyChain
 @dataclass(frozen=True, slots=True)
 class ToyModel:
     """The five-step chain in the plane."""
+
+    adapters: ClassVar[bool] = False
 
     def check(self) -> None: ...
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drover.common.diffusion.noising import DiscreteSchedule, corrupt
+from drover.common.diffusion.noising import DiscreteSchedule
 from drover.common.diffusion.prediction import Parameterisation, to_output, to_prediction
 from drover.common.errors import ConfigError
 from drover.common.policies.autoencoder import Autoencoder
@@ -107,10 +107,13 @@ class StableDiffusion:
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
         return to_prediction(self.parameterisation, self.schedule, x, time, self._output(x, time, cond))
 
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        output = self._output(corrupt(self.schedule, x0, noise, time), time, cond).float()
-        target = to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
-        return (output - target).square().flatten(1).mean(dim=1)
+    parts, empty = 1, ""
+
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        return self._output(x, time, cond).float()
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
 
     def decode(self, x0: Tensor) -> np.ndarray:
         return self._autoencoder.decode(x0)
