@@ -90,7 +90,7 @@ class Fetcher:
         self._check_times(transitions)
         span = slice(min(rows), max(rows) + 1)
         states = tensors.read(self._blobs, transitions.states, span).float()
-        log_probs = tensors.read(self._blobs, transitions.log_probs, span)
+        log_probs = tensors.read(self._blobs, transitions.log_probs, span).squeeze(-1)
         self.bytes_read += states.nbytes + log_probs.nbytes
         return _Loaded(span.start, states, log_probs)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from drover.common import seeds
+from drover.common.diffusion.error import per_part, squared_error
+from drover.common.diffusion.time_laws import Uniform
 from drover.common.errors import ConfigError
 from drover.common.protocols import Policy
 from drover.learner.files.pairs import Pairs
@@ -53,7 +54,7 @@ class PretrainingLoss:
         first = self._rank * size
         drawn = seeds.generators(self._seed, "pretraining", step, range(first, first + size))
         x0 = self._policy.to_latents(media)
-        times = [torch.randint(self._policy.schedule.num_times, (), generator=generator) for generator in drawn]
+        time = Uniform().draw(self._policy.schedule, drawn).to(x0.device)
         noise = seeds.normal(self._policy.latent_shape, drawn).to(x0.device)
-        losses = self._policy.denoising_loss(x0, noise, torch.stack(times).to(x0.device), self._policy.encode(captions))
-        return self._spec.weight * losses.sum() / self._spec.batch_size
+        error = squared_error(self._policy, x0, noise, time, self._policy.encode(captions))
+        return self._spec.weight * per_part(error).sum() / self._spec.batch_size

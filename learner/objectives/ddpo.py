@@ -71,7 +71,7 @@ class Ddpo:
     def loss(self, policy: Policy, kernel: Kernel, batch: StepBatch) -> LossOutput:
         prediction = policy.predict(batch.x, batch.time, batch.cond)
         step = kernel.step(policy.schedule, batch.x, batch.time, batch.next_time, prediction)
-        log_ratio = step.log_prob(batch.x_next) - batch.log_prob
+        log_ratio = step.log_prob(batch.x_next).squeeze(-1) - batch.log_prob
         loss = clipped_ratio(log_ratio, batch.weight, clip=self.clip)
         known = log_ratio.detach()
         ratio = known.exp()

@@ -86,7 +86,7 @@ def test_an_order_becomes_one_group_with_its_tensors_and_is_acknowledged(shop):
     assert group.transitions.steps == (0, 1, 3) and group.x0 is None
     blobs = shop.broker.blobs()
     states, media = (tensors.read(blobs, ref) for ref in (group.transitions.states, group.media))
-    assert states.shape == (4, 5, 2) and tensors.read(blobs, group.transitions.log_probs).shape == (4, 3)
+    assert states.shape == (4, 5, 2) and tensors.read(blobs, group.transitions.log_probs).shape == (4, 3, 1)
     assert torch.allclose(states[:, -1], states[:, 4]) and media.shape == (4, 1, 2, 3)
     assert shop.mine.backlog()[0] == 0
     assert not shop.actor.run_once(0.0)

@@ -79,7 +79,7 @@ def test_micro_batches_hold_exactly_what_was_sampled():
             states = original.states[row]
             truth = {
                 "x": states[original.before[k]], "x_next": states[original.after[k]],
-                "log_prob": original.log_probs[row, k], "time": original.times[k],
+                "log_prob": original.log_probs[row, k, 0], "time": original.times[k],
                 "next_time": original.next_times[k], "weight": made.credits[g].weights[row],
             }[name]  # fmt: skip
             assert torch.equal(got[position], torch.as_tensor(truth).to(got.dtype)), (name, g, row, k)

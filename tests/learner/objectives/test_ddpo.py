@@ -85,7 +85,7 @@ def steps_batch(policy, kernel, weights, step=2):
     full = torch.full((len(weights),), made.times[0])
     return StepBatch(
         x=made.states[:, 0], x_next=made.states[:, 1], time=full, next_time=torch.full_like(full, made.next_times[0]),
-        log_prob=made.log_probs[:, 0], weight=torch.tensor(weights), cond=policy.encode(["a"] * len(weights)),
+        log_prob=made.log_probs[:, 0, 0], weight=torch.tensor(weights), cond=policy.encode(["a"] * len(weights)),
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_on_policy_its_gradient_is_the_score_function_gradient():
     step = kernel.step(
         policy.schedule, batch.x, batch.time, batch.next_time, policy.predict(batch.x, batch.time, batch.cond)
     )
-    (-(torch.tensor(weights) * step.log_prob(batch.x_next)).sum()).backward()
+    (-(torch.tensor(weights) * step.log_prob(batch.x_next).squeeze(-1)).sum()).backward()
     assert torch.allclose(clipped, policy.trainable.b.grad, rtol=1e-5, atol=1e-7)
     assert clipped.abs().sum() > 0.1
 
@@ -122,6 +122,6 @@ def test_a_better_sample_becomes_more_likely_and_a_worse_one_less():
         step = kernel.step(
             policy.schedule, batch.x, batch.time, batch.next_time, policy.predict(batch.x, batch.time, batch.cond)
         )
-        moved = step.log_prob(batch.x_next) - batch.log_prob
+        moved = step.log_prob(batch.x_next).squeeze(-1) - batch.log_prob
     assert moved[0] > moved[1]
     assert (moved[0] - moved[1]).item() > 1e-3
