@@ -4,7 +4,7 @@ A *group* is the unit of work: all samples of one or several prompts that are ju
 ``WorkItem`` -> ``RolloutGroup`` -> one ``Measurement`` per reward -> one ending. Messages carry references;
 tensors travel as blobs (`common/tensors.py`).
 
-Axes in the comments: N samples of a group, K recorded steps, U stored states.
+Axes in the comments: N samples of a group, K recorded steps, U stored states, S parts of a sample.
 """
 
 from __future__ import annotations
@@ -130,15 +130,16 @@ class Transitions:
     before: tuple[int, ...]  # [K] indices into U
     after: tuple[int, ...]  # [K] indices into U
     states: TensorRef  # [N, U, *latent]
-    log_probs: TensorRef  # [N, K] float32, mean nats per latent dimension, of the stored states
+    log_probs: TensorRef  # [N, K, S] float32, mean nats per latent dimension, of the stored states
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in (self.steps, self.times, self.next_times, self.before, self.after)}
         if len(lengths) != 1:
             raise ValueError(f"steps, times, next_times, before and after must be equally long, got {sorted(lengths)}")
-        if len(self.states.shape) < 2 or self.log_probs.shape[:2] != (self.states.shape[0], len(self.steps)):
+        wanted = (*self.states.shape[:1], len(self.steps), *self.log_probs.shape[2:3])
+        if len(self.states.shape) < 2 or len(wanted) != 3 or self.log_probs.shape != wanted:
             raise ValueError(
-                f"states [N, U, ...] and log_probs [N, {len(self.steps)}] disagree: "
+                f"states [N, U, ...] and log_probs [N, {len(self.steps)}, S] disagree: "
                 f"got {self.states.shape} and {self.log_probs.shape}"
             )
         if any(not 0 <= index < self.states.shape[1] for index in (*self.before, *self.after)):

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
 from drover.common.protocols import Kernel, Reward
-from drover.deploy.config_checks import check_files, check_measured, check_method, check_names
+from drover.deploy.config_checks import check_measured, check_method, check_names, check_sources, check_watch
 from drover.learner.batches import By
 from drover.learner.examples import LatentBatch
 from drover.learner.files.from_files import FromFiles
@@ -104,9 +104,10 @@ class RunConfig:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         check_names(self)
+        check_sources(self)
         check_measured(self)
         check_method(self)
-        check_files(self)
+        check_watch(self)
         for name in ("stall_s", "lease_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a positive number of seconds, got {getattr(self, name)}")

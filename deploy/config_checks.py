@@ -64,7 +64,7 @@ def check_method(config: RunConfig) -> None:
     name = type(objective).__name__
     for task in config.tasks:
         _check_task(config, task)
-    if needs.by_task and needs.by_task.keys() != {task.name for task in config.tasks}:
+    if needs.by_task and not needs.by_task.keys() >= {task.name for task in config.tasks}:
         raise ConfigError(
             f"{name} has the tasks {sorted(needs.by_task)}, the run has {sorted(task.name for task in config.tasks)}; "
             "name the same tasks in both"
@@ -127,7 +127,7 @@ def _check_batches(config: RunConfig) -> None:
         raise ConfigError(f"{config.record.count} recorded steps do not divide into {config.updates} updates")
 
 
-def check_files(config: RunConfig) -> None:
+def check_sources(config: RunConfig) -> None:
     """A run has tasks, or learns from files alone; and somebody samples wherever samples are asked for."""
     alone = config.files is not None and config.files.when == "alone"
     if alone == bool(config.tasks):
@@ -136,11 +136,16 @@ def check_files(config: RunConfig) -> None:
             if not alone
             else f"files are learned from alone, but there are {len(config.tasks)} tasks; drop them, or set when='round'"
         )
-    if config.samples < 1 or config.groups < 1:
-        raise ConfigError(f"samples and groups must be at least 1, got {config.samples} and {config.groups}")
+    for name in ("samples", "groups"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if (config.tasks or config.heldout) and config.pools.actors < 1:
         raise ConfigError("tasks and held-out sets need at least one actor to sample them; raise actors, or drop them")
-    if config.watch is not None:
+
+
+def check_watch(config: RunConfig) -> None:
+    """A watch compares two results of the held-out sets, during training."""
+    if config.watch is not None and config.evaluate_every > 0:
         measured = {f"{held.name}/{name}" for held in config.heldout for name in held.rewards}
         unknown = sorted({config.watch.truth, config.watch.proxy} - measured)
         if unknown:

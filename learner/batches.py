@@ -214,7 +214,7 @@ class StepFetcher(_Fetcher[StepBatch, _Steps]):
             x_next=self._to(torch.stack([data.states[i, data.of.after[k]] for data, i, k in at])),
             time=self._to(torch.tensor([data.of.times[k] for data, _, k in at])),
             next_time=self._to(torch.tensor([data.of.next_times[k] for data, _, k in at])),
-            log_prob=self._to(torch.stack([data.log_probs[i, k].reshape(-1) for data, i, k in at])),
+            log_prob=self._to(torch.stack([data.log_probs[i, k] for data, i, k in at])),
             weight=weight,
             cond=cond.rows(rows),
         )

@@ -6,8 +6,8 @@ or as it was ``refresh`` iterations ago at most (an *old policy*). `MovingAverag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
+from drover.common.policies.wrapped import Wrapped
 from drover.common.protocols import Conditioning, Policy, Prediction
 from drover.learner import fsdp
 
@@ -120,7 +121,7 @@ class _Copy:
         self._pairs = [(mine, sharded[name]) for name, mine in fsdp.trainable(policy.trainable).items()]
         assert len(self._pairs) == len(theirs), "the copy is built from the same description"
         self._module = copy.trainable
-        self.policy: Policy = Silent(copy, torch.no_grad)
+        self.policy: Policy = Silent(copy, nullcontext)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._decay:
@@ -153,37 +154,20 @@ class _Copy:
                 optimizer.state[mine][REFERENCE] = local
 
 
-class Silent:
-    """A policy without gradient, inside a context that each forward enters."""
+class Silent(Wrapped):
+    """A policy whose forwards are without gradient and inside a context."""
 
-    def __init__(self, policy: Policy, within: Any) -> None:
-        self._policy, self._within = policy, within
-        self.schedule, self.latent_shape, self.parts = policy.schedule, policy.latent_shape, policy.parts
-        self.empty = policy.empty
-
-    @property
-    def trainable(self) -> nn.Module:
-        return self._policy.trainable
-
-    def encode(self, names: Sequence[str]) -> Conditioning:
-        return self._policy.encode(names)
+    def __init__(self, policy: Policy, within: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__(policy)
+        self._within = within
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
         with torch.no_grad(), self._within():
-            return self._policy.predict(x, time, cond)
+            return super().predict(x, time, cond)
 
     def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         with torch.no_grad(), self._within():
-            return self._policy.output(x, time, cond)
-
-    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        return self._policy.target(x0, noise, time)
-
-    def decode(self, x0: Tensor, cond: Conditioning) -> Any:
-        return self._policy.decode(x0, cond)
-
-    def to_latents(self, media: Any) -> Tensor:
-        return self._policy.to_latents(media)
+            return super().output(x, time, cond)
 
 
 @contextmanager

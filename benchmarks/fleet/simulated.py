@@ -75,7 +75,7 @@ def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], TensorRe
     media = torch.zeros(load.samples, load.pixels, load.pixels, 3, dtype=torch.uint8)
     states = torch.zeros(*load.states_shape, dtype=tensors.DTYPES[load.dtype])
     media_parts, media_refs = tensors.pack("", {"media": media})
-    recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps)}
+    recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps, 1)}
     parts, refs = tensors.pack("", recording)
     steps = tuple(range(load.steps))
     transitions = Transitions(

@@ -36,6 +36,8 @@ class StableDiffusion:
     The UNet stays in eval mode while training: with dropout, the ratio between the policy and itself would not be 1.
     """
 
+    parts = 1
+
     def __init__(
         self,
         pipeline: Any,
@@ -100,17 +102,26 @@ class StableDiffusion:
         height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
         return height, width
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """What the UNet is told: see `ClipText`, and `ClipTextPair` for XL."""
-        return self._text.encode(prompts)
+    @property
+    def empty(self) -> str | None:
+        """The empty prompt; None for a UNet that is told its guidance scale, and is guided by that alone."""
+        return "" if self._scale_embedding is None else None
+
+    def encode(self, names: Sequence[str]) -> Conditioning:
+        """The UNet's inputs for these prompts: see `ClipText`, and `ClipTextPair` for XL."""
+        return self._text.encode(names)
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        return to_prediction(self.parameterisation, self.schedule, x, time, self._output(x, time, cond))
-
-    parts, empty = 1, ""
+        return to_prediction(self.parameterisation, self.schedule, x, time, self.output(x, time, cond))
 
     def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        return self._output(x, time, cond).float()
+        unet = self.pipeline.unet
+        scale = None if self._scale_embedding is None else self._scale_embedding.to(x.device).expand(len(x), -1)
+        with self._autocast():
+            output: Tensor = unet(
+                x.to(unet.dtype), time, timestep_cond=scale, **self._text.inputs(cond, unet.dtype)
+            ).sample
+        return output.float()
 
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
@@ -134,16 +145,6 @@ class StableDiffusion:
             raise ConfigError("a pipeline folder cannot hold adapters beside their base; use lora.save_lora")
         with replacing(folder) as written, quiet_libraries():
             self.pipeline.save_pretrained(written, safe_serialization=True)
-
-    def _output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """[B, ...] what the network itself puts out, in its parameterisation."""
-        unet = self.pipeline.unet
-        scale = None if self._scale_embedding is None else self._scale_embedding.to(x.device).expand(len(x), -1)
-        with self._autocast():
-            output: Tensor = unet(
-                x.to(unet.dtype), time, timestep_cond=scale, **self._text.inputs(cond, unet.dtype)
-            ).sample
-        return output
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._compute == "float32":

@@ -35,7 +35,7 @@ def everything(**fields) -> RunConfig:
     usual = {
         "iterations": 20, "checkpoint_every": 3, "updates": 2, "evaluate_every": 2,
         "files": FromFiles(objective=Denoising(), source=Points((1.0, 1.0)), batch_size=8), "optimizer": optimizer,
-        "watch": Watch(truth="up", proxy="right"),
+        "watch": Watch(truth="points/up", proxy="points/right"),
     }  # fmt: skip
     return joint(**{**usual, **fields})
 
@@ -105,7 +105,7 @@ def test_the_verdict_of_the_watch_goes_on_where_it_was(tmp_path):
         rewards=(Liar(), UP), objective=Ddpo(weights={"proxy": 1.0}, clip=0.2, normalise="batch"),
         tasks=(Task(name="proxy", prompts=("anywhere",), rewards=("proxy",)),),
         heldout=(EvaluationSpec(name="h", prompts=("anywhere",), samples_per_prompt=128, rewards=("proxy", "up")),),
-        iterations=60, evaluate_every=5, checkpoint_every=1, watch=Watch(truth="up", proxy="proxy", stop=True),
+        iterations=60, evaluate_every=5, checkpoint_every=1, watch=Watch(truth="h/up", proxy="h/proxy", stop=True),
     )  # fmt: skip
     undisturbed = train(config, tmp_path, name="whole")
     end = undisturbed.summary["updates"]

@@ -109,4 +109,4 @@ def test_an_evaluation_whose_orders_are_lost_is_ordered_again_from_the_same_vers
     first, second = orders
     assert (second.seed, second.draw, second.version) == (first.seed, first.draw, first.version)
     assert second.epoch > first.epoch
-    assert evaluation.collect().values["point"].tolist() == [0.5]
+    assert evaluation.collect().values["t", "point"].tolist() == [0.5]

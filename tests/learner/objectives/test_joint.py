@@ -46,7 +46,7 @@ def test_members_of_a_set_that_share_their_value_share_their_advantage():
 def test_a_task_weight_multiplies_its_advantages_and_no_others():
     weighed = Joint(tasks=BOTH.tasks, weights={"parity": 3.0})
     groups = [of("beauty", 0, 1, 2), of("parity", 1, 1, 2)]
-    plain, found = by_group(BOTH.credit(groups), weighed.credit(groups))
+    plain, found = by_group(BOTH.credit(groups)), by_group(weighed.credit(groups))
     assert found[0].tolist() == plain[0].tolist()
     assert found[1].tolist() == (3 * plain[1]).tolist()
 
