@@ -74,7 +74,6 @@ class RunConfig:
     model: Model
     kernel: Kernel
     rewards: tuple[Reward, ...]
-    objective: Objective
     tasks: tuple[Task, ...]
     heldout: tuple[EvaluationSpec, ...]
     optimizer: OptimizerSpec
@@ -82,6 +81,7 @@ class RunConfig:
     groups: int
     samples: int
     batch_size: int
+    objective: Objective | None = None
     record: RecordSteps | None = None
     reference: Reference | None = None
     updates: int = 1
@@ -114,6 +114,13 @@ class RunConfig:
         self.learner_spec()  # checks the counts
 
     @property
+    def method(self) -> Objective:
+        """The objective that the weights follow: of the samples, or of the files where a run learns from those alone."""
+        objective = self.objective or (self.files.objective if self.files is not None else None)
+        assert objective is not None, "checked when built"
+        return objective
+
+    @property
     def fingerprint(self) -> str:
         """Changes whenever roles that disagree would corrupt each other's work."""
         shared = (self.model, self.kernel, self.storage, tuple(reward.name for reward in self.rewards))
@@ -134,7 +141,7 @@ class RunConfig:
                 groups=self.groups,
                 samples_per_prompt=self.samples,
                 record=self.record,
-                keep_latents=self.objective.learns_from is LatentBatch,
+                keep_latents=self.method.learns_from is LatentBatch,
                 seed=self.seed,
                 fingerprint=self.fingerprint,
             ),

@@ -37,7 +37,7 @@ def check_measured(config: RunConfig) -> None:
     """Every reward that is asked for exists, takes the model's media, and finds its fields in every prompt."""
     rewards = {reward.name: reward for reward in config.rewards}
     sets: list[Task | EvaluationSpec] = [*config.tasks, *config.heldout]
-    asked = {name for one in sets for name in one.rewards} | set(config.objective.needs.rewards)
+    asked = {name for one in sets for name in one.rewards} | set(config.objective.needs.rewards if config.objective else ())
     unknown = sorted(asked - rewards.keys())
     if unknown:
         raise ConfigError(f"{unknown} is to be measured, but the rewards are {sorted(rewards)}; add or rename one")
@@ -60,8 +60,7 @@ def _check_fields(reward: Reward, where: str, prompts: Iterable[str]) -> None:
 
 def check_method(config: RunConfig) -> None:
     """The objective gets the rewards, batches, densities, siblings and reference that it needs."""
-    objective, needs = config.objective, config.objective.needs
-    name = type(objective).__name__
+    needs, name = config.method.needs, type(config.method).__name__
     for task in config.tasks:
         _check_task(config, task)
     if needs.by_task and not needs.by_task.keys() >= {task.name for task in config.tasks}:
@@ -88,29 +87,27 @@ def check_method(config: RunConfig) -> None:
 
 
 def _check_task(config: RunConfig, task: Task) -> None:
-    needs = config.objective.needs
+    needs = config.method.needs
     if needs.by_task and task.name not in needs.by_task:
         return  # told of with all tasks at hand
     missing = sorted(set(needs.of_task(task.name)) - set(task.rewards))
     if missing:
         raise ConfigError(
-            f"{type(config.objective).__name__} reads {missing}, which task {task.name!r} does not measure; it measures "
+            f"{type(config.method).__name__} reads {missing}, which task {task.name!r} does not measure; it measures "
             f"{sorted(task.rewards)}: add {missing} to the rewards of the task"
         )
 
 
 def _check_batches(config: RunConfig) -> None:
     """Recorded steps and densities where the objective learns from steps, and none of it where it does not."""
-    name, kernel = type(config.objective).__name__, config.kernel
-    if config.objective.learns_from is LatentBatch:
+    name, kernel = type(config.method).__name__, config.kernel
+    if config.method.learns_from is LatentBatch:
         if config.record is not None:
             raise ConfigError(f"{name} learns from clean latents and reads no recorded steps; leave record out")
         if config.updates_by == "steps":
             raise ConfigError(
                 f"{name} learns from clean latents, which have no steps to divide; set updates_by='samples'"
             )
-        return
-    if not config.tasks:
         return
     if config.record is None:
         raise ConfigError(f"{name} learns from recorded denoising steps; set record=RecordSteps(count=..., first=...)")
@@ -135,6 +132,12 @@ def check_sources(config: RunConfig) -> None:
             "a run that learns from files alone has no tasks; give tasks, or files=FromFiles(..., when='alone')"
             if not alone
             else f"files are learned from alone, but there are {len(config.tasks)} tasks; drop them, or set when='round'"
+        )
+    if alone == (config.objective is not None):
+        raise ConfigError(
+            "a run that learns from files alone takes the objective of the files; leave objective out"
+            if alone
+            else "a run with tasks needs an objective, such as Ddpo(...); set objective"
         )
     for name in ("samples", "groups"):
         if getattr(config, name) < 1:

@@ -178,7 +178,7 @@ def build_learner(
     fsdp.shard(policy.trainable, device)
     reference = None if config.reference is None else config.reference.hold(config.model, policy, device)
     models = Models(policy, config.kernel, None if reference is None else reference.policy)
-    learner = Learner(config.learner_spec(), models, config.objective, wiring, device=device, reference=reference)
+    learner = Learner(config.learner_spec(), models, config.method, wiring, device=device, reference=reference)
     if chosen.folder is not None:
         learner.resume(chosen.folder)
     for text in told:
@@ -207,7 +207,7 @@ def _build_head(
 
     return Head(
         spec.head,
-        config.objective,
+        config.method,
         intake,
         publisher,
         reporter,
