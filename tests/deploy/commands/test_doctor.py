@@ -150,10 +150,10 @@ def test_runs_that_cannot_be_written_are_found_before_the_run() -> None:
 
 
 def test_packages_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = tmp_path / "drover-9.dist-info"
+    installed = tmp_path / "drover_rl-9.dist-info"
     installed.mkdir()
     needs = "Requires-Dist: numpy>=99\nRequires-Dist: no-such-package\nRequires-Dist: absent; extra == 'dev'\n"
-    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: drover\nVersion: 9\n{needs}")
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: drover-rl\nVersion: 9\n{needs}")
     monkeypatch.syspath_prepend(str(tmp_path))
     (found,) = machine.python()
     assert found.state == "problem"
