@@ -34,7 +34,7 @@ def _unmet() -> list[str]:
     from packaging.requirements import Requirement
 
     found = []
-    for text in metadata.requires("drover") or []:
+    for text in metadata.requires("drover-rl") or []:
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
