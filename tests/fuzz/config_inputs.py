@@ -16,7 +16,7 @@ from drover.common.errors import ConfigError
 from drover.deploy import catalogue
 from drover.deploy.catalogue import parse
 from drover.deploy.config import Pools, RunConfig
-from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.tasks import RecordSteps
 from drover.learner.step import OptimizerSpec
@@ -69,7 +69,7 @@ PARSED_SHARE = 0.2  # of the inputs go through the command's parser, which takes
 @contextmanager
 def judge(parsed_share: float = PARSED_SHARE) -> Iterator[Callable[[random.Random], str]]:
     """What `drive` calls."""
-    recipes = list(catalogue.recipes().values())
+    recipes = [catalogue.find(name) for name in catalogue.recipes()]
     built = [toy_ddpo(), shapes_ddpo()]
 
     def one(draw: random.Random) -> str:
