@@ -6,10 +6,12 @@ import ast
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, cast, get_args, get_type_hints
 
 from drover.common.errors import ConfigError
@@ -108,28 +110,48 @@ def _from_file(path: str, function: str) -> Recipe:
     return recipe
 
 
-def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunConfig, RunOptions]:
+def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
     """The run that these arguments describe. Exits with help or usage errors as tyro prints them."""
     import tyro
 
+    with _importable(recipe):
+        return tyro.cli(
+            _command(recipe),
+            prog=f"drover train {recipe.__name__}",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+
+
+def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
+    """The recipe as a function of what tyro fills in: its parameters, and ``run``, the options of every run."""
     own = inspect.signature(recipe, eval_str=True).parameters
     groups = {name: _group(parameter.annotation) for name, parameter in own.items()}
 
-    def train(*, run: Any, **given: Any) -> tuple[RunConfig, RunOptions]:
+    def train(*, run: RunOptions, **given: Any) -> tuple[RunConfig, RunOptions]:
         return recipe(**{name: _copy(value, groups[name]) for name, value in given.items()}), run
 
     option = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
     signature = inspect.Signature([*map(_as_options, own.values()), option])
     train.__doc__ = inspect.getdoc(recipe)
     train.__signature__ = signature  # type: ignore[attr-defined]
-    train.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
-    result: tuple[RunConfig, RunOptions] = tyro.cli(
-        train,
-        prog=f"drover train {recipe.__name__}",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
-    return result
+    train.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return train
+
+
+@contextmanager
+def _importable(recipe: Recipe) -> Iterator[None]:
+    """The module of a user's file, where tyro looks for the annotations and the source of the dataclasses that it defines."""
+    if recipe.__module__ in sys.modules:
+        yield
+        return
+    module = ModuleType(recipe.__module__)
+    vars(module).update(inspect.unwrap(recipe).__globals__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
 
 
 def _group(hint: Any) -> type | None:

@@ -5,12 +5,13 @@ Only a run's description, a `ConfigError`, or the command's own usage error (exi
 
 from __future__ import annotations
 
-import inspect
 import io
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
+from pathlib import Path
 
 from drover.common.errors import ConfigError
 from drover.deploy import catalogue
@@ -21,6 +22,8 @@ from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.tasks import RecordSteps
 from drover.learner.step import OptimizerSpec
 
+RECIPE_FLAGS = Path(__file__).parent.parent / "deploy" / "recipe_flags.json"
+FLAGS: dict[str, dict[str, str]] = json.loads(RECIPE_FLAGS.read_text())
 WORDS = [
     "0",
     "1",
@@ -97,7 +100,7 @@ def parsed(draw: random.Random, recipe: Callable[..., RunConfig]) -> str:
 
 
 def arguments(draw: random.Random, recipe: Callable[..., RunConfig]) -> list[str]:
-    own = ["--" + name.replace("_", "-") for name in inspect.signature(recipe).parameters]
+    own = list(FLAGS[recipe.__name__])
     others = ["--run-name", "--runs-dir", "--resume", "--plain", "--json", "--one-process", "--autoscale"]
     words: list[str] = []
     for _ in range(draw.choice((1, 1, 2, 3, 6))):
