@@ -1,1 +1,1 @@
-"""The shipped recipes: public functions that return a `RunConfig` and whose keyword parameters are options of the command line."""
+"""The shipped recipes: public functions that return a `RunConfig`; their keyword parameters are options of the command line."""
