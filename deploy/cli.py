@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -102,12 +101,12 @@ def _complain(message: str, *, code: int = 1) -> int:
 
 def _recipes(arguments: list[str]) -> int:
     """The recipes with their first sentence."""
-    found = {name: inspect.getdoc(function) or "" for name, function in catalogue.recipes().items()}
+    found = {name: shipped.sentence for name, shipped in catalogue.recipes().items()}
     if "--json" in arguments:
-        print(json.dumps({name: text.splitlines()[0] for name, text in found.items()}, indent=2))
+        print(json.dumps(found, indent=2))
         return 0
-    for name, text in found.items():
-        print(f"{name}\n    {text.splitlines()[0]}")
+    for name, sentence in found.items():
+        print(f"{name}\n    {sentence}")
     return 0
 
 

@@ -37,7 +37,9 @@ def check_measured(config: RunConfig) -> None:
     """Every reward that is asked for exists, takes the model's media, and finds its fields in every prompt."""
     rewards = {reward.name: reward for reward in config.rewards}
     sets: list[Task | EvaluationSpec] = [*config.tasks, *config.heldout]
-    asked = {name for one in sets for name in one.rewards} | set(config.objective.needs.rewards if config.objective else ())
+    asked = {name for one in sets for name in one.rewards} | set(
+        config.objective.needs.rewards if config.objective else ()
+    )
     unknown = sorted(asked - rewards.keys())
     if unknown:
         raise ConfigError(f"{unknown} is to be measured, but the rewards are {sorted(rewards)}; add or rename one")

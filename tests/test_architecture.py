@@ -42,6 +42,7 @@ ROOMS = {
     "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
     "deploy": (
         "config config_checks, monitoring",
+        "options",
         "recipes, run_folder",
         "catalogue, views, roles",
         "cluster, local",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.examples import Credit, MeasuredGroup, StepBatch
@@ -48,7 +47,7 @@ class WithKl:
 
 def recipe(*, beta: float = 100.0, iterations: int = 30, learner_ranks: int = 1, actors: int = 1) -> RunConfig:
     """The larger ``beta``, the less the toy's end point moves."""
-    config = toy_ddpo(iterations=iterations, samples=32, max_lag=0)
+    config = replace(toy_ddpo(), iterations=iterations, samples=32, max_lag=0)
     return replace(
         config,
         recipe="kl_to_reference",

@@ -63,7 +63,7 @@ class Dpo:
 
 def recipe(*, iterations: int = 30, learner_ranks: int = 1, actors: int = 1) -> RunConfig:
     """DPO moves the toy's end point towards (-1, 1)."""
-    config = toy_ddpo(iterations=iterations, samples=32, max_lag=0)
+    config = replace(toy_ddpo(), iterations=iterations, samples=32, max_lag=0)
     return replace(
         config,
         recipe="latent_pairs",

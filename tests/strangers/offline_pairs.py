@@ -46,10 +46,8 @@ class NearAndFarSource:
 
 def recipe(*, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:
     """DPO on pairs from files moves the toy's weights, and nothing is sampled."""
-    config = toy_ddpo(iterations=iterations, max_lag=0)
-    files = FromFiles(
-        source=NearAndFar((-1.0, 1.0)), objective=Dpo(reward="-", beta=1.0), batch_size=64, when="alone"
-    )
+    config = replace(toy_ddpo(), iterations=iterations, max_lag=0)
+    files = FromFiles(source=NearAndFar((-1.0, 1.0)), objective=Dpo(reward="-", beta=1.0), batch_size=64, when="alone")
     return replace(
         config, recipe="offline_pairs", files=files, tasks=(), objective=None, heldout=(), record=None, rewards=(),
         reference=FrozenCopy(), pools=Pools(actors=0, learner_ranks=learner_ranks),

@@ -47,7 +47,7 @@ class SignedErrors:
 
 def recipe(*, iterations: int = 30, learner_ranks: int = 1, actors: int = 1) -> RunConfig:
     """Signed denoising errors move the toy's end point towards (-1, 1)."""
-    config = toy_ddpo(iterations=iterations, samples=32, max_lag=0)
+    config = replace(toy_ddpo(), iterations=iterations, samples=32, max_lag=0)
     return replace(
         config,
         recipe="signed_errors",
