@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from drover.common.errors import ConfigError
 from drover.deploy import recipes as package
+from drover.deploy import user_file
 from drover.deploy.config import RunConfig
 
 Recipe = Callable[..., RunConfig]
@@ -58,7 +58,7 @@ def recipes() -> dict[str, Recipe]:
 def find(name: str) -> Recipe:
     """A shipped recipe by name, or ``path/to/file.py:function``. Raises `ConfigError`."""
     if ":" in name:
-        return _from_file(*name.rsplit(":", 1))
+        return user_file.load(*name.rsplit(":", 1))
     known = recipes()
     if name not in known:
         close = get_close_matches(name, known, n=1)
@@ -71,24 +71,6 @@ def find(name: str) -> Recipe:
     return known[name]
 
 
-def _from_file(path: str, function: str) -> Recipe:
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}; write path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"_recipe_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file; write path/to/file.py:function")
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module while they are made
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]  # other processes cannot import it: what it defines travels to them by value
-    recipe = getattr(module, function, None)
-    if not callable(recipe):
-        raise ConfigError(f"{path} defines no function {function!r}")
-    return recipe
-
-
 def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunConfig, RunOptions]:
     """The run that these arguments describe. Exits with help or usage errors as tyro prints them."""
     import tyro
@@ -96,10 +78,10 @@ def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunCo
     own = inspect.signature(recipe).parameters
 
     def train(*, run: Any, **parameters: Any) -> tuple[RunConfig, RunOptions]:
-        return recipe(**parameters), run
+        return user_file.call(recipe, parameters, wanted=RunConfig), run
 
     train.__doc__ = inspect.getdoc(recipe)
-    hints = inspect.get_annotations(recipe, eval_str=True)
+    hints = user_file.types(recipe)
     option = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
     signature = inspect.Signature([*(p.replace(annotation=hints[name]) for name, p in own.items()), option])
     train.__signature__ = signature  # type: ignore[attr-defined]

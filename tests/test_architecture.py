@@ -38,7 +38,7 @@ ROOMS = {
     ),
     "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
     "deploy": (
-        "config, monitoring",
+        "config, monitoring, user_file",
         "recipes, run_folder",
         "catalogue, views, roles",
         "cluster, local",

@@ -2,18 +2,15 @@
 
 import json
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from drover.deploy import cli
 from drover.deploy.catalogue import find, recipes
 from drover.deploy.run_folder.results import RunFolder
-from tests.deploy.in_place import small, train
+from tests.deploy.in_place import one_line, small, train
 
 OWN = '''
 from __future__ import annotations
@@ -46,42 +43,11 @@ broken = 3
 '''
 
 
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """The command line sets handlers of its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def drover(monkeypatch, capsys, tmp_path):
-    """Run the command in ``tmp_path``; (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["drover", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = left.value.code
-        return (0 if code is None else code), out, err
-
-    return call
-
-
 @pytest.fixture
 def own(tmp_path) -> Path:
     path = tmp_path / "own_recipe.py"
     path.write_text(OWN)
     return path
-
-
-def one_line(err: str) -> str:
-    """The one line of an error."""
-    assert err.startswith("drover: ") and err.count("\n") == 1, err
-    return err
 
 
 TOY = ("train", "toy_ddpo", "--one-process", "--plain")
