@@ -81,7 +81,11 @@ def _resources(nodes: Nodes, config: RunConfig | None, version: str) -> Finding:
 
 def _nodes(nodes: Nodes, folder: Path | None) -> list[Finding]:
     found = []
-    mine = {"python": sys.version.split()[0], "drover": metadata.version("drover"), "torch": metadata.version("torch")}
+    mine = {
+        "python": sys.version.split()[0],
+        "drover": metadata.version("drover-rl"),
+        "torch": metadata.version("torch"),
+    }
     for node in nodes:
         marks = ", ".join(mark for mark in MARKS if mark in node["resources"])
         name = f"node {node['address']} ({marks or 'unmarked'})"
