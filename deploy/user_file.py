@@ -7,12 +7,14 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from drover.common.errors import ConfigError, DroverError
 from drover.common.user_code import place, sentence, short
 
-_folders: list[str] = []  # of the files that were loaded, the newest first
+T = TypeVar("T")
+
+_folders: list[str] = []  # of loaded files, the newest first
 
 
 def load(path: str, name: str) -> Callable[..., Any]:
@@ -22,7 +24,7 @@ def load(path: str, name: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"_recipe_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file; write path/to/file.py:function")
-    _open(str(Path(path).resolve().parent))
+    _look_in(str(Path(path).resolve().parent))
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module while they are made
     try:
@@ -40,9 +42,29 @@ def load(path: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def folders() -> tuple[str, ...]:
-    """Where the modules lie that loaded files import; other processes have to look there, too."""
-    return tuple(_folders)
+class Portable(Generic[T]):
+    """An object that other processes can unpickle though its parts belong to modules beside a loaded file.
+
+    Python rebuilds the parts of a pickle in their order: the process looks in the folders before it meets the object.
+    Example: ``task.remote(Portable(config))``, where the task reads ``.value``.
+    """
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (_Folders(), self.value)
+
+
+class _Folders:
+    """The folders of loaded files. Unpickling it looks in them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _look_in, (*_folders,)
+
+
+def _arrived(_: None, value: T) -> Portable[T]:
+    return Portable(value)
 
 
 def call(function: Callable[..., Any], parameters: Mapping[str, Any], *, wanted: type) -> Any:
@@ -73,12 +95,13 @@ def types(function: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def _open(folder: str) -> None:
-    """First, as the folder of a script that Python runs."""
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    if folder not in _folders:
+def _look_in(*folders: str) -> None:
+    """Import from there first, as Python does for the folder of a script that it runs."""
+    for folder in reversed(folders):
+        if folder in _folders:
+            continue
         _folders.insert(0, folder)
+        sys.path.insert(0, folder)
 
 
 def _label(function: Callable[..., Any]) -> str:

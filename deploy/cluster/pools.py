@@ -16,6 +16,7 @@ from drover.deploy.cluster.discovery import Endpoint
 from drover.deploy.cluster.environments import BUILD_S, failure, runtime_env
 from drover.deploy.cluster.worker import Place, Pool, Worker
 from drover.deploy.config import RunConfig
+from drover.deploy.user_file import Portable
 
 DESCRIBE_S = 5.0  # what workers get to answer a last question
 STOP_S = 15.0  # what workers get to finish what they hold
@@ -122,7 +123,7 @@ class Pools:
             **({"resources": {pool.group: NODE_SHARE}} if pool.group in self._marks else {}),
             **runtime_env(pool.packages),
         }
-        handle = ray.remote(**options)(Worker).remote(place, self._config, self._connection)
+        handle = ray.remote(**options)(Worker).remote(place, Portable(self._config), self._connection)
         self._members[place.name] = _Member(place, handle, handle.run.remote(), time.monotonic())
 
     # ------------------------------------------------------------------------------------------ watch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,3 +125,28 @@ def test_a_mistake_of_drovers_own_keeps_its_traceback(drover: Drover, monkeypatc
     monkeypatch.setattr(toy_ddpo, "ToyModel", None)
     with pytest.raises(TypeError):
         drover("train", "toy_ddpo", "--one-process")
+
+
+def test_a_process_that_never_loaded_the_file_unpickles_what_its_neighbours_made(tmp_path: Path) -> None:
+    beside(tmp_path)
+    (tmp_path / "mine.py").write_text("from my_reward import Near\n\ndef mine():\n    return Near()\n")
+    made = [sys.executable, "-c", MAKES, str(tmp_path / "mine.py"), str(tmp_path / "pickled")]
+    subprocess.run(made, check=True, cwd="/")
+    read = [sys.executable, "-c", READS, str(tmp_path / "pickled")]
+    read_again = subprocess.run(read, check=True, cwd="/", capture_output=True, text=True)
+    assert read_again.stdout == "Near(name='point') -2.0\n"
+
+
+MAKES = """
+import pickle, sys
+from pathlib import Path
+from drover.deploy.user_file import Portable, load
+Path(sys.argv[2]).write_bytes(pickle.dumps(Portable(load(sys.argv[1], "mine")())))
+"""
+READS = """
+import pickle, sys
+from pathlib import Path
+import numpy as np
+near = pickle.loads(Path(sys.argv[1]).read_bytes()).value
+print(near, near.load("cpu")(["a"], np.full((1, 2, 2, 3), 2, np.uint8)).values[0])
+"""
