@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
@@ -25,6 +26,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum"),
     "updates_by": get_args(By),
 }
+POOLS = (
+    "rollout",
+    "evaluation",
+    "rewards",
+    "actor",
+    "evaluator",
+    "learner",
+    "driver",
+)  # and what their workers are called
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # nats; rounding to bfloat16 moves the prediction itself
 
 
@@ -99,6 +109,7 @@ class RunConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        _check_parts(self)
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards share a name: {names}; give one of them another")
@@ -161,3 +172,39 @@ class RunConfig:
             canary_tolerance=CANARY_TOLERANCE[self.weights],
             stall_s=self.stall_s,
         )
+
+
+def _check_parts(config: RunConfig) -> None:
+    """Raise `ConfigError` for a class instead of an object, an object that is no reward, and a name with a slash."""
+    for field_ in fields(config):
+        value = getattr(config, field_.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, type):
+                where = f"{field_.name}[{value.index(part)}]" if isinstance(value, tuple) else field_.name
+                raise ConfigError(f"{where} is the class {part.__name__}; make one: {part.__name__}(...)")
+    for number, reward in enumerate(config.rewards):
+        _check_reward(f"rewards[{number}]", reward)
+    named: dict[str, tuple[Any, ...]] = {"reward": config.rewards, "task": config.tasks, "held-out set": config.heldout}
+    for kind, parts in named.items():
+        for name in (part.name for part in parts if "/" in part.name):
+            raise ConfigError(
+                f"{kind} {name!r} has a slash in its name, at which reports take names apart; "
+                f"call it {name.replace('/', '_')!r}"
+            )
+
+
+def _check_reward(where: str, reward: Any) -> None:
+    wanted = "a description with a `name` and `load(device)`"
+    kind = type(reward).__name__
+    if inspect.isroutine(reward):
+        raise ConfigError(
+            f"{where} is the function {reward.__name__}; wrap it in {wanted} that returns it, "
+            "such as reward_servers/rewards/jpeg_size.py"
+        )
+    if not callable(getattr(reward, "load", None)):
+        raise ConfigError(f"{where} is a {kind}; wanted {wanted} that returns the function that scores")
+    name = getattr(reward, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{where} is a {kind} without a name; give it one")
+    if name in POOLS:
+        raise ConfigError(f"a reward cannot be called {name!r}, because a pool is; give it another name")

@@ -12,11 +12,12 @@ from drover.deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.overoptimisation import Watch
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.shapes import prompts
 
-SHAPES = shapes_ddpo()
+SHAPES, TOY = shapes_ddpo(), toy_ddpo()
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,27 @@ SHAPES = shapes_ddpo()
     [
         ({"rewards": (ToyPoint(), ToyPoint())}, r"two rewards share a name: \['point', 'point'\]"),
         ({"rewards": (ToyPoint(name="other"),)}, r"\['point'\] is to be measured, but the rewards are \['other'\]"),
+        (
+            {"rewards": (ToyPoint(name="org/point"),)},
+            "reward 'org/point' has a slash in its name.* call it 'org_point'",
+        ),
+        (
+            {"rewards": (ToyPoint(name="rollout"),)},
+            "a reward cannot be called 'rollout', because a pool is; give it another name",
+        ),
+        ({"rewards": (ToyPoint(name=""),)}, r"rewards\[0\] is a ToyPoint without a name; give it one"),
+        (
+            {"rewards": (len,)},
+            r"rewards\[0\] is the function len; wrap it in a description.*`load\(device\)` that returns it",
+        ),
+        (
+            {"rewards": (ToyPoint(), 3)},
+            r"rewards\[1\] is an? int; wanted a description with a `name` and `load\(device\)`",
+        ),
+        ({"rewards": (ToyPoint,)}, r"rewards\[0\] is the class ToyPoint; make one: ToyPoint\(...\)"),
+        ({"objective": Ddpo}, r"objective is the class Ddpo; make one: Ddpo\(...\)"),
+        ({"tasks": (Task(name="a/b", prompts=("x",), rewards=("point",)),)}, "task 'a/b' has a slash in its name"),
+        ({"heldout": (replace(TOY.heldout[0], name="a/b"),)}, "held-out set 'a/b' has a slash in its name"),
         ({"kernel": Renoise(5, Ddim(eta=0.0))}, "use eta > 0"),
         ({"record": RecordSteps(count=1, first=6)}, "first 6 steps of a chain of 5"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
