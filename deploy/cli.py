@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -257,7 +258,9 @@ def _redis_user(arguments: list[str]) -> int:
 def _doctor(arguments: list[str]) -> int:
     from drover.deploy.commands import doctor
 
-    return doctor.run(_options(doctor.DoctorOptions, "doctor", arguments))
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # then come the recipe's own options
+    options = _options(doctor.DoctorOptions, "doctor", arguments[:end])
+    return doctor.run(replace(options, recipe=(*options.recipe, *arguments[end + 1 :])))
 
 
 def _options(kind: type[T], command: str, arguments: list[str]) -> T:

@@ -10,7 +10,14 @@ from typing import Literal, get_args
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
 from drover.common.protocols import Kernel, Reward
-from drover.deploy.config_checks import check_measured, check_method, check_names, check_sources, check_watch
+from drover.deploy.config_checks import (
+    check_measured,
+    check_method,
+    check_names,
+    check_parts,
+    check_sources,
+    check_watch,
+)
 from drover.learner.batches import By
 from drover.learner.examples import LatentBatch
 from drover.learner.files.from_files import FromFiles
@@ -116,6 +123,7 @@ class RunConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_parts(self)
         check_names(self)
         check_sources(self)
         check_measured(self)

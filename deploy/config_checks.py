@@ -5,9 +5,10 @@ Each refuses in one sentence that names the edit, before anything starts.
 
 from __future__ import annotations
 
-from collections import Counter
+import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from drover.common.errors import ConfigError
 from drover.common.prompts import Prompt
@@ -20,17 +21,51 @@ if TYPE_CHECKING:
     from drover.learner.intake.tasks import Task
 
 
+POOLS = ("rollout", "evaluation", "rewards", "actor", "evaluator", "learner", "driver")  # pools, and names of their workers
+
+
+def check_parts(config: RunConfig) -> None:
+    """Raise `ConfigError` for a class instead of an object, an object that is no reward, and a name with a slash."""
+    for field_ in fields(config):
+        value = getattr(config, field_.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, type):
+                where = f"{field_.name}[{value.index(part)}]" if isinstance(value, tuple) else field_.name
+                raise ConfigError(f"{where} is the class {part.__name__}; make one: {part.__name__}(...)")
+    for number, reward in enumerate(config.rewards):
+        _check_reward(f"rewards[{number}]", reward)
+    named: dict[str, tuple[Any, ...]] = {"reward": config.rewards, "task": config.tasks, "held-out set": config.heldout}
+    for kind, parts in named.items():
+        for name in (part.name for part in parts if "/" in part.name):
+            raise ConfigError(
+                f"{kind} {name!r} has a slash in its name, at which reports take names apart; "
+                f"call it {name.replace('/', '_')!r}"
+            )
+
+
+def _check_reward(where: str, reward: Any) -> None:
+    wanted = "a description with a `name` and `load(device)`"
+    kind = type(reward).__name__
+    if inspect.isroutine(reward):
+        raise ConfigError(
+            f"{where} is the function {reward.__name__}; wrap it in {wanted} that returns it, "
+            "such as reward_servers/rewards/jpeg_size.py"
+        )
+    if not callable(getattr(reward, "load", None)):
+        raise ConfigError(f"{where} is a {kind}; wanted {wanted} that returns the function that scores")
+    name = getattr(reward, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{where} is a {kind} without a name; give it one")
+    if name in POOLS:
+        raise ConfigError(f"a reward cannot be called {name!r}, because a pool is; give it another name")
+
+
 def check_names(config: RunConfig) -> None:
-    """Names are unique, and free of the slashes that join them in results."""
+    """Names are unique."""
     for kind, things in (("reward", config.rewards), ("task", config.tasks), ("held-out set", config.heldout)):
         names = [thing.name for thing in things]
-        for name, count in Counter(names).items():
-            if count > 1:
-                raise ConfigError(f"two {kind}s share a name: {names}; give one of them another")
-            if "/" in name or not name.strip():
-                raise ConfigError(
-                    f"the {kind} name {name!r} must not be blank or hold a slash; results join names by it"
-                )
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two {kind}s share a name: {names}; give one of them another")
 
 
 def check_measured(config: RunConfig) -> None:

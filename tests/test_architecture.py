@@ -41,7 +41,7 @@ ROOMS = {
     ),
     "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
     "deploy": (
-        "config config_checks, monitoring",
+        "config config_checks, monitoring, user_file",
         "options",
         "recipes, run_folder",
         "catalogue, views, roles",

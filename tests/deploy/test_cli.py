@@ -2,19 +2,15 @@
 
 import json
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from drover.common.stopping import SIGNALS
-from drover.deploy import cli
 from drover.deploy.catalogue import find, recipes
 from drover.deploy.run_folder.results import RunFolder
-from tests.deploy.in_place import small, train
+from tests.deploy.in_place import one_line, small, train
 
 OWN = '''
 from __future__ import annotations
@@ -71,42 +67,11 @@ broken = 3
 '''
 
 
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """The command line sets handlers of its own."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def drover(monkeypatch, capsys, tmp_path):
-    """Run the command in ``tmp_path``; (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["drover", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = left.value.code
-        return (0 if code is None else code), out, err
-
-    return call
-
-
 @pytest.fixture
 def own(tmp_path) -> Path:
     path = tmp_path / "own_recipe.py"
     path.write_text(OWN)
     return path
-
-
-def one_line(err: str) -> str:
-    """The one line of an error."""
-    assert err.startswith("drover: ") and err.count("\n") == 1, err
-    return err
 
 
 TOY = ("train", "toy_ddpo", "--one-process", "--plain")
@@ -246,7 +211,7 @@ def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     options = ("--iterations", 3, "--samples", 16, "--run-name", "first")
     code, out, _ = drover(*TOY, *options)
     assert code == 0
-    assert "held-out point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
+    assert "held-out anywhere/point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
     assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
     code, out, _ = drover("status")
     assert code == 0 and "first: finished; 3 updates, 192 samples; held out: point -" in out

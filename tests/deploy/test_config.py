@@ -21,7 +21,7 @@ from drover.learner.step import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.shapes import prompts
 
-SHAPES = shapes_ddpo()
+SHAPES, TOY = shapes_ddpo(), toy_ddpo()
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,27 @@ class Counted(ToyPoint):
     [
         ({"rewards": (ToyPoint(), ToyPoint())}, r"two rewards share a name: \['point', 'point'\]"),
         ({"rewards": (ToyPoint(name="other"),)}, r"\['point'\] is to be measured, but the rewards are \['other'\]"),
+        (
+            {"rewards": (ToyPoint(name="org/point"),)},
+            "reward 'org/point' has a slash in its name.* call it 'org_point'",
+        ),
+        (
+            {"rewards": (ToyPoint(name="rollout"),)},
+            "a reward cannot be called 'rollout', because a pool is; give it another name",
+        ),
+        ({"rewards": (ToyPoint(name=""),)}, r"rewards\[0\] is a ToyPoint without a name; give it one"),
+        (
+            {"rewards": (len,)},
+            r"rewards\[0\] is the function len; wrap it in a description.*`load\(device\)` that returns it",
+        ),
+        (
+            {"rewards": (ToyPoint(), 3)},
+            r"rewards\[1\] is an? int; wanted a description with a `name` and `load\(device\)`",
+        ),
+        ({"rewards": (ToyPoint,)}, r"rewards\[0\] is the class ToyPoint; make one: ToyPoint\(...\)"),
+        ({"objective": Ddpo}, r"objective is the class Ddpo; make one: Ddpo\(...\)"),
+        ({"tasks": (Task(name="a/b", prompts=("x",), rewards=("point",)),)}, "task 'a/b' has a slash in its name"),
+        ({"heldout": (replace(TOY.heldout[0], name="a/b"),)}, "held-out set 'a/b' has a slash in its name"),
         ({"kernel": Renoise(5, Ddim(eta=0.0))}, "use eta > 0"),
         ({"record": RecordSteps(count=1, first=6)}, "first 6 steps of a chain of 5"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
@@ -55,7 +76,7 @@ class Counted(ToyPoint):
             {"reference": FrozenCopy()},
             r"Ddpo uses no reference, but reference=FrozenCopy\(refresh=0\) is set; leave it out",
         ),
-        ({"rewards": (ToyPoint(), ToyPoint(name="a/b"))}, "the reward name 'a/b' must not be blank or hold a slash"),
+        ({"rewards": (ToyPoint(), ToyPoint(name="a/b"))}, "reward 'a/b' has a slash in its name"),
         (
             {
                 "rewards": (ToyPoint(), ToyPoint(name="b")),
