@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from drover.common.errors import ConfigError
-from drover.common.policies.folders import quiet_libraries
+from drover.common.hub import first_line, is_folder, quiet_diffusers
 
 INDEX = "model_index.json"
 _UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -19,7 +18,6 @@ PIPELINES: dict[str, dict[str, Any]] = {  # by class: what it is opened with, be
     "LatentConsistencyModelPipeline": _UNCHECKED,
     "StableDiffusionXLPipeline": {"add_watermarker": False},
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FIX = "give a folder written by diffusers' save_pretrained or a hub id such as stabilityai/stable-diffusion-2-1"
 
 
@@ -28,10 +26,10 @@ def open_pipeline(checkpoint: str | Path) -> Any:
 
     Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or no Stable Diffusion pipeline.
     """
-    is_folder = _check_folder(checkpoint)
-    fix = f"restore what is missing, or {_FIX}" if is_folder else f"check the id and the network, or {_FIX}"
+    is_local = _check_folder(checkpoint)
+    fix = f"restore what is missing, or {_FIX}" if is_local else f"check the id and the network, or {_FIX}"
     try:
-        return _from_pretrained(checkpoint, is_folder=is_folder)
+        return _from_pretrained(checkpoint, is_local=is_local)
     except ConfigError:
         raise
     # What the libraries raise for damaged files depends on the file; all of it means that this checkpoint is unusable.
@@ -53,26 +51,24 @@ def check_pipeline(checkpoint: str | Path) -> None:
             raise ConfigError(f"{str(path)!r} is damaged ({first_line(error)}); copy the checkpoint again") from error
 
 
-def _from_pretrained(checkpoint: str | Path, *, is_folder: bool) -> Any:
-    with quiet_libraries():
+def _from_pretrained(checkpoint: str | Path, *, is_local: bool) -> Any:
+    with quiet_diffusers():
         import diffusers
         from huggingface_hub import hf_hub_download
 
         # The index alone at first: another class is refused before gigabytes of it are fetched.
-        index = Path(checkpoint, INDEX) if is_folder else Path(hf_hub_download(str(checkpoint), INDEX))
+        index = Path(checkpoint, INDEX) if is_local else Path(hf_hub_download(str(checkpoint), INDEX))
         kind = _read_index(index, checkpoint)["_class_name"]
         return getattr(diffusers, kind).from_pretrained(
-            str(checkpoint), use_safetensors=True, local_files_only=is_folder, **PIPELINES[kind]
+            str(checkpoint), use_safetensors=True, local_files_only=is_local, **PIPELINES[kind]
         )
 
 
 def _check_folder(checkpoint: str | Path) -> bool:
     """Whether the checkpoint is a folder, which then holds a pipeline of a known class."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        if isinstance(checkpoint, Path) or not _HUB_ID.fullmatch(checkpoint):
-            raise ConfigError(f"there is no checkpoint folder {str(checkpoint)!r}; {_FIX}")
+    if not is_folder(checkpoint, _FIX):
         return False
+    folder = Path(checkpoint)
     if not (folder / INDEX).is_file():
         raise ConfigError(f"{str(folder)!r} holds no {INDEX}, so it is no diffusers pipeline; {_FIX}")
     for name, part in _read_index(folder / INDEX, checkpoint).items():
@@ -97,7 +93,3 @@ def _check_tokenizer(folder: Path) -> None:
     # Without these files transformers builds a tokenizer that knows no word, and says nothing.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise ConfigError(f"{str(folder)!r} holds neither tokenizer.json nor vocab.json; {_FIX}")
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".;") or type(error).__name__
