@@ -98,7 +98,9 @@ def shapes_ddpo(
         tasks=(
             Task(
                 name=judge.name,
-                prompts=read_prompts(prompt_file).train if prompt_file else prompts.relation_prompts("train"),
+                prompts=read_prompts(prompt_file, fields=()).train
+                if prompt_file
+                else prompts.relation_prompts("train"),
                 rewards=(judge.name,),
             ),
         ),
