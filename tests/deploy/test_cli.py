@@ -165,7 +165,7 @@ def test_a_value_of_another_type_is_refused(drover, value):
         (["--max-lag", -1], "max_lag must be 0 (strictly on-policy) or more"),
         (["--lr", 0], "lr and grad_clip must be positive"),
         (["--lr", "nan"], "lr and grad_clip must be positive"),
-        (["--actors", 0], "every pool needs at least one"),
+        (["--actors", 0], "need at least one actor to sample them"),
         (["--run-name", "../elsewhere"], "cannot be a folder"),
         (["--resume", "nothing"], "no run to resume"),
     ],

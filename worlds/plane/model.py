@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from drover.common.files import write_whole
 from drover.common.protocols import Policy
 from drover.worlds.plane.policy import ToyChain
 
@@ -25,8 +26,8 @@ class ToyModel:
         return ToyChain(device)
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = folder / "toy.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+        write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         return path

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from drover.common.diffusion.noising import DiscreteSchedule
 from drover.common.diffusion.prediction import Parameterisation, to_output, to_prediction
 from drover.common.errors import ConfigError
+from drover.common.files import replacing
+from drover.common.hub import quiet_diffusers
 from drover.common.policies.autoencoder import Autoencoder
-from drover.common.policies.folders import quiet_libraries, replacing
 from drover.common.policies.stable_diffusion.checkpoints import open_pipeline
 from drover.common.policies.stable_diffusion.text import ClipText, Text
 from drover.common.policies.stable_diffusion.text_xl import ClipTextPair, is_xl
@@ -81,7 +82,7 @@ class StableDiffusion:
         """
         pipeline = open_pipeline(checkpoint)
         wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
-        with quiet_libraries():
+        with quiet_diffusers():
             pipeline.to(device)
             for module in _modules(pipeline):
                 module.to(torch.float32 if module in wide else getattr(torch, dtype))
@@ -143,7 +144,7 @@ class StableDiffusion:
         """The whole diffusers pipeline with the current weights. The folder is replaced at once, or left as it was."""
         if getattr(self.pipeline.unet, "peft_config", None):
             raise ConfigError("a pipeline folder cannot hold adapters beside their base; use lora.save_lora")
-        with replacing(folder) as written, quiet_libraries():
+        with replacing(folder) as written, quiet_diffusers():
             self.pipeline.save_pretrained(written, safe_serialization=True)
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -185,7 +185,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_fix_and_the_o
                 folder.checkpoints.write_text("no folder any more")
 
     view = Full()
-    with pytest.raises(CheckpointError, match=r"update-000004 cannot be written .*free space or fix permissions"):
+    with pytest.raises(CheckpointError, match=r"update-000004 cannot be written .*; make it writable"):
         local.train(config, folder, view, NullMeter(), view.stopping)
     assert len(view.updates) < 8
     folder.checkpoints.unlink()
