@@ -61,7 +61,7 @@ class Policy(Protocol):
         """The module that learns. Its parameters with ``requires_grad`` are what is published and saved."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning rows for the prompts, in order, without gradient. Cached per prompt by the caller's choice."""
+        """Conditioning rows for the prompts, in order, without gradient. The policy may cache the rows of recent prompts."""
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
         """Prediction at x [B, ...], time [B], float32 results whatever the autocast regime."""

@@ -34,7 +34,7 @@ from drover.worlds.shapes.scenes import TONES
 TaskName = Literal["preference", "composition", "fairness"]
 ALL: tuple[TaskName, ...] = ("preference", "composition", "fairness")
 
-# name -> (reward that trains it, how its advantages are taken)
+# task -> the reward that trains it
 REWARD = {"preference": "preference", "composition": "composition", "fairness": "parity_credit"}
 LIKED = 48  # held-out prompts of all families that preference is judged on
 PORTRAIT_SAMPLES = 128  # of each held-out occupation: parity of fewer would mostly be its sampling floor
