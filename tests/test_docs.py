@@ -139,6 +139,8 @@ def test_a_document_that_is_untrue_is_found(rule, text: str, tmp_path: Path, mon
     assert len(list(rule(page))) == 1
 
 
-@pytest.mark.parametrize("text", ["What travels is copied.", "## What listens", "| What stays |", "It ends. Whoever reads it"])
+@pytest.mark.parametrize(
+    "text", ["What travels is copied.", "## What listens", "| What stays |", "It ends. Whoever reads it"]
+)
 def test_a_sentence_without_a_subject_is_found(text: str) -> None:
     assert QUESTION_WORD.search(text)
