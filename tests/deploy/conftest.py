@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from drover.common.stopping import SIGNALS
 from drover.deploy import cli
 from tests.common.policies.conftest import one_thread, tiny_folder
 
@@ -22,7 +23,7 @@ def drover(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     """Run the command in ``tmp_path``; (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["drover", *map(str, arguments)])

@@ -153,6 +153,35 @@ def test_what_is_impossible_is_one_line_and_exit_code_2_and_leaves_nothing(drove
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--metrics-port", 70000), ("--metrics-port", -1), ("--metrics-host", "a..b")]
+)
+def test_a_port_or_host_that_is_none_is_refused_and_leaves_nothing(drover, tmp_path, option, value):
+    code, _, err = drover("train", "toy_ddpo", "--plain", option, value)
+    assert code == 2 and "cannot serve metrics on" in one_line(err)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("--runs-dir=~/runs",), ("--runs-dir", "~/runs"), ("--runs-dir=~",)], ids=" ".join)
+def test_a_tilde_is_the_home_also_where_no_shell_put_it_there(drover, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    named = train(
+        small(),
+        tmp_path / "home" / words[-1].removeprefix("--runs-dir=").removeprefix("~").strip("/"),
+        name="far",
+        stop_after=1,
+    )
+    code, out, _ = drover("status", *words)
+    assert code == 0 and "far: running or killed" in out
+    assert named.folder.path.is_dir() and not (tmp_path / "~").exists()
+
+
+def test_the_home_of_nobody_is_refused_and_not_made_here(drover, tmp_path):
+    code, _, err = drover(*TOY, "--runs-dir=~no-such-user/runs")
+    assert code == 2 and "'~no-such-user/runs' names no folder here" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     options = ("--iterations", 3, "--samples", 16, "--run-name", "first")
