@@ -12,14 +12,15 @@ from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
 from drover.common.errors import ConfigError
 from drover.deploy import recipes as package
-from drover.deploy.config import RunConfig
-from drover.deploy.options import Only
 
-Recipe = Callable[..., RunConfig]
+if TYPE_CHECKING:
+    from drover.deploy.config import RunConfig
+
+    Recipe = Callable[..., RunConfig]
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def _group(hint: Any) -> type | None:
 
 
 def _only(hint: Any) -> tuple[str, ...]:
+    from drover.deploy.options import Only
+
     return next((mark.names for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Only)), ())
 
 

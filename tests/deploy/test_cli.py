@@ -142,7 +142,7 @@ def test_the_other_commands_have_help_too(drover, command):
 def test_without_a_command_or_recipe_the_usage_is_shown_and_the_exit_code_says_misused(drover):
     assert drover()[0] == 2
     code, out, _ = drover("train")
-    assert code == 2 and "recipes: " in out and "toy_ddpo" in out
+    assert code == 2 and "usage: drover train RECIPE" in out and "toy_ddpo\n    Move the end point" in out
     assert drover("train", "--help")[0] == 0
 
 
