@@ -49,11 +49,16 @@ def sleepers(
         reward_batch: Samples of one call of it.
         seed: Of the noise.
     """
-    config = toy_ddpo(iterations=iterations, groups=groups, samples=samples, max_lag=max_lag, seed=seed)
+    config = toy_ddpo()
     (heldout,) = config.heldout
     return replace(
         config,
         recipe="sleepers",
+        iterations=iterations,
+        groups=groups,
+        samples=samples,
+        max_lag=max_lag,
+        seed=seed,
         model=SleepyToy(rollout_s),
         rewards=(SleepyPoint(reward_s),),
         objective=SleepyDdpo(Ddpo(weights={"point": 1.0}, clip=0.2, normalise="batch"), learn_s),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from drover.common.errors import ConfigError, DroverError
 from drover.common.stopping import stop_on_signals
 from drover.deploy import catalogue
-from drover.deploy.catalogue import RunOptions
-from drover.deploy.config import RunConfig
 from drover.deploy.views.output import tolerant
 
 if TYPE_CHECKING:
+    from drover.deploy.catalogue import RunOptions
+    from drover.deploy.config import RunConfig
     from drover.deploy.run_folder.results import Resume, RunFolder
 
 T = TypeVar("T")
@@ -31,17 +30,23 @@ _TILDE = re.compile(r"((?:--[\w-]+=)?)(~[\w.-]*(?:/.*)?)")
 USAGE = """\
 drover: fine-tune diffusion models with reinforcement learning, on a laptop or a cluster
 
-  drover recipes                      what can be trained
-  drover train RECIPE [--option ...]  train; RECIPE is a name from that list or a file.py:function of yours
-  drover train RECIPE --help          the recipe's parameters, with their defaults
-  drover sample --model M --prompts P pictures from a pipeline folder or a run
-  drover status [RUN]                 how runs stand or ended
-  drover scale RUN --rollout 8        change the pools of a run while it runs
-  drover plan RUN                     which pools it should have, from what it measured
-  drover serve REWARD                 answer a reward over HTTP, for runs elsewhere
-  drover redis-user RUN               the Redis user that can do what a run needs, and no more
-  drover doctor [RECIPE]              check this machine, its Ray and Redis, and say what to mend
-  drover bench [NAME] [--quick]       measure; in a checkout of the repository
+From a first run to its pictures:
+  drover doctor                        check this machine, its Ray and Redis, and say what to mend
+  drover recipes                       list what can be trained
+  drover train RECIPE --help           show a recipe's options with their defaults
+  drover train RECIPE [--option ...]   train; RECIPE is a name from that list or a path/to/file.py:function of yours
+  drover status [RUN]                  show how runs stand or ended
+  drover train RECIPE --resume RUN     go on with a run that was stopped
+  drover sample --model runs/RUN --prompts "a red circle"   draw pictures with the fine-tuned model
+
+While a run trains on a cluster:
+  drover plan RUN                      say which pools it should have, from what it measured
+  drover scale RUN --rollout 8         change its pools
+  drover serve REWARD                  answer a reward over HTTP, for runs elsewhere
+  drover redis-user RUN                print the Redis user that can do what a run needs, and no more
+
+To change drover itself:
+  drover bench [NAME] [--quick]        measure, in a checkout of the repository
 
 Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
 and the fine-tuned model."""
@@ -102,20 +107,19 @@ def _complain(message: str, *, code: int = 1) -> int:
 
 
 def _recipes(arguments: list[str]) -> int:
-    """The recipes with their first sentence."""
-    found = {name: inspect.getdoc(function) or "" for name, function in catalogue.recipes().items()}
-    if "--json" in arguments:
-        print(json.dumps({name: text.splitlines()[0] for name, text in found.items()}, indent=2))
-        return 0
-    for name, text in found.items():
-        print(f"{name}\n    {text.splitlines()[0]}")
+    """List the recipes with their first sentence."""
+    found = {name: shipped.sentence for name, shipped in catalogue.recipes().items()}
+    as_text = "\n".join(f"{name}\n    {sentence}" for name, sentence in found.items())
+    print(json.dumps(found, indent=2) if "--json" in arguments else as_text)
     return 0
 
 
 def _train(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        print("\nrecipes: " + ", ".join(catalogue.recipes()))
+        print(
+            "usage: drover train RECIPE [--option ...]; RECIPE is a path/to/file.py:function of yours or one of these:\n"
+        )
+        _recipes([])
         return 0 if arguments else 2
     recipe = catalogue.find(arguments[0])
     config, options = catalogue.parse(recipe, arguments[1:])

@@ -43,18 +43,31 @@ class Pools:
     """How many processes of each role, and how many CPU threads each of them computes with."""
 
     actors: int = 1
-    evaluators: int = 0  # processes as large as an actor's that do evaluations alone; 0: the actors do them
-    actor_groups: int = 1  # orders an actor samples in one batch; 1 gives the same bits whatever waits together
-    actor_samples: int = 1024  # samples that go through an actor's model at once; bounds its memory
-    reward_servers: int = 1  # processes of each reward
-    reward_gpus: float = 0.0  # GPUs of each of them, also shares of one; 0: they compute on the CPU
-    share_rewards: bool = False  # rewards without packages of their own live in the same processes: less memory
-    reward_batch: int = 64  # samples of one call of a reward; a group that is larger is scored alone
-    reward_deadline_s: float = 0.0  # a call that takes longer is left behind and its samples masked; 0: none may hang
-    reward_loops: int = 1  # scoring loops in each of them; more suit a reward that waits rather than computes
+    """Rollout processes."""
+    evaluators: int = 0
+    """Further processes, as large as an actor's, that do evaluations alone, beside training; 0: the actors do them."""
+    actor_groups: int = 1
+    """Prompts that an actor samples in one batch; 1 gives the same bits whatever waits together."""
+    actor_samples: int = 1024
+    """Samples that go through an actor's model at once; bounds its memory."""
+    reward_servers: int = 1
+    """Processes of each reward's pool."""
+    reward_gpus: float = 0.0
+    """GPUs of each of those, also shares of one; 0: they compute on the CPU."""
+    share_rewards: bool = False
+    """Rewards without packages of their own live in the same processes, which takes less memory."""
+    reward_batch: int = 64
+    """Samples of one call of a reward; a group that is larger is scored alone."""
+    reward_deadline_s: float = 0.0
+    """Seconds after which a call is left behind and its samples are masked; 0: no call can hang."""
+    reward_loops: int = 1
+    """Scoring loops in each process of a reward; more suit a reward that waits rather than computes."""
     learner_ranks: int = 1
+    """FSDP ranks."""
     actor_threads: int = 1
+    """CPU threads of each rollout process."""
     learner_threads: int = 1
+    """CPU threads of each learner rank."""
 
     def __post_init__(self) -> None:
         counts = {field.name: getattr(self, field.name) for field in fields(self) if field.type == "int"}

@@ -22,20 +22,26 @@ AVERAGE = "average"  # its name in the optimiser's state
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """AdamW; its rate rises linearly over the first ``warmup`` steps and falls linearly to 0 at step ``decay`` (0: never).
+    """AdamW, whose learning rate may rise at first and fall towards the end.
 
     Policy gradients are mostly noise, which a constant rate keeps walking the weights away from what they could draw;
-    falling to 0 keeps what was learned. ``grad_clip`` bounds the global gradient norm. ``ema`` above 0 keeps a moving
-    average of the weights that forgets with that decay; the average is what is evaluated and saved at the end.
+    falling to 0 keeps what was learned.
     """
 
     lr: float
+    """AdamW's learning rate, after warm-up and before decay."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Its decay rates of the moments of gradients."""
     weight_decay: float = 1e-2
+    """Its decoupled weight decay."""
     warmup: int = 0
+    """Steps over which the rate rises linearly."""
     decay: int = 0
+    """Step at which the rate has fallen linearly to 0; 0: it does not fall."""
     grad_clip: float = 1.0
+    """Bound of the global gradient norm."""
     ema: float = 0.0
+    """Share of the moving average of weights that an update keeps; 0 for none. The average is evaluated and saved at the end."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or not self.grad_clip > 0 or min(self.warmup, self.decay, self.weight_decay) < 0:

@@ -39,6 +39,7 @@ ROOMS = {
     "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
     "deploy": (
         "config, monitoring, user_file",
+        "options",
         "recipes, run_folder",
         "catalogue, views, roles",
         "cluster, local",

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 
-from drover.common import tensors
 from drover.common.errors import BlobMissing
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
@@ -98,6 +97,8 @@ class Watcher:
         return summary
 
     def _keep_pictures(self, report: Report) -> None:
+        from drover.common import tensors
+
         try:
             media = np.stack([tensors.read(self._blobs, ref).numpy() for ref in report.media])
         except BlobMissing:

@@ -16,8 +16,13 @@ OWN = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from drover.common.errors import ConfigError
 from drover.common.protocols import Scores
-from drover.deploy.config import RunConfig
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.options import Only
 from tests.deploy.in_place import small
 
 
@@ -37,6 +42,25 @@ def mine(*, iterations: int = 2, far: bool = False) -> RunConfig:
         far: Whether to go far.
     """
     return small(recipe="mine", iterations=iterations, rewards=(Mine(),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """Where it goes."""
+
+    miles: int
+    """How many miles it goes."""
+    sign: Path | None = None
+    """What stands there."""
+
+    def __post_init__(self) -> None:
+        if self.miles < 0:
+            raise ConfigError(f"miles must not be below 0, got {self.miles}")
+
+
+def far(*, road: Road = Road(miles=3), pools: Annotated[Pools, Only("actors")] = Pools(actors=2)) -> RunConfig:
+    """Far away."""
+    return small(recipe=f"far_{road.miles}_{road.sign}", rewards=(Mine(),), pools=pools)
 
 
 broken = 3
@@ -84,7 +108,7 @@ def test_the_other_commands_have_help_too(drover, command):
 def test_without_a_command_or_recipe_the_usage_is_shown_and_the_exit_code_says_misused(drover):
     assert drover()[0] == 2
     code, out, _ = drover("train")
-    assert code == 2 and "recipes: " in out and "toy_ddpo" in out
+    assert code == 2 and "usage: drover train RECIPE" in out and "toy_ddpo\n    Move the end point" in out
     assert drover("train", "--help")[0] == 0
 
 
@@ -209,6 +233,16 @@ def test_a_file_of_ones_own_is_a_recipe_with_its_own_parameters(drover, own, tmp
     assert code == 0 and "My own recipe." in out and "--far" in out
     code, out, _ = drover("train", f"{own}:mine", "--one-process", "--json", "--iterations", 3)
     assert code == 0 and json.loads(out)["recipe"] == "mine" and json.loads(out)["updates"] == 3
+
+
+def test_fields_of_ones_own_dataclass_are_options_with_their_docstrings_and_checks(drover, own):
+    code, out, _ = drover("train", f"{own}:far", "--help")
+    assert code == 0 and "How many miles it goes. (default: 3)" in out and "--actors INT" in out
+    assert "--learner-ranks" not in out and "--evaluators" not in out  # pools offers --actors only
+    code, out, _ = drover("train", f"{own}:far", "--one-process", "--json", "--miles", 4, "--sign", "here")
+    assert code == 0 and json.loads(out)["recipe"] == "far_4_here"
+    code, _, err = drover("train", f"{own}:far", "--miles", "-1")
+    assert code == 2 and one_line(err) == "drover: miles must not be below 0, got -1\n"
 
 
 @pytest.mark.parametrize(

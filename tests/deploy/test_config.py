@@ -8,12 +8,14 @@ from drover.common.errors import ConfigError
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.deploy.cluster.worker import Place, pools_of
 from drover.deploy.config import Pools, RunConfig
-from drover.deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
+from drover.deploy.options import Sampling, Training
+from drover.deploy.recipes.shapes import relations, shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.overoptimisation import Watch
+from drover.learner.step import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.shapes import prompts
 
@@ -78,8 +80,8 @@ def test_a_task_needs_prompts_and_a_reward(prompts_, rewards):
 
 def test_advantages_within_a_group_need_two_samples():
     with pytest.raises(ConfigError, match="at least 2 samples of each prompt; raise --samples"):
-        shapes_ddpo(samples=1)
-    assert toy_ddpo(samples=1).samples == 1  # normalised over the batch
+        replace(SHAPES, samples=1)
+    assert replace(toy_ddpo(), samples=1).samples == 1  # normalised over the batch
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Pools) if field.type == "int"])
@@ -125,7 +127,7 @@ def test_an_evaluation_needs_something_to_evaluate(prompts_, samples):
 @pytest.mark.parametrize("trained_steps", [0, 11])
 def test_a_shapes_chain_of_ten_steps_trains_one_to_ten_of_them(trained_steps):
     with pytest.raises(ConfigError, match=r"between 1 and steps = 10"):
-        shapes_ddpo(trained_steps=trained_steps)
+        shapes_ddpo(sampling=Sampling(trained_steps=trained_steps))
 
 
 def test_a_guidance_of_1_is_none_and_needs_no_wrapper(tiny_folder):
@@ -136,8 +138,9 @@ def test_a_guidance_of_1_is_none_and_needs_no_wrapper(tiny_folder):
 
 
 DIFFERENT: list[RunConfig] = [
-    SHAPES, shapes_ddpo(guidance=2.0), shapes_ddpo(steps=12), shapes_ddpo(reward="jpeg_small"),
-    shapes_ddpo(lora_rank=4), shapes_ddpo(compute="bfloat16"), replace(SHAPES, storage="float16"), toy_ddpo(),
+    SHAPES, shapes_ddpo(sampling=Sampling(guidance=2.0)), shapes_ddpo(sampling=Sampling(steps=12)),
+    shapes_ddpo(reward="jpeg_small"), shapes_ddpo(lora_rank=4), shapes_ddpo(compute="bfloat16"),
+    replace(SHAPES, storage="float16"), toy_ddpo(),
 ]  # fmt: skip
 
 
@@ -146,12 +149,16 @@ def test_roles_that_would_corrupt_each_others_work_have_different_fingerprints()
 
 
 def test_what_one_role_alone_decides_does_not_change_the_fingerprint():
-    same = [shapes_ddpo(), shapes_ddpo(lr=1.0), shapes_ddpo(actors=3), shapes_ddpo(max_lag=0), shapes_ddpo(groups=2)]
+    same = [
+        shapes_ddpo(optimizer=OptimizerSpec(lr=1.0)),
+        shapes_ddpo(pools=Pools(actors=3)),
+        shapes_ddpo(training=Training(groups=2, samples=2, max_lag=0)),
+    ]
     assert {config.fingerprint for config in same} == {SHAPES.fingerprint}
 
 
 def test_held_out_prompts_are_never_trained_on_and_always_the_same():
     (heldout,), (task,) = SHAPES.heldout, SHAPES.tasks
     assert set(heldout.prompts).isdisjoint(task.prompts)
-    assert heldout_prompts() == heldout_prompts() and len(set(heldout_prompts())) == 48
+    assert heldout == relations(task.name) and len(set(heldout.prompts)) == 48
     assert set(task.prompts) <= set(prompts.relation_prompts("train"))

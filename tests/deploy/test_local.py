@@ -21,7 +21,7 @@ ENDINGS = ("trained", "empty", "failed", "stale")
 
 @pytest.mark.slow
 def test_the_toy_learns_from_below_minus_5_to_above_minus_2_15_in_60_iterations(tmp_path):
-    done = train(toy_ddpo(iterations=60), tmp_path)
+    done = train(replace(toy_ddpo(), iterations=60), tmp_path)
     assert done.ended == "finished"
     assert done.summary["reward_before"]["point"] < -5
     assert done.summary["reward_after"]["point"] > -2.15
@@ -33,7 +33,7 @@ def test_the_toy_learns_from_below_minus_5_to_above_minus_2_15_in_60_iterations(
 
 @pytest.mark.slow
 def test_with_the_sign_of_the_reward_turned_it_gets_worse(tmp_path):
-    config = toy_ddpo(iterations=20)
+    config = replace(toy_ddpo(), iterations=20)
     done = train(replace(config, objective=replace(config.objective, weights={"point": -1.0})), tmp_path)
     assert done.summary["reward_after"]["point"] < done.summary["reward_before"]["point"] - 5
 
