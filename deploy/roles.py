@@ -23,12 +23,23 @@ from torch import Tensor
 
 from drover.actors.worker import Actor, ActorWiring, Role, never
 from drover.common.diffusion.kernels.density import require_density
+from drover.common.errors import DroverError
 from drover.common.metrics import Account
-from drover.common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
+from drover.common.protocols import (
+    Meter,
+    Policy,
+    Reward,
+    Scorer,
+    SetScorer,
+    Stream,
+    WeightPublisher,
+    WeightSubscriber,
+)
 from drover.common.tensors import DTYPES
 from drover.common.transport import keys
 from drover.common.transport.broker import Broker
 from drover.common.types import Purpose
+from drover.common.user_code import in_a_sentence
 from drover.deploy.config import RunConfig
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.resuming import check, describe
@@ -92,7 +103,7 @@ def build_actor(
     )
     return Actor(
         name,
-        config.model.build(device),
+        _built(config, device),
         config.kernel,
         wiring,
         fingerprint=config.fingerprint,
@@ -131,11 +142,27 @@ def build_reward_server(
     return RewardServer(
         name,
         reward,
-        description.load(device),
+        _loaded(description, device),
         wiring,
         max_batch=config.pools.reward_batch,
         deadline_s=config.pools.reward_deadline_s or None,
     )
+
+
+def _loaded(reward: Reward, device: str) -> Scorer | SetScorer:
+    with in_a_sentence(f"the reward {reward.name} cannot be loaded"):
+        scorer = reward.load(device)
+    if not (callable(scorer) or isinstance(scorer, SetScorer)):
+        came = "None" if scorer is None else f"a {type(scorer).__name__}"
+        raise DroverError(
+            f"the reward {reward.name} cannot be used: its load returned {came}; return the function that scores"
+        )
+    return scorer
+
+
+def _built(config: RunConfig, device: str) -> Policy:
+    with in_a_sentence("the model cannot be loaded"):
+        return config.model.build(device)
 
 
 def build_learner(
@@ -177,7 +204,7 @@ def build_learner(
         finish=finish,
         stopping=lambda: streams is not None and bool(streams.control.take(1, 0.0)),
     )
-    policy = config.model.build(device)
+    policy = _built(config, device)
     require_density(config.kernel, policy.schedule, range(config.record.first))
     learner = Learner(config.learner_spec(), policy, config.kernel, config.objective, wiring, device=device)
     if chosen.folder is not None:
