@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
 from drover.common.errors import ConfigError
 from drover.deploy import recipes as package
+from drover.deploy import user_file
 
 if TYPE_CHECKING:
     from drover.deploy.config import RunConfig
@@ -79,7 +80,7 @@ def _is_recipe(node: ast.FunctionDef) -> bool:
 def find(name: str) -> Recipe:
     """A shipped recipe by name, or ``path/to/file.py:function``. Raises `ConfigError`."""
     if ":" in name:
-        return _from_file(*name.rsplit(":", 1))
+        return user_file.load(*name.rsplit(":", 1))
     known = recipes()
     if name not in known:
         close = get_close_matches(name, known, n=1)
@@ -90,24 +91,6 @@ def find(name: str) -> Recipe:
         )
         raise ConfigError(f"there is no recipe {name!r}; {hint}")
     recipe: Recipe = getattr(importlib.import_module(known[name].module), name)
-    return recipe
-
-
-def _from_file(path: str, function: str) -> Recipe:
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}; write path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"_recipe_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file; write path/to/file.py:function")
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module while they are made
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]  # other processes cannot import it: what it defines travels to them by value
-    recipe = getattr(module, function, None)
-    if not callable(recipe):
-        raise ConfigError(f"{path} defines no function {function!r}")
     return recipe
 
 
@@ -126,11 +109,15 @@ def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
 
 def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
     """The recipe as a function of what tyro fills in: its parameters, and ``run``, the options of every run."""
-    own = inspect.signature(recipe, eval_str=True).parameters
+    from drover.deploy.config import RunConfig
+
+    hints = user_file.types(recipe)
+    own = {name: p.replace(annotation=hints[name]) for name, p in inspect.signature(recipe).parameters.items()}
     groups = {name: _group(parameter.annotation) for name, parameter in own.items()}
 
     def train(*, run: RunOptions, **given: Any) -> tuple[RunConfig, RunOptions]:
-        return recipe(**{name: _copy(value, groups[name]) for name, value in given.items()}), run
+        parameters = {name: _copy(value, groups[name]) for name, value in given.items()}
+        return user_file.call(recipe, parameters, wanted=RunConfig), run
 
     option = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
     signature = inspect.Signature([*map(_as_options, own.values()), option])

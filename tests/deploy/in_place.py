@@ -27,6 +27,12 @@ def small(**fields) -> RunConfig:
     return replace(config, **{"heldout": (replace(config.heldout[0], samples_per_prompt=64),), **fields})
 
 
+def one_line(err: str) -> str:
+    """The one line of an error."""
+    assert err.startswith("drover: ") and err.count("\n") == 1, err
+    return err
+
+
 class Crash(Exception):
     """The process is gone, without a word and without a checkpoint."""
 
