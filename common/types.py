@@ -15,6 +15,7 @@ from math import prod
 
 DTYPE_BYTES = {"uint8": 1, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 MAX_TENSOR_BYTES = 4 << 30  # a reference to more is damage or malice; refused before anyone allocates for it
+MAX_BLOB_BYTES = 256 << 20  # one value of Redis may hold no more than 512 MiB
 MAX_RANK = 16
 MAX_SAMPLES = 16_384  # of one group
 
@@ -72,6 +73,41 @@ class TensorRef:
     def nbytes(self) -> int:
         """Bytes of the referenced tensor."""
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaRef:
+    """Media inside blobs: of each of their arrays, in the order of their fields, the chunks of rows that it was cut into.
+
+    Example, six pictures in one blob: ``MediaRef(kind="picture", arrays=((TensorRef(blob="g17.1/media", dtype="uint8",
+    shape=(6, 64, 64, 3)),),))``. ``facts`` are the plain fields in their order, as a clip's frames a second.
+    """
+
+    kind: str
+    arrays: tuple[tuple[TensorRef, ...], ...]
+    facts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = {sum(chunk.shape[0] if chunk.shape else -1 for chunk in chunks) for chunks in self.arrays if chunks}
+        forms = [{(chunk.dtype, chunk.shape[1:]) for chunk in chunks} for chunks in self.arrays]
+        if len(counts) != 1 or min(counts) < 0 or any(len(form) != 1 for form in forms):
+            raise ValueError(
+                f"media are arrays of equally many rows, each in chunks of one form; got {list(self.arrays)[:4]}"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return sum(chunk.shape[0] for chunk in self.arrays[0])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(chunk.nbytes for chunks in self.arrays for chunk in chunks)
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Ids of every blob it refers to, each once."""
+        return tuple(dict.fromkeys(chunk.blob for chunks in self.arrays for chunk in chunks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

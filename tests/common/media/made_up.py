@@ -1,0 +1,23 @@
+"""Small media of every kind, each sample different from the others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drover.common.media.clips import Clips
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
+from drover.common.media.scenes import Scenes
+from drover.common.media.sounds import Sounds
+from drover.common.media.structures import Structures
+
+
+def one_of_each(count: int, seed: int = 0) -> list[Media]:
+    rng = np.random.default_rng(seed)
+    return [
+        Pictures(rng.integers(0, 256, (count, 8, 6, 3), dtype=np.uint8)),
+        Clips(rng.integers(0, 256, (count, 5, 8, 6, 3), dtype=np.uint8), fps=7.5),
+        Sounds(rng.uniform(-1, 1, (count, 2, 400)).astype(np.float32), rate=16_000),
+        Scenes(rng.uniform(-20, 20, (count, 3, 10, 4)).astype(np.float32), step_s=0.5),
+        Structures(rng.integers(0, 2, (count, 4, 5, 6), dtype=np.uint8), voxel_m=0.25),
+    ]
