@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
+from drover.common.prompts import Prompt, with_fields
+
 DTYPE_BYTES = {"uint8": 1, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 MAX_TENSOR_BYTES = 4 << 30  # a reference to more is damage or malice; refused before anyone allocates for it
 MAX_BLOB_BYTES = 256 << 20  # one value of Redis may hold no more than 512 MiB
@@ -122,7 +124,8 @@ class WorkItem:
     samples are derived from (seed, purpose, group, sample index), never from who samples them. ``record`` lists the
     indices of the denoising steps whose transitions are wanted; empty means only the final image matters.
     ``task`` says what it is for, of what the run learns; only ``rewards`` measure it. ``version`` names the weights that
-    it must be sampled from, and no others; None means the newest there are when an actor begins with it.
+    it must be sampled from, and no others; None means the newest there are when an actor begins with it. ``fields`` are
+    the prompts' as JSON, see `drover.common.prompts`; () where no prompt has any.
     """
 
     epoch: int
@@ -137,9 +140,16 @@ class WorkItem:
     record: tuple[int, ...]
     fingerprint: str
     version: int | None = None
+    fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_size(self.prompts, self.samples_per_prompt)
+        _check_fields(self.prompts, self.fields)
+
+    @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """The prompts with their fields."""
+        return with_fields(self.prompts, self.fields)
 
     @property
     def num_samples(self) -> int:
@@ -193,16 +203,20 @@ class RolloutGroup:
     prompts: tuple[str, ...]
     samples_per_prompt: int
     fingerprint: str
-    media: TensorRef | None  # [N, H, W, 3] uint8; rewards read it, the learner never does
+    media: MediaRef | None  # N rows; rewards read them, the learner never does
     x0: TensorRef | None  # [N, *latent], for objectives that learn from clean latents
     transitions: Transitions | None
     worker: str
     sampling_s: float
+    fields: tuple[str, ...] = ()  # of the prompts, as in the order
 
     def __post_init__(self) -> None:
         _check_size(self.prompts, self.samples_per_prompt)
+        _check_fields(self.prompts, self.fields)
+        if self.media is not None and self.media.num_samples != self.num_samples:
+            raise ValueError(f"media must have {self.num_samples} rows, one per sample, got {self.media.num_samples}")
         states = None if self.transitions is None else self.transitions.states
-        for name, ref in (("media", self.media), ("x0", self.x0), ("transitions.states", states)):
+        for name, ref in (("x0", self.x0), ("transitions.states", states)):
             if ref is not None and ref.shape[:1] != (self.num_samples,):
                 raise ValueError(f"{name} must have {self.num_samples} rows, one per sample, got shape {ref.shape}")
 
@@ -211,12 +225,18 @@ class RolloutGroup:
         return len(self.prompts) * self.samples_per_prompt
 
     @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """The prompts with their fields."""
+        return with_fields(self.prompts, self.fields)
+
+    @property
     def blobs(self) -> tuple[str, ...]:
         """Ids of every blob this group refers to, each once."""
-        refs = [self.media, self.x0]
+        refs = [self.x0]
         if self.transitions is not None:
             refs += [self.transitions.states, self.transitions.log_probs]
-        return tuple(dict.fromkeys(ref.blob for ref in refs if ref is not None))
+        media = () if self.media is None else self.media.blobs
+        return tuple(dict.fromkeys([*media, *(ref.blob for ref in refs if ref is not None)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,10 +256,11 @@ class Measurement:
     valid: tuple[bool, ...]  # [N]
     reasons: tuple[str, ...]  # [N]
     uncertainty: tuple[float, ...] | None  # [N], same unit as values
-    features: TensorRef | None  # [N, D]
     worker: str
     scoring_s: float
     waited_s: float  # from the group's arrival at the reward server to its scoring
+    parts: TensorRef | None = None  # [N, S] float32, a judgement of each part of a sample, in the unit of the values
+    features: TensorRef | None = None  # [N, D] float32
 
     def __post_init__(self) -> None:
         columns = [self.values, self.valid, self.reasons]
@@ -248,8 +269,14 @@ class Measurement:
         lengths = [len(column) for column in columns]
         if len(set(lengths)) != 1:
             raise ValueError(f"values, valid, reasons and uncertainty must be equally long, got {lengths}")
-        if self.features is not None and self.features.shape[:1] != (lengths[0],):
-            raise ValueError(f"features must have {lengths[0]} rows, one per sample, got shape {self.features.shape}")
+        for name, ref in (("parts", self.parts), ("features", self.features)):
+            if ref is not None and (len(ref.shape) != 2 or ref.shape[0] != lengths[0]):
+                raise ValueError(f"{name} must be a matrix of {lengths[0]} rows, one per sample, got shape {ref.shape}")
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Ids of every blob this measurement refers to, each once."""
+        return tuple(dict.fromkeys(ref.blob for ref in (self.parts, self.features) if ref is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,8 +306,8 @@ class Report:
     version: int
     scalars: dict[str, float]
     text: str = ""
-    prompts: tuple[str, ...] = ()  # of the pictures, one per reference
-    media: tuple[TensorRef, ...] = ()  # held-out pictures; whoever shows them drops their blobs
+    prompts: tuple[str, ...] = ()  # of the media, one per reference
+    media: tuple[MediaRef, ...] = ()  # of held-out prompts; the process that shows them drops their blobs
 
 
 Message = WorkItem | RolloutGroup | Measurement | GroupFailed | Report
@@ -290,3 +317,8 @@ def _check_size(prompts: tuple[str, ...], samples_per_prompt: int) -> None:
     num_samples = len(prompts) * samples_per_prompt
     if not 1 <= num_samples <= MAX_SAMPLES:
         raise ValueError(f"a group has 1 to {MAX_SAMPLES} samples, got {len(prompts)} prompts x {samples_per_prompt}")
+
+
+def _check_fields(prompts: tuple[str, ...], fields: tuple[str, ...]) -> None:
+    if fields:
+        with_fields(prompts, fields)

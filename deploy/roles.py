@@ -24,7 +24,7 @@ from torch import Tensor
 from drover.actors.worker import Actor, ActorWiring, Role, never
 from drover.common.diffusion.kernels.density import require_density
 from drover.common.metrics import Account
-from drover.common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
+from drover.common.protocols import Delivery, Meter, Stream, WeightPublisher, WeightSubscriber
 from drover.common.tensors import DTYPES
 from drover.common.transport import keys
 from drover.common.transport.broker import Broker
@@ -39,7 +39,8 @@ from drover.learner.intake.intake import Intake, LearnerStreams
 from drover.learner.intake.slots import Ledger, Slots
 from drover.learner.loop import Learner, LearnerWiring
 from drover.learner.saving.checkpoint import Checkpoints
-from drover.reward_servers.serving.server import RewardServer, RewardWiring
+from drover.reward_servers.serving.groups import Groups
+from drover.reward_servers.serving.server import RewardServer
 
 
 class Streams:
@@ -118,21 +119,23 @@ def _while_behind(config: RunConfig, broker: Broker) -> Callable[[], bool]:
 
 def build_reward_server(
     config: RunConfig, reward: str, broker: Broker, meter: Meter, *, name: str, device: str
-) -> RewardServer:
+) -> RewardServer[Delivery]:
     """One worker of that reward's pool, its scorer loaded."""
     streams = Streams(broker, config)
     (description,) = (one for one in config.rewards if one.name == reward)
-    wiring = RewardWiring(
+    inbox = Groups(
+        name=name,
+        reward=reward,
         rollouts=streams.open(broker.keys.rollouts, keys.reward_group(reward), name),
         measurements=streams.open(broker.keys.measurements),
         blobs=broker.blobs(),
         meter=meter,
     )
     return RewardServer(
-        name,
         reward,
         description.load(device),
-        wiring,
+        inbox,
+        meter,
         max_batch=config.pools.reward_batch,
         deadline_s=config.pools.reward_deadline_s or None,
     )

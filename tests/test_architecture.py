@@ -36,7 +36,7 @@ ROOMS = {
         "reporting",
         "loop",
     ),
-    "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
+    "reward_servers": ("parity, serving, models, evaluators", "http", "rewards"),
     "deploy": (
         "config, monitoring",
         "recipes, run_folder",

@@ -58,7 +58,7 @@ def made(kind: type[M], arrays: Mapping[str, np.ndarray], facts: Mapping[str, fl
             f"a {kind.kind} has the arrays {list(names)} and the facts {list(types)}, "
             f"got {list(arrays)} and {list(facts)}"
         )
-    media: M = cast(Any, kind)(**arrays, **{name: types[name](fact) for name, fact in facts.items()})
+    media: M = cast(Any, kind)(**arrays, **{name: _typed(name, types[name], fact) for name, fact in facts.items()})
     return media
 
 
@@ -110,6 +110,13 @@ def check(media: Media, **forms: str) -> None:
     for name, fact in facts(media).items():
         if not (math.isfinite(fact) and fact > 0):
             raise MediaError(f"{type(media).__name__}.{name} is a number above 0, got {fact}")
+
+
+def _typed(name: str, wanted: type, fact: float) -> float:
+    if not math.isfinite(fact) or wanted(fact) != fact:
+        raise MediaError(f"{name} must be a finite {wanted.__name__}, got {fact}")
+    typed: float = wanted(fact)
+    return typed
 
 
 def _fits(size: int, axis: str) -> bool:

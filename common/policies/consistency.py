@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor, nn
 
 from drover.common.diffusion.noising import over
 from drover.common.diffusion.prediction import consistency_x0
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
 from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
 
 
@@ -34,10 +34,10 @@ class ConsistencyHead:
         a, s = (over(coefficient, x) for coefficient in self.schedule.coefficients(time))
         return Prediction(x0=x0, noise=(x - a * x0) / s)
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        return self.policy.decode(x0)
+    def decode(self, x0: Tensor, cond: Conditioning) -> Media:
+        return self.policy.decode(x0, cond)
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
+    def to_latents(self, media: Media) -> Tensor:
         return self.policy.to_latents(media)
 
     def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
 from drover.common.policies.conditioning import concat
 from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
 
@@ -52,10 +52,10 @@ class Guided:
         both = self.policy.predict(torch.cat([x, x]), torch.cat([time, time]), concat([without, with_prompt]))
         return Prediction(x0=self._combine(both.x0), noise=self._combine(both.noise))
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        return self.policy.decode(x0)
+    def decode(self, x0: Tensor, cond: Conditioning) -> Media:
+        return self.policy.decode(x0, _conditional(cond))
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
+    def to_latents(self, media: Media) -> Tensor:
         return self.policy.to_latents(media)
 
     def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:

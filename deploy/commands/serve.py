@@ -24,8 +24,8 @@ from drover.common.protocols import Reward
 from drover.deploy.catalogue import find
 from drover.deploy.cluster.connection import LOOPBACK, serve_metrics
 from drover.reward_servers import rewards as package
-from drover.reward_servers.http.body import Limits
 from drover.reward_servers.http.endpoint import NO_TOKEN, SCORE, Endpoint
+from drover.reward_servers.http.limits import Limits
 from drover.reward_servers.http.window import Window
 
 TOKEN = "DROVER_REWARD_TOKEN"  # or DROVER_REWARD_TOKEN_FILE, a file's path
@@ -79,8 +79,8 @@ def run(options: ServeOptions) -> int:
         reward.name, reward.load(options.device or _device()), meter,
         max_batch=options.max_batch, deadline_s=options.deadline_s,
     )  # fmt: skip
-    stop = _stop_on_signals()
-    with window, Endpoint((options.host, options.port), token, window.score, limits=limits, tls=tls) as server:
+    stop, address = _stop_on_signals(), (options.host, options.port)
+    with window, Endpoint(address, token, window.score, reward.takes, limits=limits, tls=tls) as server:
         _announce(options, reward.name, server, metrics)
         answering = threading.Thread(target=server.serve_forever, name="answering", daemon=True)
         answering.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,14 +11,15 @@ from typing import Protocol
 
 import numpy as np
 
-from drover.common import tensors
 from drover.common.errors import BlobMissing
+from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
-from drover.deploy.run_folder.pictures import SamplePair
+from drover.deploy.run_folder.pictures import framed, paired
 from drover.deploy.run_folder.results import RunFolder
 
 MOMENTS = ("before", "after")
+log = logging.getLogger(__name__)
 
 
 class View(Protocol):
@@ -87,23 +89,20 @@ class Watcher:
         self._folder.draw_curves()
         pictures = {moment: self._folder.path / f"{moment}.npz" for moment in MOMENTS}
         if all(path.exists() for path in pictures.values()):
-            before, after = (np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS)
-            self._folder.draw_samples(
-                SamplePair(
-                    before=before["media"],
-                    after=after["media"],
-                    prompts=before["prompts"].tolist(),
-                )
-            )
+            pair = paired(*(np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS))
+            if pair is not None:
+                self._folder.draw_samples(pair)
         return summary
 
     def _keep_pictures(self, report: Report) -> None:
+        """Keep the pictures of the media, whatever their kind. Without blobs there are none; the values are in the report."""
+        kept = self._folder.path / f"{report.text}.npz"
         try:
-            media = np.stack([tensors.read(self._blobs, ref).numpy() for ref in report.media])
+            shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])
+            np.savez_compressed(kept, media=shown, prompts=np.array(report.prompts))
         except BlobMissing:
-            return  # only pictures; the values are in the report
-        self._blobs.drop(list({ref.blob for ref in report.media}))
-        np.savez_compressed(self._folder.path / f"{report.text}.npz", media=media, prompts=np.array(report.prompts))
+            log.warning("the pictures of the evaluation %s training are gone", report.text)
+        self._blobs.drop([blob for ref in report.media for blob in ref.blobs])
 
 
 def summarise(reports: list[Report]) -> dict[str, object]:

@@ -5,6 +5,7 @@ Everything read is acknowledged at once: it is in memory, and a learner that res
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from drover.common.protocols import BlobStore, Stream
@@ -73,12 +74,12 @@ class Assembler:
         """Whether the group's samples are here, so that only rewards are missing."""
         return key in self.complete or any(attempt.rollout for attempt in self._open.get(key, {}).values())
 
-    def finish(self, key: Key, *, keep_media: bool = False) -> None:
-        """The group has ended: forget it and free its blobs, but for the media when someone still shows them."""
+    def finish(self, key: Key, *, keep: Collection[str] = ()) -> None:
+        """The group has ended: forget it and free its blobs, but for those to ``keep``, which are still to be shown."""
         group = self.complete.pop(key, None)
         self.failed.pop(key, None)
-        if group is not None and not keep_media:
-            self._blobs.drop(group.rollout.blobs)
+        if group is not None:
+            self._blobs.drop([blob for blob in group.rollout.blobs if blob not in keep])
         for attempt in self._open.pop(key, {}).values():
             self._drop(attempt)
 
@@ -113,7 +114,7 @@ class Assembler:
                 self._drop(other)
         media = attempt.rollout.media
         if media is not None and attempt.rollout.purpose is Purpose.TRAIN:
-            self._blobs.drop([media.blob])  # pixels weigh more than what is trained on, and only rewards look at them
+            self._blobs.drop(media.blobs)  # pixels weigh more than what is trained on, and only rewards look at them
         for measurement in attempt.measurements.values():
             for reason in filter(None, measurement.reasons):
                 place = (measurement.reward, reason)

@@ -38,3 +38,9 @@ def test_a_field_that_is_no_scalar_or_list_is_refused(value: object) -> None:
 def test_fields_that_would_make_orders_large_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 4096 travel"):
         Prompt("p", {"text": "x" * 5000})
+
+
+@pytest.mark.parametrize("texts", [("[1]",), ("null",), ("{}", "{}"), ('{"a": ',), ('{"a": {"b": 1}}',)])
+def test_fields_that_are_not_one_object_a_prompt_are_refused(texts: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError):
+        with_fields(("a",), texts)

@@ -19,6 +19,9 @@ OWN = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.deploy.config import RunConfig
 from tests.deploy.in_place import small
@@ -26,10 +29,11 @@ from tests.deploy.in_place import small
 
 @dataclass(frozen=True)
 class Mine:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str):
-        return lambda prompts, media: Scores([float(image[0, 0, 0]) for image in media])
+        return lambda prompts, media: Scores([float(image[0, 0, 0]) for image in media.pixels])
 
 
 def mine(*, iterations: int = 2, far: bool = False) -> RunConfig:

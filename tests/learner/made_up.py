@@ -12,8 +12,9 @@ from drover.actors.sampler import Recording, sample
 from drover.common import seeds, tensors
 from drover.common.policies import conditioning
 from drover.common.protocols import BlobStore, Kernel, Policy
-from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, TensorRef, Transitions
+from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, Transitions
 from drover.learner.examples import Credit, MeasuredGroup
+from tests.common.media.made_up import pictures_in
 
 
 def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, **fields) -> RolloutGroup:
@@ -21,7 +22,7 @@ def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, *
     usual = {
         "purpose": Purpose.TRAIN, "version": 0, "prompts": ("a",), "samples_per_prompt": samples, "fingerprint": "f",
         "task": "t", "rewards": ("point",),
-        "media": TensorRef(blob=f"{group}.{attempt}", dtype="uint8", shape=(samples, 1, 2, 3)), "x0": None,
+        "media": pictures_in(f"{group}.{attempt}", samples, 1, 2, 3), "x0": None,
         "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
     }  # fmt: skip
     return RolloutGroup(epoch=epoch, group=group, attempt=attempt, **{**usual, **fields})

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Policy
 from drover.worlds.plane.policy import ToyChain
 
@@ -15,6 +18,8 @@ from drover.worlds.plane.policy import ToyChain
 @dataclass(frozen=True, slots=True)
 class ToyModel:
     """The five-step chain in the plane."""
+
+    media: ClassVar[type[Media]] = Pictures
 
     def check(self) -> None: ...
 

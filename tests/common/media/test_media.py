@@ -15,9 +15,10 @@ from drover.common.media.pictures import Pictures
 from drover.common.media.scenes import Scenes
 from drover.common.media.sounds import Sounds
 from drover.common.media.structures import Structures
+from drover.common.protocols import BlobStore
 from drover.common.transport.memory import MemoryBroker
 from drover.common.types import MediaRef, TensorRef
-from tests.common.media.made_up import one_of_each
+from tests.common.media.made_up import one_of_each, stored
 
 ALL = one_of_each(6)
 each_kind = pytest.mark.parametrize("media", ALL, ids=[media.kind for media in ALL])
@@ -29,12 +30,9 @@ def same(one: Media, other: Media) -> bool:
     return form(one) == form(other) and all(a.tobytes() == b.tobytes() for a, b in pairs)
 
 
-def stored(media: Media):
-    packed, ref = pack(media, "g1/media")
+def kept(media: Media) -> tuple[BlobStore, MediaRef]:
     store = MemoryBroker("media").blobs()
-    for blob, parts in packed:
-        store.put(blob, parts)
-    return store, ref
+    return store, stored(media, "g1/media", store)
 
 
 def test_the_five_kinds_go_by_their_names() -> None:
@@ -45,7 +43,7 @@ def test_the_five_kinds_go_by_their_names() -> None:
 
 @each_kind
 def test_what_was_packed_is_read_again_bit_for_bit(media: Media) -> None:
-    store, ref = stored(media)
+    store, ref = kept(media)
     again = read(store, ref)
     assert same(again, media) and type(again) is type(media)
     assert [type(fact) for fact in facts(again).values()] == [type(fact) for fact in facts(media).values()]
@@ -59,7 +57,7 @@ def test_a_group_heavier_than_a_blob_lies_in_several_and_rows_are_read_alone(
 ) -> None:
     row_bytes = sum(array.nbytes for array in arrays(media).values()) // 6
     monkeypatch.setattr(module, "MAX_BLOB_BYTES", 4 * row_bytes + row_bytes // 2)
-    store, ref = stored(media)
+    store, ref = kept(media)
     assert ref.blobs == ("g1/media", "g1/media.1") and ref.num_samples == 6
     assert same(read(store, ref), media)
     for part in (slice(0, 2), slice(3, 5), slice(4, 6), slice(2, None), slice(0, 0), slice(6, 6)):
@@ -86,7 +84,7 @@ def test_packing_copies_no_array() -> None:
 
 @each_kind
 def test_a_reference_to_something_else_is_refused(media: Media) -> None:
-    store, ref = stored(media)
+    store, ref = kept(media)
     wrong = [
         MediaRef(kind="smell", arrays=ref.arrays, facts=ref.facts),
         MediaRef(kind=ref.kind, arrays=ref.arrays * 2, facts=ref.facts),
@@ -159,7 +157,7 @@ def test_an_array_of_another_form_is_refused_with_the_form_that_is_wanted(make, 
 
 def test_no_samples_are_media_too() -> None:
     for media in one_of_each(0):
-        store, ref = stored(media)
+        store, ref = kept(media)
         assert len(read(store, ref)) == 0
         assert media.pictures().shape[0] == 0
 

@@ -151,7 +151,7 @@ def test_the_pictures_of_an_evaluated_group_stay_until_it_ends_or_for_whoever_sh
     desk.sampled(3, purpose=Purpose.EVAL)
     desk.scored(3, purpose=Purpose.EVAL)
     assert key in desk.assembler.complete and desk.kept("3.1")
-    desk.assembler.finish(key, keep_media=kept)
+    desk.assembler.finish(key, keep=("3.1",) if kept else ())
     assert desk.kept("3.1") == kept
 
 
