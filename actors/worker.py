@@ -80,7 +80,6 @@ class Actor:
         storage: torch.dtype,
         device: str,
         role: Role = "actor",
-        keep_x0: bool = False,
         batch_groups: int = 1,
         batch_samples: int = 1024,
     ) -> None:
@@ -89,7 +88,7 @@ class Actor:
         ``batch_samples`` bounds the memory: what is more goes through the model in turns.
         """
         self.name, self.policy, self.kernel, self.wiring = name, policy, kernel, wiring
-        self.fingerprint, self.storage, self.device, self.keep_x0 = fingerprint, storage, device, keep_x0
+        self.fingerprint, self.storage, self.device = fingerprint, storage, device
         self.batch_groups, self.batch_samples, self.role = batch_groups, batch_samples, role
         self.version = -1
         self._stopping: Callable[[], bool] = lambda: False
@@ -236,7 +235,9 @@ class Actor:
     def _publish(self, item: WorkItem, attempt: int, trajectory: Trajectory, media: Media, sampling_s: float) -> None:
         stem = f"{item.epoch}.{item.purpose}.{item.group}.{attempt}.{self.name}"
         media_ref = self._store_media(f"{stem}/media", media)
-        x0 = self._store(f"{stem}/x0", {"x0": trajectory.x0})["x0"] if self.keep_x0 else None
+        latents = None
+        if item.keep_latents:
+            latents = self._store(f"{stem}/latents", {"x0": trajectory.x0.to(self.storage)})["x0"]
         transitions = None
         if trajectory.recording is not None:
             transitions = self._store_recording(f"{stem}/steps", trajectory.recording)
@@ -253,7 +254,7 @@ class Actor:
                 samples_per_prompt=item.samples_per_prompt,
                 fingerprint=self.fingerprint,
                 media=media_ref,
-                x0=x0,
+                latents=latents,
                 transitions=transitions,
                 worker=self.name,
                 sampling_s=sampling_s,

@@ -25,6 +25,7 @@ LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
     "part": frozenset({*PARTS, OTHER}),
     "ending": frozenset(ending.value for ending in Ending),
     "reward": None,
+    "set": None,
     "stream": None,
     "reader": None,
     "server": None,
@@ -120,7 +121,7 @@ REWARD_DELAY_S = _histogram(
 )
 SCORED_SAMPLES = _counter("scored_samples", "", "Samples that reward servers answered for, masked ones too.", "reward")
 REWARD_MEAN = _gauge("reward_mean", "", "Mean of the last trained batch, in the reward's own unit.", "reward")
-HELDOUT_MEAN = _gauge("heldout_reward_mean", "", "Mean of the newest evaluation on held-out prompts.", "reward")
+HELDOUT_MEAN = _gauge("heldout_reward_mean", "", "Mean of the newest evaluation on held-out prompts.", "set", "reward")
 MASKED_SAMPLES = _counter("masked_samples", "", "Samples without a valid value.", "reward", "reason")
 
 QUEUE_BACKLOG = _gauge(

@@ -4,7 +4,7 @@ A *group* is the unit of work: all samples of one or several prompts that are ju
 ``WorkItem`` -> ``RolloutGroup`` -> one ``Measurement`` per reward -> one ending. Messages carry references;
 tensors travel as blobs (`common/tensors.py`).
 
-Axes in the comments: N samples of a group, K recorded steps, U stored states.
+Axes in the comments: N samples of a group, K recorded steps, U stored states, S parts of a sample.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class WorkItem:
     ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed:
     samples are derived from (seed, purpose, group, sample index), never from who samples them. ``record`` lists the
     indices of the denoising steps whose transitions are wanted; empty means only the final image matters.
+    ``keep_latents`` asks for the clean latents, too.
     ``task`` says what it is for, of what the run learns; only ``rewards`` measure it. ``version`` names the weights that
     it must be sampled from, and no others; None means the newest there are when an actor begins with it. ``fields`` are
     the prompts' as JSON, see `drover.common.prompts`; () where no prompt has any.
@@ -140,6 +141,7 @@ class WorkItem:
     record: tuple[int, ...]
     fingerprint: str
     version: int | None = None
+    keep_latents: bool = False
     fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -174,15 +176,16 @@ class Transitions:
     before: tuple[int, ...]  # [K] indices into U
     after: tuple[int, ...]  # [K] indices into U
     states: TensorRef  # [N, U, *latent]
-    log_probs: TensorRef  # [N, K] float32, mean nats per latent dimension, of the stored states
+    log_probs: TensorRef  # [N, K, S] float32, mean nats per latent dimension, of the stored states
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in (self.steps, self.times, self.next_times, self.before, self.after)}
         if len(lengths) != 1:
             raise ValueError(f"steps, times, next_times, before and after must be equally long, got {sorted(lengths)}")
-        if len(self.states.shape) < 2 or self.log_probs.shape != (self.states.shape[0], len(self.steps)):
+        wanted = (*self.states.shape[:1], len(self.steps), *self.log_probs.shape[2:3])
+        if len(self.states.shape) < 2 or len(wanted) != 3 or self.log_probs.shape != wanted:
             raise ValueError(
-                f"states [N, U, ...] and log_probs [N, {len(self.steps)}] disagree: "
+                f"states [N, U, ...] and log_probs [N, {len(self.steps)}, S] disagree: "
                 f"got {self.states.shape} and {self.log_probs.shape}"
             )
         if any(not 0 <= index < self.states.shape[1] for index in (*self.before, *self.after)):
@@ -204,7 +207,7 @@ class RolloutGroup:
     samples_per_prompt: int
     fingerprint: str
     media: MediaRef | None  # N rows; rewards read them, the learner never does
-    x0: TensorRef | None  # [N, *latent], for objectives that learn from clean latents
+    latents: TensorRef | None  # [N, *latent] clean, where the order asked for them
     transitions: Transitions | None
     worker: str
     sampling_s: float
@@ -216,7 +219,7 @@ class RolloutGroup:
         if self.media is not None and self.media.num_samples != self.num_samples:
             raise ValueError(f"media must have {self.num_samples} rows, one per sample, got {self.media.num_samples}")
         states = None if self.transitions is None else self.transitions.states
-        for name, ref in (("x0", self.x0), ("transitions.states", states)):
+        for name, ref in (("latents", self.latents), ("transitions.states", states)):
             if ref is not None and ref.shape[:1] != (self.num_samples,):
                 raise ValueError(f"{name} must have {self.num_samples} rows, one per sample, got shape {ref.shape}")
 
@@ -232,11 +235,16 @@ class RolloutGroup:
     @property
     def blobs(self) -> tuple[str, ...]:
         """Ids of every blob this group refers to, each once."""
-        refs = [self.x0]
+        media = () if self.media is None else self.media.blobs
+        return (*media, *self.learned_blobs)
+
+    @property
+    def learned_blobs(self) -> tuple[str, ...]:
+        """Ids of the blobs that the learner reads, each once."""
+        refs = [self.latents]
         if self.transitions is not None:
             refs += [self.transitions.states, self.transitions.log_probs]
-        media = () if self.media is None else self.media.blobs
-        return tuple(dict.fromkeys([*media, *(ref.blob for ref in refs if ref is not None)]))
+        return tuple(dict.fromkeys(ref.blob for ref in refs if ref is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

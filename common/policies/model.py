@@ -22,6 +22,9 @@ class Model(Protocol):
     def media(self) -> type[Media]:
         """The kind of media that its policy draws."""
 
+    @property
+    def adapters(self) -> bool: ...
+
     def check(self) -> None:
         """Raise `ConfigError` for what `build` would refuse, as far as that is seen within a second."""
 

@@ -115,7 +115,7 @@ def learning() -> tuple[Row, ...]:
                 Panel(
                     title="Reward by name, held out",
                     of=(m.HELDOUT_MEAN,),
-                    queries=(Query(newest(m.HELDOUT_MEAN, "reward"), "{{reward}}"),),
+                    queries=(Query(newest(m.HELDOUT_MEAN, "set", "reward"), "{{set}}/{{reward}}"),),
                     span=12,
                 ),
                 Panel(

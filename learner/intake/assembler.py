@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from drover.common import tensors
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import GroupFailed, Measurement, Message, Purpose, RolloutGroup
-from drover.learner.examples import MeasuredGroup
+from drover.learner.examples import Measured, MeasuredGroup
 
 Key = tuple[Purpose, int]
 
@@ -45,8 +48,8 @@ class Assembler:
         self.masked: dict[tuple[str, str], int] = {}  # (reward, reason) -> samples, ever
 
     def expect(self, key: Key) -> None:
-        """An order was issued under this key; what was known of a former one is forgotten."""
-        self.complete.pop(key, None)
+        """An order was issued under this key; a former one is forgotten, and its blobs are dropped."""
+        self._forget(key)
         self._open[key] = {}
 
     def start_over(self, epoch: int) -> None:
@@ -76,11 +79,15 @@ class Assembler:
 
     def finish(self, key: Key, *, keep: Collection[str] = ()) -> None:
         """The group has ended: forget it and free its blobs, but for those to ``keep``, which are still to be shown."""
+        self._forget(key, keep)
+        self._open.pop(key, None)
+
+    def _forget(self, key: Key, keep: Collection[str] = ()) -> None:
         group = self.complete.pop(key, None)
         self.failed.pop(key, None)
         if group is not None:
             self._blobs.drop([blob for blob in group.rollout.blobs if blob not in keep])
-        for attempt in self._open.pop(key, {}).values():
+        for attempt in self._open.get(key, {}).values():
             self._drop(attempt)
 
     def _receive(self, message: Message) -> None:
@@ -89,7 +96,7 @@ class Assembler:
         if message.epoch != self._epoch or key not in self._open:
             known = self.complete.get(key)
             # The same message twice, as after a lost answer, names the blobs of the group that waits for training.
-            if isinstance(message, RolloutGroup) and (known is None or known.rollout.blobs != message.blobs):
+            if not isinstance(message, GroupFailed) and (known is None or known.rollout.blobs != message.blobs):
                 self._blobs.drop(message.blobs)
             return
         if isinstance(message, GroupFailed):
@@ -99,6 +106,9 @@ class Assembler:
         if isinstance(message, RolloutGroup):
             attempt.rollout = message
         else:
+            former = attempt.measurements.get(message.reward)
+            if former is not None and former.blobs != message.blobs:  # another server's, which was thought dead
+                self._blobs.drop(former.blobs)
             attempt.measurements[message.reward] = message
         self._settle(key, attempt)
 
@@ -107,7 +117,8 @@ class Assembler:
         if attempt.rollout is None or not set(attempt.rollout.rewards) <= attempt.measurements.keys():
             return
         others = self._open.pop(key)
-        self.complete[key] = MeasuredGroup(attempt.rollout, attempt.measurements)
+        rewards = {name: self._arrays(answer) for name, answer in attempt.measurements.items()}
+        self.complete[key] = MeasuredGroup(attempt.rollout, rewards)
         self.failed.pop(key, None)
         for other in others.values():
             if other is not attempt:
@@ -120,6 +131,22 @@ class Assembler:
                 place = (measurement.reward, reason)
                 self.masked[place] = self.masked.get(place, 0) + 1
 
+    def _arrays(self, answer: Measurement) -> Measured:
+        """The measurement as arrays, its blob read and freed."""
+        parts, features = (
+            None if ref is None else tensors.read(self._blobs, ref).numpy() for ref in (answer.parts, answer.features)
+        )
+        self._blobs.drop(answer.blobs)
+        return Measured(
+            values=np.asarray(answer.values, np.float64),
+            valid=np.asarray(answer.valid, bool),
+            scoring_s=answer.scoring_s,
+            uncertainty=None if answer.uncertainty is None else np.asarray(answer.uncertainty, np.float64),
+            parts=parts,
+            features=features,
+        )
+
     def _drop(self, attempt: _Attempt) -> None:
-        if attempt.rollout is not None:
-            self._blobs.drop(attempt.rollout.blobs)
+        for message in (attempt.rollout, *attempt.measurements.values()):
+            if message is not None:
+                self._blobs.drop(message.blobs)

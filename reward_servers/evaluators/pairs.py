@@ -6,8 +6,6 @@ file, and the label is the share of raters, in [0, 1], that prefer A.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,24 +15,26 @@ import numpy as np
 import torch
 
 from drover.common.errors import ConfigError
+from drover.common.media.pictures import Pictures
+from drover.common.picture_files import decode
+from drover.common.records import BadRecord, a_text, count_text, file_bytes, json_object
 
 FILE = "pairs.jsonl"  # looked for when a folder is given
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """N comparisons, for example ``Pairs(("a red circle",), a, b, np.array([1.0]))`` with a and b [1, 32, 32, 3] uint8."""
+    """N comparisons, for example ``Pairs(("a red circle",), a, b, np.array([1.0]))`` with a and b a picture each."""
 
     prompts: tuple[str, ...]
-    a: np.ndarray  # [N, H, W, 3] uint8
-    b: np.ndarray  # [N, H, W, 3] uint8
+    a: Pictures  # N
+    b: Pictures  # N, of the same size
     labels: np.ndarray  # [N] in [0, 1], the share of raters that prefer A
 
     def __post_init__(self) -> None:
-        if self.a.shape != self.b.shape or self.a.ndim != 4 or self.a.shape[-1] != 3 or self.a.dtype != np.uint8:
+        if self.a.pixels.shape != self.b.pixels.shape:
             raise ConfigError(
-                f"a and b are uint8 [N, H, W, 3] of one shape; got {self.a.dtype} {list(self.a.shape)} "
-                f"and {self.b.dtype} {list(self.b.shape)}."
+                f"a and b are as many pictures of one size; got {self.a.pixels.shape} and {self.b.pixels.shape}."
             )
         if not len(self.prompts) == len(self.a) == len(self.labels):
             raise ConfigError(
@@ -50,8 +50,8 @@ class Pairs:
 def read_pairs(path: Path | str, *, side: int = 32) -> tuple[Pairs, Mapping[str, int]]:
     """The pairs of a JSONL file, or of ``pairs.jsonl`` in a folder, with pictures of ``side`` pixels; and what was skipped.
 
-    Skipped records are counted by reason: ``json``, ``field``, ``label`` or ``image``. Raises `ConfigError` when there is
-    no such file, or no usable record in it.
+    Skipped records are counted by reason, such as "not JSON" or "no picture"; pictures are read as `picture_files` says.
+    Raises `ConfigError` when there is no such file, or no usable record in it.
     """
     file = Path(path)
     file = file / FILE if file.is_dir() else file
@@ -64,52 +64,35 @@ def read_pairs(path: Path | str, *, side: int = 32) -> tuple[Pairs, Mapping[str,
                 continue
             try:
                 rows.append(_read_record(line, file.parent, side))
-            except BadRecord as error:
-                skipped[str(error)] += 1
+            except BadRecord as bad:
+                skipped[bad.reason] += 1
     if not rows:
         raise ConfigError(
-            f'{file} has no usable pair, skipped: {dict(skipped)}; a line is {{"prompt": "a red circle", '
+            f'{file} has no usable pair{count_text(skipped)}; a line is {{"prompt": "a red circle", '
             '"image_a": "a.png", "image_b": "b.png", "label": 1}.'
         )
     prompts, a, b, labels = zip(*rows, strict=True)
-    return Pairs(prompts, np.stack(a), np.stack(b), np.array(labels, np.float32)), skipped
+    return Pairs(prompts, Pictures(np.stack(a)), Pictures(np.stack(b)), np.array(labels, np.float32)), skipped
 
 
-def resized(media: np.ndarray, side: int) -> np.ndarray:
-    """Media [N, side, side, 3] uint8, antialiased, of media [N, H, W, 3]; what has that size is returned as it is."""
-    if media.shape[1:3] == (side, side):
-        return media
-    pixels = torch.tensor(media).permute(0, 3, 1, 2).float()
-    pixels = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-
-
-class BadRecord(Exception):
-    """A line that is no pair; its text is the bounded reason."""
+def resized(pixels: np.ndarray, side: int) -> np.ndarray:
+    """[N, side, side, 3] uint8, antialiased, of pixels [N, H, W, 3]; pixels of that size are returned as they are."""
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    images = torch.tensor(pixels).permute(0, 3, 1, 2).float()
+    images = torch.nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def _read_record(line: bytes, folder: Path, side: int) -> tuple[str, np.ndarray, np.ndarray, float]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        raise BadRecord("json") from None
-    if not isinstance(record, dict):
-        raise BadRecord("field")
-    prompt, name_a, name_b, label = (record.get(field) for field in ("prompt", "image_a", "image_b", "label"))
-    if not (isinstance(prompt, str) and isinstance(name_a, str) and isinstance(name_b, str)):
-        raise BadRecord("field")
-    if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label) or not 0 <= label <= 1:
-        raise BadRecord("label")
+    record = json_object(line)
+    prompt, name_a, name_b = (a_text(record.get(field)) for field in ("prompt", "image_a", "image_b"))
+    label = record.get("label")
+    if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label <= 1:
+        raise BadRecord("no label from 0 to 1")
     return prompt, _read_picture(folder / name_a, side), _read_picture(folder / name_b, side), float(label)
 
 
 def _read_picture(file: Path, side: int) -> np.ndarray:
     """uint8 [side, side, 3]."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise BadRecord("image") from None
-    return resized(pixels[None], side)[0]
+    return resized(np.asarray(decode(file_bytes(file, "no picture")))[None], side)[0]

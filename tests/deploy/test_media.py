@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,12 +14,15 @@ from torch import Tensor
 from drover.common.media.clips import Clips
 from drover.common.media.kinds import KINDS
 from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.media.scenes import Scenes
 from drover.common.media.sounds import Sounds
 from drover.common.media.structures import Structures
+from drover.common.prompts import Prompt
 from drover.common.protocols import Conditioning, Policy, Scorer, Scores
+from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.model import ToyModel
-from drover.worlds.plane.policy import ToyChain
+from drover.worlds.plane.policy import ToyChain, read_points
 from tests.deploy.in_place import small, train
 
 GOAL = np.array([-1.0, 1.0])
@@ -93,10 +96,35 @@ class Nearness:
         return score
 
 
+@dataclass(frozen=True)
+class Wished(ToyPoint):
+    """Minus the squared distance to the goal that each prompt's fields name. Says of every sample which goal that was."""
+
+    fields: ClassVar[tuple[str, ...]] = ("goal",)
+
+    def load(self, device: str) -> Scorer:
+        def score(prompts: Sequence[Prompt], media: Pictures) -> Scores:
+            goals = np.array([prompt.fields["goal"] for prompt in prompts])
+            values = -np.square(read_points(media) - goals).sum(axis=-1)
+            return Scores(values.tolist(), parts=goals.astype(np.float32))
+
+        return score
+
+
+def test_a_reward_reads_the_fields_of_training_and_held_out_prompts(tmp_path: Path) -> None:
+    prompts = (Prompt("far", {"goal": [4.0, 4.0]}), Prompt("near", {"goal": [0.5, 0.5]}))
+    (task,), (held,) = small().tasks, small().heldout
+    heldout = (replace(held, prompts=prompts[:1]), replace(held, name="near", prompts=prompts[1:]))
+    tasks = (replace(task, prompts=prompts[:1]),)
+    done = train(small(iterations=10, rewards=(Wished(),), tasks=tasks, heldout=heldout), tmp_path)
+    before, after = done.summary["reward_before"], done.summary["reward_after"]
+    assert after["anywhere/point"] > before["anywhere/point"] + 1 and after["near/point"] < before["near/point"]
+
+
 @pytest.mark.parametrize("kind", DRAW)
 def test_a_model_that_draws_other_media_learns_and_is_shown_before_and_after(tmp_path: Path, kind: str) -> None:
     done = train(small(iterations=10, model=Drawing(kind), rewards=(Nearness(kind),)), tmp_path)
     assert done.ended == "finished"
-    assert done.summary["reward_after"]["point"] > done.summary["reward_before"]["point"] + 1
+    assert done.summary["reward_after"]["anywhere/point"] > done.summary["reward_before"]["anywhere/point"] + 1
     done.conclude()
     assert done.folder.samples.read_bytes().startswith(b"\x89PNG")

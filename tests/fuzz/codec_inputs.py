@@ -76,7 +76,7 @@ def message(draw: random.Random) -> Message:
         case 1:
             return RolloutGroup(
                 **common, attempt=1, task="t", rewards=("r",), version=2, prompts=prompts, samples_per_prompt=each,
-                fingerprint="f", media=pictures_in("b", count, 8, 8, 3), x0=None, fields=('{"count": 2}',) * len(prompts),
+                fingerprint="f", media=pictures_in("b", count, 8, 8, 3), latents=None, fields=('{"count": 2}',) * len(prompts),
                 transitions=_transitions(count), worker="actor-0", sampling_s=0.25,
             )  # fmt: skip
         case 2:
@@ -93,5 +93,5 @@ def _transitions(count: int) -> Transitions:
     return Transitions(
         steps=(0, 2), times=(901, 701), next_times=(801, 601), before=(0, 2), after=(1, 3),
         states=TensorRef(blob="b", dtype="float16", shape=(count, 4, 4, 8, 8), offset=64),
-        log_probs=TensorRef(blob="b", dtype="float32", shape=(count, 2)),
+        log_probs=TensorRef(blob="b", dtype="float32", shape=(count, 2, 1)),
     )  # fmt: skip

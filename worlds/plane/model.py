@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from drover.common.files import write_whole
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import Policy
@@ -19,6 +20,7 @@ from drover.worlds.plane.policy import ToyChain
 class ToyModel:
     """The five-step chain in the plane."""
 
+    adapters: ClassVar[bool] = False
     media: ClassVar[type[Media]] = Pictures
 
     def check(self) -> None: ...
@@ -27,8 +29,8 @@ class ToyModel:
         return ToyChain(device)
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = folder / "toy.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+        write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         return path

@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 
+from drover.common import tensors
 from drover.common.errors import BlobMissing
 from drover.common.transport.memory import MemoryBroker
 from drover.common.types import Purpose, TensorRef
@@ -60,8 +62,8 @@ def test_a_group_is_complete_when_every_reward_has_answered():
     assert key not in desk.assembler.complete and desk.assembler.sampled(key)
     desk.scored(3, (5, 6, 7, 8), reward="size")
     group = desk.assembler.complete[key]
-    assert group.values("point").tolist() == [1, 2, 3, 4]
-    assert group.values("size").tolist() == [5, 6, 7, 8]
+    assert group.rewards["point"].values.tolist() == [1, 2, 3, 4]
+    assert group.rewards["size"].values.tolist() == [5, 6, 7, 8]
 
 
 def test_a_measurement_may_come_before_its_rollout(desk):
@@ -72,11 +74,11 @@ def test_a_measurement_may_come_before_its_rollout(desk):
 
 
 def test_of_two_attempts_the_first_complete_one_wins_and_the_others_blob_is_dropped(desk):
-    desk.sampled(3, attempt=1, x0=latents("3.1/x0"))
-    desk.sampled(3, attempt=2, x0=latents("3.2/x0"))
+    desk.sampled(3, attempt=1, latents=latents("3.1/x0"))
+    desk.sampled(3, attempt=2, latents=latents("3.2/x0"))
     desk.scored(3, (9, 9, 9, 9), attempt=2)
     group = desk.assembler.complete[(TRAIN, 3)]
-    assert group.rollout.attempt == 2 and group.values("point").tolist() == [9, 9, 9, 9]
+    assert group.rollout.attempt == 2 and group.rewards["point"].values.tolist() == [9, 9, 9, 9]
     assert (desk.kept("3.1/x0"), desk.kept("3.2/x0")) == (False, True)
 
 
@@ -117,31 +119,68 @@ def test_a_late_duplicate_of_a_group_that_ended_is_dropped(desk):
 
 
 def test_a_late_duplicate_of_a_group_that_waits_for_training_is_dropped_and_changes_nothing(desk):
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     desk.scored(3)
-    desk.sampled(3, attempt=2, x0=latents("3.2/x0"))
+    desk.sampled(3, attempt=2, latents=latents("3.2/x0"))
     desk.scored(3, (0, 0, 0, 0), attempt=2)
-    assert desk.assembler.complete[(TRAIN, 3)].values("point").tolist() == [1, 2, 3, 4]
+    assert desk.assembler.complete[(TRAIN, 3)].rewards["point"].values.tolist() == [1, 2, 3, 4]
     assert (desk.kept("3.1/x0"), desk.kept("3.2/x0")) == (True, False)
 
 
 def test_a_rollout_that_comes_twice_does_not_take_the_blobs_of_the_group_that_waits_for_training(desk):
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     desk.scored(3)
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     assert desk.kept("3.1/x0") and (TRAIN, 3) in desk.assembler.complete
 
 
 def test_pixels_go_once_every_reward_has_answered_and_what_is_trained_on_stays():
     desk, key = Desk("point", "size"), (TRAIN, 3)
     desk.assembler.expect(key)
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     desk.scored(3)
     assert desk.kept("3.1")
     desk.scored(3, reward="size")
     assert (desk.kept("3.1"), desk.kept("3.1/x0")) == (False, True)
     desk.assembler.finish(key)
     assert not desk.kept("3.1/x0")
+
+
+def matrices(desk: Desk, blob: str) -> dict[str, TensorRef]:
+    """References to parts and features that are in the store by now."""
+    beside = {"parts": np.arange(8, dtype=np.float32).reshape(4, 2), "features": np.ones((4, 3), np.float32)}
+    packed, refs = tensors.pack(blob, beside)
+    desk.blobs.put(blob, packed)
+    return refs
+
+
+def gone(desk: Desk, blob: str) -> bool:
+    try:
+        desk.blobs.get(blob)
+    except BlobMissing:
+        return True
+    return False
+
+
+def test_parts_and_features_are_read_at_the_join_and_their_blob_is_freed(desk):
+    desk.sampled(3)
+    desk.scored(3, **matrices(desk, "3.1.reward-0/point"))
+    answer = desk.assembler.complete[(TRAIN, 3)].rewards["point"]
+    assert answer.parts.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]] and answer.features.shape == (4, 3)
+    assert gone(desk, "3.1.reward-0/point")
+
+
+def test_matrices_that_nobody_will_read_are_freed_too(desk):
+    desk.assembler.expect((TRAIN, 4))
+    desk.scored(99, **matrices(desk, "a group that ended"))
+    desk.scored(3, **matrices(desk, "another attempt"), attempt=2)
+    desk.scored(3, **matrices(desk, "measured twice"))
+    desk.scored(3, **matrices(desk, "and again"))
+    desk.scored(4, **matrices(desk, "never sampled"))
+    assert [gone(desk, blob) for blob in ("a group that ended", "measured twice", "and again")] == [True, True, False]
+    desk.sampled(3)
+    desk.assembler.finish((TRAIN, 4))
+    assert all(gone(desk, blob) for blob in ("another attempt", "and again", "never sampled"))
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -34,7 +34,7 @@ def grey_pairs(count: int, *, rule=None, texts=("a day", "a night"), seed: int =
     labels = [
         rule(rng) if rule else float((x > y) == ("day" in text)) for text, x, y in zip(chosen, *levels, strict=True)
     ]
-    return Pairs(chosen, a.astype(np.uint8), b.astype(np.uint8), np.array(labels, np.float32))
+    return Pairs(chosen, *(Pictures(side.astype(np.uint8)) for side in (a, b)), np.array(labels, np.float32))
 
 
 def grey(level: int, side: int = 8) -> np.ndarray:
@@ -67,7 +67,8 @@ def test_score_differences_are_the_raters_log_odds():
     """Raters who choose the brighter one 3 times of 4, whatever the difference: log 3 between any two pictures."""
     rng = np.random.default_rng(1)
     pictures = np.concatenate([grey(60), grey(200)]).repeat(400, 0)
-    pairs = Pairs(("a day",) * 400, pictures[400:], pictures[:400], (rng.random(400) < 0.75).astype(np.float32))
+    sides = Pictures(pictures[400:]), Pictures(pictures[:400])
+    pairs = Pairs(("a day",) * 400, *sides, (rng.random(400) < 0.75).astype(np.float32))
     model = fit_evaluator(pairs, size=SMALL, epochs=15, learning_rate=1e-2).model
     bright, dark = model.score(["a day"] * 2, np.concatenate([grey(200), grey(60)]))
     assert bright - dark == pytest.approx(math.log(pairs.labels.mean() / (1 - pairs.labels.mean())), abs=0.3)
@@ -91,7 +92,7 @@ def test_pairs_of_one_prompt_are_never_on_both_sides():
     shown = {text: rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8) for text in texts}
     better = {text: int(rng.integers(2)) for text in texts}
     chosen = [str(text) for text in rng.choice(texts, 600)]
-    a, b = (np.stack([shown[text][side] for text in chosen]) for side in (0, 1))
+    a, b = (Pictures(np.stack([shown[text][side] for text in chosen])) for side in (0, 1))
     labels = np.array([1.0 - better[text] for text in chosen], np.float32)
     result = fit_evaluator(Pairs(tuple(chosen), a, b, labels), size=SMALL, epochs=10, learning_rate=1e-2)
     assert result.accuracy < 0.9
@@ -119,15 +120,14 @@ def test_a_loss_that_is_not_finite_stops_the_fit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a": np.zeros((1, 8, 8, 3), np.float32)}, "uint8"),
-        ({"b": np.zeros((1, 9, 8, 3), np.uint8)}, "one shape"),
+        ({"b": Pictures(np.zeros((1, 9, 8, 3), np.uint8))}, "one size"),
         ({"prompts": ("a", "b")}, "2 prompts, 1 pairs"),
         ({"labels": np.array([1.5])}, "from 0 to 1"),
         ({"labels": np.array([math.nan])}, "from 0 to 1"),
     ],
 )
 def test_arrays_that_are_no_pairs_are_refused(change, message):
-    good = {"prompts": ("a",), "a": grey(1), "b": grey(2), "labels": np.array([1.0])}
+    good = {"prompts": ("a",), "a": Pictures(grey(1)), "b": Pictures(grey(2)), "labels": np.array([1.0])}
     with pytest.raises(ConfigError, match=message):
         Pairs(**good | change)
 
@@ -162,8 +162,24 @@ def folder(tmp_path):
 def test_bad_records_are_skipped_and_counted_and_the_rest_is_read(folder):
     pairs, skipped = read_pairs(folder, side=16)
     assert len(pairs) == 2 and pairs.prompts == ("a day", "a day") and pairs.labels.tolist() == [1.0, 0.25]
-    assert pairs.a.shape == (2, 16, 16, 3) and set(pairs.a.ravel()) == {200} and set(pairs.b.ravel()) == {50}
-    assert skipped == {"label": 3, "image": 2, "field": 4, "json": 1}
+    assert pairs.a.pixels.shape == (2, 16, 16, 3)
+    assert set(pairs.a.pixels.ravel()) == {200} and set(pairs.b.pixels.ravel()) == {50}
+    wanted = {"no label from 0 to 1": 3, "no picture": 1, "damaged": 1, "not text": 1, "missing": 1, "not an object": 1}
+    assert skipped == wanted | {"not JSON": 2}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pictures_of_pairs_have_the_limits_of_all_picture_files(tmp_path):
+    Image.fromarray(grey(9, 8)[0]).save(tmp_path / "good.png")
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "huge.png")
+    Image.fromarray(grey(9, 8)[0]).save(tmp_path / "other.tiff")
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(tmp_path / "deep.png")
+    good = {"prompt": "a day", "image_a": "good.png", "image_b": "good.png", "label": 1}
+    bad = [good | {"image_b": name} for name in ("huge.png", "other.tiff", "deep.png", "nul\0.png")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, [good, *bad])))
+    pairs, skipped = read_pairs(tmp_path, side=8)
+    assert len(pairs) == 1
+    assert skipped == {"too large": 1, "damaged": 1, "not 8 bit": 1, "no picture": 1}
 
 
 def test_a_file_is_read_like_its_folder(folder):
@@ -174,7 +190,7 @@ def test_no_file_and_no_usable_record_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"pairs.jsonl is not a file; give a JSONL file"):
         read_pairs(tmp_path)
     (tmp_path / "pairs.jsonl").write_text("nonsense\n")
-    with pytest.raises(ConfigError, match=r"no usable pair, skipped: \{'json': 1\}"):
+    with pytest.raises(ConfigError, match=r"no usable pair \(skipped: 1 not JSON\)"):
         read_pairs(tmp_path)
 
 
@@ -183,11 +199,11 @@ def test_a_model_fits_to_what_was_read_from_files(tmp_path):
     with (tmp_path / "pairs.jsonl").open("w") as file:
         for row, text in enumerate(pairs.prompts):
             for name, pictures in (("a", pairs.a), ("b", pairs.b)):
-                Image.fromarray(pictures[row]).save(tmp_path / f"{row}{name}.png")
+                Image.fromarray(pictures.pixels[row]).save(tmp_path / f"{row}{name}.png")
             names = {"image_a": f"{row}a.png", "image_b": f"{row}b.png"}
             file.write(json.dumps({"prompt": text, **names, "label": float(pairs.labels[row])}) + "\n")
     read, skipped = read_pairs(tmp_path, side=8)
-    assert not skipped and np.array_equal(read.a, pairs.a)
+    assert not skipped and np.array_equal(read.a.pixels, pairs.a.pixels)
     from_files, from_arrays = (fit_evaluator(data, size=SMALL, epochs=2) for data in (read, pairs))
     assert from_files.loss == from_arrays.loss
 
@@ -203,8 +219,8 @@ def test_what_is_saved_scores_the_same_and_holds_nothing_executable(fitted, tmp_
         "vocabulary.json",
     ]
     pairs = grey_pairs(50, seed=9)
-    again = load(tmp_path / "model").score(pairs.prompts, pairs.a)
-    assert np.array_equal(again, fitted.model.score(pairs.prompts, pairs.a))
+    again = load(tmp_path / "model").score(pairs.prompts, pairs.a.pixels)
+    assert np.array_equal(again, fitted.model.score(pairs.prompts, pairs.a.pixels))
 
 
 def damage_weights(folder):

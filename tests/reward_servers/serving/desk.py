@@ -126,7 +126,7 @@ class Desk:
         if not stored:
             self.broker.blobs().drop(ref.blobs)
         usual = {
-            "epoch": 4, "attempt": 1, "purpose": Purpose.TRAIN, "version": 0, "fingerprint": "f", "x0": None,
+            "epoch": 4, "attempt": 1, "purpose": Purpose.TRAIN, "version": 0, "fingerprint": "f", "latents": None,
             "task": "t", "rewards": ("brightness",),
             "media": ref, "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
         }  # fmt: skip
