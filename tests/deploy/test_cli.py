@@ -217,7 +217,7 @@ def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     assert "held-out anywhere/point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
     assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
     code, out, _ = drover("status")
-    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: point -" in out
+    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: anywhere/point -" in out
     assert json.loads(drover("status", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
     code, _, err = drover(*TOY, *options)
     assert code == 2 and "pass --resume" in one_line(err)
