@@ -1,10 +1,11 @@
-"""All kinds of media by the same sentences: their form, rows, joining, blobs and what people are shown."""
+"""The contract of media: their form, rows, joining, blobs and the pictures that people are shown."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from drover.common import media as package
 from drover.common.errors import BlobMissing, BlobTooLarge, CodecError, MediaError
 from drover.common.media import blobs as module
 from drover.common.media.blobs import pack, read, rows_of
@@ -19,6 +20,7 @@ from drover.common.protocols import BlobStore
 from drover.common.transport.memory import MemoryBroker
 from drover.common.types import MediaRef, TensorRef
 from tests.common.media.made_up import one_of_each, stored
+from tests.contracts.walk import classes
 
 ALL = one_of_each(6)
 each_kind = pytest.mark.parametrize("media", ALL, ids=[media.kind for media in ALL])
@@ -35,7 +37,8 @@ def kept(media: Media) -> tuple[BlobStore, MediaRef]:
     return store, stored(media, "g1/media", store)
 
 
-def test_the_five_kinds_go_by_their_names() -> None:
+def test_every_kind_of_the_package_is_under_contract_and_goes_by_its_name() -> None:
+    assert set(classes(package, "kind", "pictures")) == set(KINDS.values()) == {type(media) for media in ALL}
     assert list(KINDS) == ["picture", "clip", "sound", "scene", "structure"] == [media.kind for media in ALL]
     with pytest.raises(MediaError, match="no kind of media 'smell'; there are picture, clip, sound, scene, structure"):
         kind_named("smell")
