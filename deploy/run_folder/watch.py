@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from io import BytesIO
 from types import TracebackType
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from drover.common import tensors
 from drover.common.errors import BlobMissing
+from drover.common.files import write_whole
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
 from drover.deploy.run_folder.pictures import SamplePair
@@ -103,7 +105,9 @@ class Watcher:
         except BlobMissing:
             return  # only pictures; the values are in the report
         self._blobs.drop(list({ref.blob for ref in report.media}))
-        np.savez_compressed(self._folder.path / f"{report.text}.npz", media=media, prompts=np.array(report.prompts))
+        archive = BytesIO()
+        np.savez_compressed(archive, media=media, prompts=np.array(report.prompts))
+        write_whole(self._folder.path / f"{report.text}.npz", archive.getvalue())
 
 
 def summarise(reports: list[Report]) -> dict[str, object]:
