@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.common.transport import keys
 from drover.common.transport.redis_broker import RedisBroker
 from drover.common.types import Report
@@ -32,7 +33,7 @@ from drover.deploy.cluster.pools import Pools
 from drover.deploy.cluster.scaling import Scaling, bounds
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import Streams
-from drover.deploy.run_folder.results import RunFolder, write_whole
+from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.watch import View, Watcher
 
 RAY_ADDRESS = "RAY_ADDRESS"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from io import BytesIO
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
 from drover.common.errors import BlobMissing
+from drover.common.files import write_whole
 from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
@@ -85,10 +87,11 @@ class Watcher:
 
     def _keep_pictures(self, report: Report) -> None:
         """Keep the pictures of the media, whatever their kind. Without blobs there are none; the values are in the report."""
-        kept = self._folder.path / f"{report.text}.npz"
+        archive = BytesIO()
         try:
             shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])
-            np.savez_compressed(kept, media=shown, prompts=np.array(report.prompts))
+            np.savez_compressed(archive, media=shown, prompts=np.array(report.prompts))
+            write_whole(self._folder.path / f"{report.text}.npz", archive.getvalue())
         except BlobMissing:
             log.warning("the pictures of the evaluation %s training are gone", report.text)
         self._blobs.drop([blob for ref in report.media for blob in ref.blobs])
