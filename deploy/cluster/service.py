@@ -6,6 +6,7 @@ torch.distributed; the driver sees reports and held-out pictures, never a traini
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from drover.deploy.cluster.pools import Pools
 from drover.deploy.cluster.scaling import Scaling, bounds
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import Streams
+from drover.deploy.run_folder import run_log
 from drover.deploy.run_folder.results import RunFolder, write_whole
 from drover.deploy.run_folder.watch import View, Watcher
 
@@ -67,13 +69,19 @@ def train(
         watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
         monitor = stack.enter_context(Monitor(broker, streams, folder, listen=metrics, run=run))
 
+        def announce(kind: type[BaseException] | None, *_: object) -> None:
+            failed = kind is not None and kind is not KeyboardInterrupt
+            monitor.announce("failed" if failed else watcher.ended or "stopped")
+
         def tell(kind: str, text: str) -> None:
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
         alone = RAY_ADDRESS not in os.environ
         if alone:
             placing.plan(config, placing.this_machine(config), alone=True)  # refuses before a Ray is started for it
+        stack.push(announce)
         tell("phase", "starting Ray")
+        stack.enter_context(redirect_stdout(run_log.Words()))  # Ray prints what it tells of failures
         stack.enter_context(_ray(config))
         wanted, gpus = placing.plan(config, _nodes(), alone=alone)
         bounded = bounds(autoscale, [pool.name for pool in wanted])
@@ -84,6 +92,7 @@ def train(
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
+        stack.push(announce)  # again, and before workers and Ray are stopped: that takes the time that a reader needs
         pools.start()
         _await_environments(pools, tell, stopping)
         learner.start()
@@ -144,11 +153,14 @@ def _ray(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # of a reward's; pip tries downloads again by itself
     import ray
 
+    # Ray tells each error that it meets with its traceback: that is for run.log, not for the terminal.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").propagate = True
     asks_to_stop = signal.getsignal(signal.SIGTERM)
     own_session = ""
     if RAY_ADDRESS in os.environ:
         check_answers(os.environ[RAY_ADDRESS])
-        ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+        ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     else:
         (here,) = placing.this_machine(config)
         # The roles of a laptop share its cores: workers ask for none, so that Ray refuses none that a run is scaled to.
@@ -159,7 +171,7 @@ def _ray(config: RunConfig) -> Iterator[None]:
             num_gpus=int(here["GPU"]),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="error",
+            configure_logging=False,
         )
         own_session = context.address_info["session_dir"]
     signal.signal(signal.SIGTERM, asks_to_stop)  # Ray's own, which it sets above, exits without a checkpoint
