@@ -229,7 +229,7 @@ def compare(config: RunConfig, unit: Unit, start: Moment, end: Moment) -> dict[s
         "sampling": groups * config.kernel.num_steps * unit.sample_step,
         "decoding": groups * unit.decode,
         "encoding": 2 * _new_prompts(config, int(start.scalars["update"]), iterations) * unit.encode,
-        "learning": taught * config.samples * config.record.count * unit.learn,
+        "learning": taught * config.samples * (config.record.count if config.record else 1) * unit.learn,
         "optimizer": iterations * config.updates * unit.optimizer,
     }
     wall_s, cpu_s = end.wall_s - start.wall_s, end.cpu_s - start.cpu_s

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from drover.common.errors import ConfigError
 from drover.deploy.config import Pools
-from drover.learner.files.pairs import Pairs
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import Files, FromFiles
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.step import OptimizerSpec
 
 
@@ -72,15 +72,16 @@ class RealPictures:
     pretraining_combined: bool = False
     """Add that loss to every step on rewards, instead of a step of its own at the end of each round of tasks."""
 
-    def of(self, pairs: Pairs) -> Pretraining | None:
-        """Pretraining on these pairs; None where its weight is 0."""
+    def of(self, source: Files) -> FromFiles | None:
+        """The pretraining loss on these pictures with captions; None where its weight is 0."""
         if not self.pretraining_weight:
             return None
-        return Pretraining(
-            pairs=pairs,
+        return FromFiles(
+            source=source,
+            objective=Denoising(),
             batch_size=self.pretraining_batch,
             weight=self.pretraining_weight,
-            combined=self.pretraining_combined,
+            when="step" if self.pretraining_combined else "round",
         )
 
 

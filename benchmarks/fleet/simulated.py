@@ -81,7 +81,7 @@ def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], TensorRe
     media = torch.zeros(load.samples, load.pixels, load.pixels, 3, dtype=torch.uint8)
     states = torch.zeros(*load.states_shape, dtype=tensors.DTYPES[load.dtype])
     media_parts, media_refs = tensors.pack("", {"media": media})
-    recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps)}
+    recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps, 1)}
     parts, refs = tensors.pack("", recording)
     steps = tuple(range(load.steps))
     transitions = Transitions(
@@ -134,7 +134,7 @@ def _actor(
                     samples_per_prompt=item.samples_per_prompt,
                     fingerprint=item.fingerprint,
                     media=replace(media, blob=f"{stem}/media"),
-                    x0=None,
+                    latents=None,
                     transitions=replace(
                         transitions,
                         states=replace(transitions.states, blob=f"{stem}/steps"),

@@ -118,8 +118,8 @@ def sd2_joint(
         raise ConfigError(f"{len(tasks)} tasks need as many task_weights, got {task_weights}")
     if not tasks or len(set(tasks)) < len(tasks):
         raise ConfigError(f"tasks must name each task at most once and at least one; got {tasks}")
-    asked = read_prompts(prompts, heldout=heldout_share, seed=training.seed)
-    people = read_prompts(portraits, heldout=0.2, seed=training.seed) if portraits else None
+    asked = read_prompts(prompts, fields=(), heldout=heldout_share, seed=training.seed)
+    people = read_prompts(portraits, fields=(), heldout=0.2, seed=training.seed) if portraits else None
     occupations = occupation_prompts()
     train_portraits = people.train if people else occupations[: len(occupations) * 4 // 5]
     heldout_portraits = people.heldout if people else occupations[len(occupations) * 4 // 5 :]
@@ -176,7 +176,7 @@ def sd2_joint(
         ),
         record=RecordSteps(count=sampling.trained_steps, first=sampling.steps, shared=True),
         optimizer=optimizer,
-        pretraining=pictures.of(_pairs(pretraining, image_size)) if pretraining else None,
+        files=pictures.of(_pairs(pretraining, image_size)) if pretraining else None,
         updates_by="steps",
         reduction="sum",
         storage="float16",

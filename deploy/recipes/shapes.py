@@ -100,7 +100,7 @@ def shapes_ddpo(
         prompt_file: UTF-8 text, one training prompt per line; default: the world's own.
     """
     judge = JUDGES[reward]
-    asked = read_prompts(prompt_file).train if prompt_file else prompts.relation_prompts("train")
+    asked = read_prompts(prompt_file, fields=()).train if prompt_file else prompts.relation_prompts("train")
     lora = Lora(rank=lora_rank, alpha=float(lora_rank)) if lora_rank else None
     return RunConfig(
         recipe="shapes_ddpo",
@@ -147,7 +147,7 @@ def shapes_joint(
         raise ConfigError(f"tasks must name each task at most once and at least one; got {tasks}")
     training = replace(training, iterations=rounds * len(tasks))
     parts: dict[str, Ddpo] = {name: Ddpo(weights={REWARD[name]: 1.0}, clip=CLIP, normalise="centred") for name in tasks}
-    watch = Watch(truth="taste", proxy="preference", stop="preference" in tasks)
+    watch = Watch(truth="liked/taste", proxy="liked/preference", stop="preference" in tasks)
     return RunConfig(
         recipe="shapes_joint",
         model=StableDiffusionModel(checkpoint=checkpoint, guidance=sampling.guidance),
@@ -158,7 +158,7 @@ def shapes_joint(
         heldout=heldout_sets(),
         record=RecordSteps(count=sampling.trained_steps, first=sampling.trained_steps),
         optimizer=replace(optimizer, decay=training.iterations),
-        pretraining=pictures.of(ShapesPairs()),
+        files=pictures.of(ShapesPairs()),
         watch=watch if training.evaluate_every else None,
         pools=pools,
         **asdict(training),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from drover.common.errors import ConfigError, DroverError
-from drover.deploy.run_folder.history import duration, number
+from drover.deploy.run_folder.history import duration, number, of_row
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.views.standing import standing
 
@@ -155,7 +155,11 @@ def _rewards(state: Mapping[str, Any]) -> str:
     now, before = state["now"], state["reward_before"]
     return "   ".join(
         f"{name} {number(value)}"
-        + (f" (held out {number(before.get(name))} -> {number(held)})" if (held := now["held_out"].get(name)) else "")
+        + (
+            f" (held out {number(of_row(before, name))} -> {number(held)})"
+            if (held := now["held_out"].get(name))
+            else ""
+        )
         for name, value in now["rewards"].items()
     )
 

@@ -165,7 +165,7 @@ def test_a_value_of_another_type_is_refused(drover, value):
         (["--max-lag", -1], "max_lag must be 0 (strictly on-policy) or more"),
         (["--lr", 0], "lr and grad_clip must be positive"),
         (["--lr", "nan"], "lr and grad_clip must be positive"),
-        (["--actors", 0], "every pool needs at least one"),
+        (["--actors", 0], "need at least one actor to sample them"),
         (["--run-name", "../elsewhere"], "cannot be a folder"),
         (["--resume", "nothing"], "no run to resume"),
     ],
@@ -211,10 +211,10 @@ def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     options = ("--iterations", 3, "--samples", 16, "--run-name", "first")
     code, out, _ = drover(*TOY, *options)
     assert code == 0
-    assert "held-out point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
+    assert "held-out anywhere/point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
     assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
     code, out, _ = drover("status")
-    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: point -" in out
+    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: anywhere/point -" in out
     assert json.loads(drover("status", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
     code, _, err = drover(*TOY, *options)
     assert code == 2 and "pass --resume" in one_line(err)

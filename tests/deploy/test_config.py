@@ -1,5 +1,5 @@
 import math
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
@@ -14,12 +14,21 @@ from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
+from drover.learner.reference import FrozenCopy
 from drover.learner.step import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.shapes import prompts
 
 SHAPES, TOY = shapes_ddpo(), toy_ddpo()
+
+
+@dataclass(frozen=True)
+class Counted(ToyPoint):
+    """A reward that reads a field of its prompts."""
+
+    fields: tuple[str, ...] = ("count",)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +68,30 @@ SHAPES, TOY = shapes_ddpo(), toy_ddpo()
         ({"max_lag": -1}, r"max_lag must be 0 \(strictly on-policy\) or more, got -1"),
         ({"stall_s": 0.0}, "stall_s must be a positive number of seconds, got 0.0"),
         ({"lease_s": math.inf}, "lease_s must be a positive number of seconds, got inf"),
-        ({"tasks": ()}, "at least one task and one held-out set"),
-        ({"heldout": ()}, "at least one task and one held-out set"),
+        ({"tasks": ()}, "a run that learns from files alone has no tasks; give tasks, or files"),
+        ({"pools": Pools(actors=0)}, "need at least one actor to sample them"),
+        ({"evaluate_every": 1, "watch": Watch(truth="a/b", proxy="c/d")}, r"compares \['a/b', 'c/d'\], as SET/REWARD"),
+        ({"record": None}, "Ddpo learns from recorded denoising steps; set record=RecordSteps"),
+        (
+            {"reference": FrozenCopy()},
+            r"Ddpo uses no reference, but reference=FrozenCopy\(refresh=0\) is set; leave it out",
+        ),
+        ({"rewards": (ToyPoint(), ToyPoint(name="a/b"))}, "reward 'a/b' has a slash in its name"),
+        (
+            {
+                "rewards": (ToyPoint(), ToyPoint(name="b")),
+                "objective": Ddpo(weights={"point": 1.0, "b": 1.0}, clip=0.2),
+            },
+            r"Ddpo reads \['b'\], which task 'point' does not measure; it measures \['point'\]: add \['b'\] to the rewards",
+        ),
+        (
+            {"objective": Joint(tasks={"other": Ddpo(weights={"point": 1.0}, clip=0.2)})},
+            r"Joint has the tasks \['other'\], the run has \['point'\]; name the same tasks in both",
+        ),
+        (
+            {"rewards": (Counted(),)},
+            r"reward 'point' reads the field 'count', which prompt 'anywhere' of 'point' does not have \(it has none\); add",
+        ),
         ({"evaluate_every": -1}, "evaluate_every must be 0 or more"),
         ({"watch": Watch(truth="a", proxy="b")}, "at least 1 to watch; got 0"),
         ({"updates": 2, "updates_by": "steps"}, "5 recorded steps do not divide into 2 updates"),
@@ -79,14 +110,16 @@ def test_a_task_needs_prompts_and_a_reward(prompts_, rewards):
 
 
 def test_advantages_within_a_group_need_two_samples():
-    with pytest.raises(ConfigError, match="at least 2 samples of each prompt; raise --samples"):
+    with pytest.raises(
+        ConfigError, match="Ddpo compares at least 2 samples of each prompt, got samples=1; raise samples"
+    ):
         replace(SHAPES, samples=1)
     assert replace(toy_ddpo(), samples=1).samples == 1  # normalised over the batch
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Pools) if field.type == "int"])
-def test_every_pool_needs_someone_but_evaluators_may_be_none(name):
-    least = 0 if name == "evaluators" else 1
+def test_every_pool_needs_someone_but_actors_and_evaluators_may_be_none(name):
+    least = 0 if name in ("actors", "evaluators") else 1
     Pools(**{name: least})
     with pytest.raises(ConfigError, match="every pool needs at least one"):
         Pools(**{name: least - 1})

@@ -15,7 +15,8 @@ from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Sampling, Training
 from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import FromFiles
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.model import ToyModel
@@ -163,7 +164,7 @@ def rich_toy(*, pause_s: float = 0.02, seed: int = 0) -> RunConfig:
         tasks=tasks,
         heldout=(replace(config.heldout[0], samples_per_prompt=64),),
         optimizer=replace(config.optimizer, ema=0.9, warmup=3, decay=60),
-        pretraining=Pretraining(pairs=Origin(), batch_size=8),
+        files=FromFiles(objective=Denoising(), source=Origin(), batch_size=8),
         evaluate_every=4,
         seed=seed,
     )

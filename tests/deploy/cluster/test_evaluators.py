@@ -84,7 +84,7 @@ def test_every_evaluation_is_reported_under_the_version_and_the_update_it_is_of(
         ("before", 0), ("during", 3), ("during", 6), ("during", 9), ("after", 12),
     ]  # fmt: skip
     assert all(report.scalars["update"] == report.scalars["weights_version"] == report.version for report in found)
-    means = [report.scalars["heldout/point/mean"] for report in found]
+    means = [report.scalars["heldout/anywhere/point/mean"] for report in found]
     assert means == sorted(means) and len(set(means)) == 5
 
 

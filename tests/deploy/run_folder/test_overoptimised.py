@@ -51,8 +51,13 @@ def found(done: Done, name: str) -> list[float]:
 def test_a_bad_proxy_of_taste_ends_the_run_and_the_gap_says_why(tmp_path):
     done = train(small(BadTaste()), tmp_path)
     assert done.ended == "finished" and done.summary["updates"] < ITERATIONS
-    assert any("held-out taste fell while preference rose" in report.text for report in done.folder.reports())
-    before, after = done.summary["reward_before"], done.summary["reward_after"]
+    assert any(
+        "held-out liked/taste fell while liked/preference rose" in report.text for report in done.folder.reports()
+    )
+    before, after = (
+        {key.removeprefix("liked/"): value for key, value in done.summary[moment].items()}
+        for moment in ("reward_before", "reward_after")
+    )
     assert after["preference"] > 1.2 * before["preference"] and after["taste"] < 0.7 * before["taste"]
     assert {"diversity", "preference", "taste"} == set(after)
     assert found(done, "overoptimisation/gap")[-1] > 1
