@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from drover.common.diffusion.gaussian import Gaussian
+    from drover.common.diffusion.spacing import Spacing
 
 # ---------------------------------------------------------------------------------------------- models
 
@@ -35,6 +36,13 @@ class Schedule(Protocol):
     @property
     def num_times(self) -> int:
         """The model was trained on times 0 .. num_times - 1."""
+
+    def times(self, num_steps: int, spacing: Spacing | None = None) -> tuple[int, ...]:
+        """[num_steps + 1] strictly falling times of a chain; the last is the end of the path.
+
+        Without a ``spacing`` they are those that the checkpoint's own sampler visits. Raises `ConfigError` for steps or a
+        spacing that do not fit the path.
+        """
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(a [B], s [B]) in float64 at ``time`` [B]. A negative time is the end of the path, as the model defines it.

@@ -1,9 +1,10 @@
-"""Open a Stable Diffusion pipeline, or say in one sentence why that is impossible."""
+"""Open a diffusers pipeline, or say in one sentence why that is impossible."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,21 @@ from drover.common.errors import ConfigError
 from drover.common.policies.folders import quiet_libraries
 
 INDEX = "model_index.json"
-_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-PIPELINES: dict[str, dict[str, Any]] = {  # by class: what it is opened with, besides its weights
-    "StableDiffusionPipeline": _UNCHECKED,
-    "LatentConsistencyModelPipeline": _UNCHECKED,
-    "StableDiffusionXLPipeline": {"add_watermarker": False},
-}
+Classes = Mapping[str, Mapping[str, Any]]
+"""The pipeline classes that a family opens, by name, with the arguments they are opened with besides the weights."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FIX = "give a folder written by diffusers' save_pretrained or a hub id such as stabilityai/stable-diffusion-2-1"
 
 
-def open_pipeline(checkpoint: str | Path) -> Any:
+def open_pipeline(checkpoint: str | Path, classes: Classes) -> Any:
     """The diffusers pipeline of a folder or hub id, of the class it names, from safetensors only, on the CPU.
 
-    Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or no Stable Diffusion pipeline.
+    Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or of none of the ``classes``.
     """
-    is_folder = _check_folder(checkpoint)
+    is_folder = _check_folder(checkpoint, classes)
     fix = f"restore what is missing, or {_FIX}" if is_folder else f"check the id and the network, or {_FIX}"
     try:
-        return _from_pretrained(checkpoint, is_folder=is_folder)
+        return _from_pretrained(checkpoint, classes, is_folder=is_folder)
     except ConfigError:
         raise
     # What the libraries raise for damaged files depends on the file; all of it means that this checkpoint is unusable.
@@ -39,34 +36,47 @@ def open_pipeline(checkpoint: str | Path) -> Any:
         raise ConfigError(f"cannot load {str(checkpoint)!r}: {first_line(error)}; {fix}") from error
 
 
-def check_pipeline(checkpoint: str | Path) -> None:
-    """Raise `ConfigError` for a folder that `open_pipeline` would refuse, without loading it. Hub ids are let pass."""
+def check_pipeline(checkpoint: str | Path, classes: Classes) -> Path | None:
+    """The checkpoint where it is a folder; None for a hub id, which is let pass.
+
+    Raises `ConfigError` for a folder that `open_pipeline` would refuse, without loading it.
+    """
     from safetensors import safe_open
 
-    if not _check_folder(checkpoint):
-        return
+    if not _check_folder(checkpoint, classes):
+        return None
     for path in sorted(Path(checkpoint).glob("*/*.safetensors")):
         try:
             with safe_open(path, "numpy"):
                 pass  # its header names every tensor and must cover the file
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"{str(path)!r} is damaged ({first_line(error)}); copy the checkpoint again") from error
+    return Path(checkpoint)
 
 
-def _from_pretrained(checkpoint: str | Path, *, is_folder: bool) -> Any:
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """The config of a part of a pipeline folder, such as "unet". Raises `ConfigError` where it cannot be read."""
+    path = next(iter((folder / part).glob("*config.json")), folder / part / "config.json")
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be read ({first_line(error)}); copy the checkpoint again") from error
+
+
+def _from_pretrained(checkpoint: str | Path, classes: Classes, *, is_folder: bool) -> Any:
     with quiet_libraries():
         import diffusers
         from huggingface_hub import hf_hub_download
 
         # The index alone at first: another class is refused before gigabytes of it are fetched.
         index = Path(checkpoint, INDEX) if is_folder else Path(hf_hub_download(str(checkpoint), INDEX))
-        kind = _read_index(index, checkpoint)["_class_name"]
+        kind = _read_index(index, checkpoint, classes)["_class_name"]
         return getattr(diffusers, kind).from_pretrained(
-            str(checkpoint), use_safetensors=True, local_files_only=is_folder, **PIPELINES[kind]
+            str(checkpoint), use_safetensors=True, local_files_only=is_folder, **classes[kind]
         )
 
 
-def _check_folder(checkpoint: str | Path) -> bool:
+def _check_folder(checkpoint: str | Path, classes: Classes) -> bool:
     """Whether the checkpoint is a folder, which then holds a pipeline of a known class."""
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -75,21 +85,21 @@ def _check_folder(checkpoint: str | Path) -> bool:
         return False
     if not (folder / INDEX).is_file():
         raise ConfigError(f"{str(folder)!r} holds no {INDEX}, so it is no diffusers pipeline; {_FIX}")
-    for name, part in _read_index(folder / INDEX, checkpoint).items():
+    for name, part in _read_index(folder / INDEX, checkpoint, classes).items():
         if name.startswith("tokenizer") and part != [None, None]:
             _check_tokenizer(folder / name)
     return True
 
 
-def _read_index(path: Path, checkpoint: str | Path) -> dict[str, Any]:
-    """What the pipeline is made of, by name, and the name of its class, which is a known one."""
+def _read_index(path: Path, checkpoint: str | Path, classes: Classes) -> dict[str, Any]:
+    """The parts of the pipeline by name, and the name of its class, which is one of ``classes``."""
     try:
         index: dict[str, Any] = json.loads(path.read_text())
         kind = index["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error!r}); copy the checkpoint again") from error
-    if kind not in PIPELINES:
-        raise ConfigError(f"{str(checkpoint)!r} holds a {kind}, wanted one of {', '.join(PIPELINES)}; {_FIX}")
+    if kind not in classes:
+        raise ConfigError(f"{str(checkpoint)!r} holds a {kind}, wanted one of {', '.join(classes)}; {_FIX}")
     return index
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,18 @@ from drover.common.diffusion.prediction import Parameterisation, to_output, to_p
 from drover.common.errors import ConfigError
 from drover.common.policies.autoencoder import Autoencoder
 from drover.common.policies.folders import quiet_libraries, replacing
+from drover.common.policies.model import Precision
 from drover.common.policies.stable_diffusion.checkpoints import open_pipeline
 from drover.common.policies.stable_diffusion.text import ClipText, Text
 from drover.common.policies.stable_diffusion.text_xl import ClipTextPair, is_xl
 from drover.common.protocols import Conditioning, Prediction
 
-Precision = Literal["float32", "bfloat16"]
-
+_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+PIPELINES: dict[str, dict[str, Any]] = {  # by class: the arguments it is opened with, besides its weights
+    "StableDiffusionPipeline": _UNCHECKED,
+    "LatentConsistencyModelPipeline": _UNCHECKED,
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+}
 PARAMETERISATIONS = {
     "epsilon": Parameterisation.EPSILON,
     "v_prediction": Parameterisation.V,
@@ -56,7 +61,8 @@ class StableDiffusion:
         for module in _modules(pipeline):
             module.requires_grad_(module is pipeline.unet).eval()
         _check_channels(pipeline.unet.config)
-        self.schedule = DiscreteSchedule.from_diffusers(pipeline.scheduler.config)
+        named = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+        self.schedule = DiscreteSchedule.from_diffusers(named)
         self.parameterisation = _parameterisation(pipeline.scheduler.config.prediction_type)
         self.latent_shape = _latent_shape(pipeline, image_size)
         self._compute = compute
@@ -75,16 +81,8 @@ class StableDiffusion:
         image_size: tuple[int, int] | None = None,
         embedded_scale: float | None = None,
     ) -> StableDiffusion:
-        """Open a folder or a hub id; ``dtype`` is what the weights are kept in. Raises `ConfigError` if that fails.
-
-        The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision.
-        """
-        pipeline = open_pipeline(checkpoint)
-        wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
-        with quiet_libraries():
-            pipeline.to(device)
-            for module in _modules(pipeline):
-                module.to(torch.float32 if module in wide else getattr(torch, dtype))
+        """The policy of a folder or a hub id: see `load_pipeline`."""
+        pipeline = load_pipeline(checkpoint, device=device, dtype=dtype)
         return cls(pipeline, compute=compute, image_size=image_size, embedded_scale=embedded_scale)
 
     @property
@@ -150,6 +148,21 @@ class StableDiffusion:
         if self._compute == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def load_pipeline(checkpoint: str | Path, *, device: str | torch.device = "cpu", dtype: Precision = "float32") -> Any:
+    """The diffusers pipeline of a folder or a hub id on a device, its weights kept in ``dtype``.
+
+    The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision. Raises `ConfigError`
+    where it cannot be opened.
+    """
+    pipeline = open_pipeline(checkpoint, PIPELINES)
+    wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
+    with quiet_libraries():
+        pipeline.to(device)
+        for module in _modules(pipeline):
+            module.to(torch.float32 if module in wide else getattr(torch, dtype))
+    return pipeline
 
 
 def _modules(pipeline: Any) -> list[nn.Module]:
