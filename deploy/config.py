@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
-from drover.common.protocols import Kernel, Reward
+from drover.common.protocols import Reward, Sampler
 from drover.learner.batches import By
 from drover.learner.files.pretraining import Pretraining
 from drover.learner.intake.evaluation import EvaluationSpec
@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum"),
     "updates_by": get_args(By),
 }
-CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # nats; rounding to bfloat16 moves the prediction itself
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of a canary whose weights or whose products are rounded so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class RunConfig:
 
     recipe: str
     model: Model
-    kernel: Kernel
+    sampler: Sampler
     rewards: tuple[Reward, ...]
     objective: Objective
     tasks: tuple[Task, ...]
@@ -112,11 +112,17 @@ class RunConfig:
             raise ConfigError(f"{sorted(unknown)} is to be measured, but the rewards are {names}; add or rename one")
         if not self.tasks or not self.heldout:
             raise ConfigError("a run needs at least one task and one held-out set")
-        if not self.kernel.stochastic:
+        kernel = self.sampler.kernel
+        if not kernel.stochastic:
             raise ConfigError("this kernel is deterministic and gives no density to learn from; use eta > 0")
-        if self.record.first > self.kernel.num_steps:
+        if self.sampler.guidance is not None:
             raise ConfigError(
-                f"cannot record from the first {self.record.first} steps of a chain of {self.kernel.num_steps}; "
+                f"the run's sampler sets guidance {self.sampler.guidance}, under which the learner knows no density; leave "
+                "it out and set the guidance of the model"
+            )
+        if self.record.first > kernel.num_steps:
+            raise ConfigError(
+                f"cannot record from the first {self.record.first} steps of a chain of {kernel.num_steps}; "
                 "lower first or raise the number of steps"
             )
         if self.samples < 1:
@@ -131,8 +137,19 @@ class RunConfig:
     @property
     def fingerprint(self) -> str:
         """Changes whenever roles that disagree would corrupt each other's work."""
-        shared = (self.model, self.kernel, self.storage, tuple(reward.name for reward in self.rewards))
+        rewards, heldout = tuple(reward.name for reward in self.rewards), tuple(self.samplers.items())
+        shared = (self.model, self.sampler, heldout, self.storage, rewards)
         return blake2b(repr(shared).encode(), digest_size=8).hexdigest()
+
+    @property
+    def samplers(self) -> dict[str, Sampler]:
+        """Held-out set -> its sampler, of those that have their own."""
+        return {held.name: held.sampler for held in self.heldout if held.sampler is not None}
+
+    @property
+    def first_condition(self) -> str:
+        """A name that the model encodes: the first prompt of the run."""
+        return self.tasks[0].prompts[0]
 
     def learner_spec(self) -> LearnerSpec:
         """The learner's part of it."""
@@ -158,6 +175,7 @@ class RunConfig:
             pretraining=self.pretraining,
             optimizer=self.optimizer,
             checkpoint_every=self.checkpoint_every,
-            canary_tolerance=CANARY_TOLERANCE[self.weights],
+            first_condition=self.first_condition,
+            canary_tolerance=max(CANARY_TOLERANCE[self.weights], CANARY_TOLERANCE[self.model.compute]),
             stall_s=self.stall_s,
         )

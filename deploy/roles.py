@@ -93,8 +93,10 @@ def build_actor(
     return Actor(
         name,
         config.model.build(device),
-        config.kernel,
+        config.sampler,
         wiring,
+        samplers=config.samplers,
+        first_condition=config.first_condition,
         fingerprint=config.fingerprint,
         storage=DTYPES[config.storage],
         device=device,
@@ -178,8 +180,9 @@ def build_learner(
         stopping=lambda: streams is not None and bool(streams.control.take(1, 0.0)),
     )
     policy = config.model.build(device)
-    require_density(config.kernel, policy.schedule, range(config.record.first))
-    learner = Learner(config.learner_spec(), policy, config.kernel, config.objective, wiring, device=device)
+    kernel = config.sampler.kernel
+    require_density(kernel, policy.schedule, range(config.record.first))
+    learner = Learner(config.learner_spec(), policy, kernel, config.objective, wiring, device=device)
     if chosen.folder is not None:
         learner.resume(chosen.folder)
     for text in told:

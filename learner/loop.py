@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from drover.common import metrics
-from drover.common.diffusion.canary import canary_log_prob
+from drover.common.diffusion.canary import canary
 from drover.common.errors import ConfigError, DroverError
 from drover.common.metrics import Account
 from drover.common.protocols import BlobStore, Canary, Kernel, Meter, Policy, WeightPublisher
@@ -62,6 +62,7 @@ class LearnerSpec:
     optimizer: OptimizerSpec
     pretraining: Pretraining | None
     checkpoint_every: int
+    first_condition: str  # that the canary is taken under
     canary_tolerance: float
     stall_s: float
 
@@ -291,11 +292,11 @@ class Learner:
         started = time.monotonic()
         self._published = self.progress.version
         with self._wiring.account.part("weights"):
-            value = canary_log_prob(self._policy, self._kernel, self._device)
+            value = canary(self._policy, self._spec.first_condition, self._device)
             with fsdp.gathered(self._policy.trainable) as weights:
                 if self._wiring.publisher is not None:
-                    canary = Canary(value=value, tolerance=self._spec.canary_tolerance)
-                    self._wiring.publisher.publish(self.progress.version, weights, canary)
+                    proof = Canary(value=value, tolerance=self._spec.canary_tolerance)
+                    self._wiring.publisher.publish(self.progress.version, weights, proof)
         self._wiring.meter.set(metrics.WEIGHT_VERSION, self.progress.version, role="learner")
         self._wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role="learner")
 

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Literal
 
+from drover.actors.sampler import Plain
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Lora
@@ -92,7 +93,7 @@ def shapes_ddpo(
             compute=compute,
             lora=Lora(rank=lora_rank, alpha=float(lora_rank)) if lora_rank else None,
         ),
-        kernel=Renoise(steps, Ddim(eta=1.0)),
+        sampler=Plain(Renoise(steps, Ddim(eta=1.0))),
         rewards=(judge,),
         objective=Ddpo(weights={judge.name: 1.0}, clip=TRUST / LATENT_DIMENSIONS, normalise="centred"),
         tasks=(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from drover.actors.sampler import Plain
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
@@ -104,7 +105,7 @@ def shapes_joint(
     return RunConfig(
         recipe="shapes_joint",
         model=StableDiffusionModel(checkpoint=checkpoint, guidance=guidance),
-        kernel=Renoise(steps, Ddim(eta=1.0)),
+        sampler=Plain(Renoise(steps, Ddim(eta=1.0))),
         rewards=(
             LearnedPreference(PREFERENCE),
             ShapesTruth(),

@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 
 import pytest
 
+from drover.actors.sampler import Plain
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
@@ -14,6 +15,7 @@ from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.overoptimisation import Watch
 from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.policy import toy_kernel
 from drover.worlds.shapes import prompts
 
 SHAPES = shapes_ddpo()
@@ -24,7 +26,8 @@ SHAPES = shapes_ddpo()
     [
         ({"rewards": (ToyPoint(), ToyPoint())}, r"two rewards share a name: \['point', 'point'\]"),
         ({"rewards": (ToyPoint(name="other"),)}, r"\['point'\] is to be measured, but the rewards are \['other'\]"),
-        ({"kernel": Renoise(5, Ddim(eta=0.0))}, "use eta > 0"),
+        ({"sampler": Plain(Renoise(5, Ddim(eta=0.0)))}, "use eta > 0"),
+        ({"sampler": Plain(toy_kernel(), guidance=3.0)}, "sets guidance 3.0, .* set the guidance of the model"),
         ({"record": RecordSteps(count=1, first=6)}, "first 6 steps of a chain of 5"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
@@ -121,6 +124,21 @@ DIFFERENT: list[RunConfig] = [
 
 def test_roles_that_would_corrupt_each_others_work_have_different_fingerprints():
     assert len({config.fingerprint for config in DIFFERENT}) == len(DIFFERENT)
+
+
+def test_a_held_out_set_with_a_sampler_of_its_own_is_another_recipe_for_the_actors():
+    own = Plain(toy_kernel(), guidance=2.0)
+    toy = toy_ddpo()
+    other = replace(toy, heldout=(replace(toy.heldout[0], sampler=own),))
+    assert (toy.samplers, other.samplers) == ({}, {"anywhere": own})
+    assert toy.fingerprint != other.fingerprint
+
+
+def test_the_canary_is_allowed_what_rounding_products_or_published_weights_to_bfloat16_may_cost():
+    exact, half = shapes_ddpo(), shapes_ddpo(compute="bfloat16")
+    allowed = [each.learner_spec().canary_tolerance for each in (exact, half, replace(exact, weights="bfloat16"))]
+    assert allowed == [1e-4, 2e-2, 2e-2]
+    assert exact.first_condition == exact.tasks[0].prompts[0]
 
 
 def test_what_one_role_alone_decides_does_not_change_the_fingerprint():
