@@ -76,12 +76,11 @@ class Actor:
         sampler: Sampler,
         wiring: ActorWiring,
         *,
-        first_condition: str,
+        first_condition: str | None,
         fingerprint: str,
         storage: torch.dtype,
         device: str,
         role: Role = "actor",
-        keep_x0: bool = False,
         batch_groups: int = 1,
         batch_samples: int = 1024,
         samplers: Mapping[str, Sampler] | None = None,
@@ -95,7 +94,7 @@ class Actor:
         self._sampling = sampler.load(policy, device)
         self._heldout = {name: other.load(policy, device) for name, other in (samplers or {}).items()}
         self._first_condition = first_condition
-        self.fingerprint, self.storage, self.device, self.keep_x0 = fingerprint, storage, device, keep_x0
+        self.fingerprint, self.storage, self.device = fingerprint, storage, device
         self.batch_groups, self.batch_samples, self.role = batch_groups, batch_samples, role
         self.version = -1
         self._stopping: Callable[[], bool] = lambda: False
@@ -211,6 +210,7 @@ class Actor:
         self.wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role=self.role)
 
     def _check(self, published: Canary, version: int) -> None:
+        assert self._first_condition is not None, "an actor samples, so its run has a condition"
         value = canary(self.policy, self._first_condition, self.device)
         self.wiring.meter.set(metrics.CANARY, abs(value - published.value) / published.tolerance)
         if not abs(value - published.value) <= published.tolerance:
@@ -244,7 +244,9 @@ class Actor:
     ) -> None:
         stem = f"{item.epoch}.{item.purpose}.{item.group}.{attempt}.{self.name}"
         refs = self._store(f"{stem}/media", {"media": media})
-        x0 = self._store(f"{stem}/x0", {"x0": trajectory.x0})["x0"] if self.keep_x0 else None
+        latents = None
+        if item.keep_latents:
+            latents = self._store(f"{stem}/latents", {"x0": trajectory.x0.to(self.storage)})["x0"]
         transitions = None
         if trajectory.recording is not None:
             transitions = self._store_recording(f"{stem}/steps", trajectory.recording)
@@ -261,7 +263,7 @@ class Actor:
                 samples_per_prompt=item.samples_per_prompt,
                 fingerprint=self.fingerprint,
                 media=refs["media"],
-                x0=x0,
+                latents=latents,
                 transitions=transitions,
                 worker=self.name,
                 sampling_s=sampling_s,

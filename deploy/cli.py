@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import signal
+import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from drover.common.errors import ConfigError, DroverError
+from drover.common.stopping import stop_on_signals
 from drover.deploy import catalogue
 from drover.deploy.catalogue import RunOptions
 from drover.deploy.config import RunConfig
+from drover.deploy.views.output import tolerant
 
 if TYPE_CHECKING:
     from drover.deploy.run_folder.results import Resume, RunFolder
 
 T = TypeVar("T")
+
+_TILDE = re.compile(r"((?:--[\w-]+=)?)(~[\w.-]*(?:/.*)?)")
 
 USAGE = """\
 drover: fine-tune diffusion models with reinforcement learning, on a laptop or a cluster
@@ -43,7 +48,24 @@ and the fine-tuned model."""
 
 def main() -> None:
     """Entry point. Errors that a user can act on are one line; exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
-    arguments = sys.argv[1:]
+    arguments = [_with_home(word) for word in sys.argv[1:]]
+    with tolerant() as out:
+        code = _answer(arguments)
+        if loss := out.loss():
+            _complain(f"not all of the output could be written ({loss}); make room there, or send it elsewhere")
+            trained = arguments[:1] == ["train"]  # its results are in the run folder, whatever became of the lines
+            code = code if trained else max(code, 1)
+    sys.exit(code)
+
+
+def _with_home(word: str) -> str:
+    """``--runs-dir=~/runs`` and ``~/runs`` with the home's path: behind "=" and in quotes no shell puts it there."""
+    match = _TILDE.fullmatch(word)
+    return match[1] + os.path.expanduser(match[2]) if match else word
+
+
+def _answer(arguments: list[str]) -> int:
+    """Do what the words ask for; the exit code."""
     commands: dict[str, Callable[[list[str]], int]] = {
         "recipes": _recipes,
         "train": _train,
@@ -58,32 +80,34 @@ def main() -> None:
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
-        sys.exit(0 if arguments else 2)
+        return 0 if arguments else 2
     if arguments[0] not in commands:
-        _fail(f"there is no command {arguments[0]!r}; the commands are {', '.join(commands)}", code=2)
+        return _complain(f"there is no command {arguments[0]!r}; the commands are {', '.join(commands)}", code=2)
     try:
-        sys.exit(commands[arguments[0]](arguments[1:]))
+        return commands[arguments[0]](arguments[1:])
     except ConfigError as error:
-        _fail(str(error), code=2)
+        return _complain(str(error), code=2)
     except DroverError as error:
-        _fail(str(error), code=1)
+        return _complain(str(error), code=1)
     except KeyboardInterrupt:
-        _fail("interrupted; what came after the newest checkpoint is lost", code=130)
+        lost = "; what came after the newest checkpoint is lost" if arguments[0] == "train" else ""
+        return _complain(f"interrupted{lost}", code=130)
 
 
-def _fail(message: str, *, code: int) -> None:
+def _complain(message: str, *, code: int = 1) -> int:
+    """Say it where errors go; the exit code."""
     print(f"drover: {message}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 def _recipes(arguments: list[str]) -> int:
     """The recipes with their first sentence."""
-    found = {name: inspect.getdoc(function) or "" for name, function in catalogue.recipes().items()}
+    found = {name: shipped.sentence for name, shipped in catalogue.recipes().items()}
     if "--json" in arguments:
-        print(json.dumps({name: text.splitlines()[0] for name, text in found.items()}, indent=2))
+        print(json.dumps(found, indent=2))
         return 0
-    for name, text in found.items():
-        print(f"{name}\n    {text.splitlines()[0]}")
+    for name, sentence in found.items():
+        print(f"{name}\n    {sentence}")
     return 0
 
 
@@ -97,6 +121,7 @@ def _train(arguments: list[str]) -> int:
     return run(config, options)
 
 
+@tolerant()
 def run(config: RunConfig, options: RunOptions) -> int:
     """Train and leave the run folder; the exit code."""
     from drover.deploy.cluster.jobs import check_job
@@ -110,12 +135,12 @@ def run(config: RunConfig, options: RunOptions) -> int:
         check_job(options.runs_dir)
     folder = _open_folder(config, options)
     if options.resume_if_begun and folder.finished:
-        print(folder.summary.read_text() if options.json else f"{folder.path} is finished")
+        print(json.dumps(folder.read_summary(), indent=2) if options.json else f"{folder.path} is finished")
         return 0
     check_newest(config, folder.checkpoints)
     folder.summary.unlink(missing_ok=True)  # of a former life: from here on it would say what is no longer so
     name = folder.path.name
-    stopping = _stop_on_signals()
+    stopping = stop_on_signals()
     view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
     try:
         with sinks.beside(view, options.log_to, folder, config) as told:
@@ -172,20 +197,6 @@ class _Silent:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-
-
-def _stop_on_signals() -> Callable[[], bool]:
-    """Ctrl-C and SIGTERM ask for an orderly stop; the second Ctrl-C does not wait for it."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: object) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return lambda: bool(asked)
 
 
 def _say(summary: dict[str, Any], folder: Path) -> None:
@@ -247,7 +258,9 @@ def _redis_user(arguments: list[str]) -> int:
 def _doctor(arguments: list[str]) -> int:
     from drover.deploy.commands import doctor
 
-    return doctor.run(_options(doctor.DoctorOptions, "doctor", arguments))
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # then come the recipe's own options
+    options = _options(doctor.DoctorOptions, "doctor", arguments[:end])
+    return doctor.run(replace(options, recipe=(*options.recipe, *arguments[end + 1 :])))
 
 
 def _options(kind: type[T], command: str, arguments: list[str]) -> T:

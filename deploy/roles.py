@@ -32,12 +32,16 @@ from drover.common.types import Purpose
 from drover.deploy.config import RunConfig
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.resuming import check, describe
+from drover.learner import fsdp
+from drover.learner.head import Follower, Head, Lead
 from drover.learner.intake.assembler import Assembler
 from drover.learner.intake.evaluation import Evaluation
 from drover.learner.intake.feeder import Feeder
 from drover.learner.intake.intake import Intake, LearnerStreams
 from drover.learner.intake.slots import Ledger, Slots
 from drover.learner.loop import Learner, LearnerWiring
+from drover.learner.objective import Models
+from drover.learner.reporting.reporter import Reporter
 from drover.learner.saving.checkpoint import Checkpoints
 from drover.reward_servers.serving.server import RewardServer, RewardWiring
 
@@ -158,36 +162,60 @@ def build_learner(
     checkpoints = Checkpoints(folder / "checkpoints")
     chosen = checkpoints.choose()
     told = [*chosen.told, *_changes(config, folder, chosen.folder)]
-    intake = streams = None
+    lead: Lead = Follower()
     if dist.get_rank() == 0:
-        streams = learner_streams(config, broker)
         assert publisher is not None
-        intake = build_intake(config, streams, publisher, account, wait)
-
-    def finish(weights: Mapping[str, Tensor]) -> None:
-        config.model.save(weights, folder)
-
+        lead = _build_head(config, broker, publisher, meter, account, folder, wait)
     wiring = LearnerWiring(
+        lead=lead,
         blobs=broker.blobs(),
         checkpoints=checkpoints,
         recipe=describe(config),
         meter=meter,
         account=account,
-        intake=intake,
-        streams=streams,
-        publisher=publisher,
-        finish=finish,
-        stopping=lambda: streams is not None and bool(streams.control.take(1, 0.0)),
     )
-    policy = config.model.build(device)
-    kernel = config.sampler.kernel
-    require_density(kernel, policy.schedule, range(config.record.first))
-    learner = Learner(config.learner_spec(), policy, kernel, config.objective, wiring, device=device)
+    policy, kernel = config.model.build(device), config.sampler.kernel
+    if config.record is not None:
+        require_density(kernel, policy.schedule, range(config.record.first))
+    fsdp.shard(policy.trainable, device)
+    reference = None if config.reference is None else config.reference.hold(config.model, policy, device)
+    models = Models(policy, kernel, None if reference is None else reference.policy)
+    learner = Learner(config.learner_spec(), models, config.method, wiring, device=device, reference=reference)
     if chosen.folder is not None:
         learner.resume(chosen.folder)
     for text in told:
         learner.tell(text)
     return learner
+
+
+def _build_head(
+    config: RunConfig,
+    broker: Broker,
+    publisher: WeightPublisher,
+    meter: Meter,
+    account: Account,
+    folder: Path,
+    wait: Callable[[], None] | None,
+) -> Head:
+    """Rank 0's connections to the other roles."""
+    spec, streams = config.learner_spec(), learner_streams(config, broker)
+    intake = build_intake(config, streams, publisher, account, wait)
+    reporter = Reporter(
+        intake, streams, meter, account, updates_total=spec.iterations, max_lag=spec.max_lag, watch=spec.watch
+    )
+
+    def finish(weights: Mapping[str, Tensor]) -> None:
+        config.model.save(weights, folder)
+
+    return Head(
+        spec.head,
+        config.method,
+        intake,
+        publisher,
+        reporter,
+        finish=finish,
+        stopping=lambda: bool(streams.control.take(1, 0.0)),
+    )
 
 
 def _changes(config: RunConfig, folder: Path, checkpoint: Path | None) -> list[str]:

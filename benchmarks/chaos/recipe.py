@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from drover.common.protocols import Policy, Scorer, Scores
-from drover.deploy.config import RunConfig
+from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.model import ToyModel
@@ -40,19 +40,16 @@ def chaos(
 ) -> RunConfig:
     """The toy, whose actors and rewards take their time and keep a journal."""
     where = f"{SCHEME}{journal.resolve()}"
-    config = toy_ddpo(
+    return replace(
+        toy_ddpo(),
+        recipe="chaos",
+        model=SlowToy(pause_s, where),
+        rewards=(SlowPoint(pause_s, where),),
         iterations=iterations,
         groups=groups,
         samples=samples,
         max_lag=max_lag,
-        actors=actors,
-        learner_ranks=learner_ranks,
-    )
-    return replace(
-        config,
-        recipe="chaos",
-        model=SlowToy(pause_s, where),
-        rewards=(SlowPoint(pause_s, where),),
+        pools=Pools(actors=actors, learner_ranks=learner_ranks),
         checkpoint_every=checkpoint_every,
         lease_s=lease_s,
         stall_s=stall_s,

@@ -89,7 +89,7 @@ def serve_metrics(host: str = LOOPBACK) -> tuple[Meter, str]:
 
     meter = PrometheusMeter()
     _, port = meter.serve(host=host)
-    meter.set(metrics.BUILD_INFO, 1, version=version("drover"))
+    meter.set(metrics.BUILD_INFO, 1, version=version("drover-rl"))
     return meter, address(host, port)
 
 

@@ -17,12 +17,14 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from drover.common.errors import CheckpointError, ConfigError
 from drover.common.types import Report
 from drover.deploy.run_folder.history import History
 from drover.deploy.run_folder.pictures import SamplePair, curves_png, samples_png
+
+T = TypeVar("T")
 
 Resume = Literal["never", "must", "may"]
 """Whether a run of that name is begun, gone on with, or either."""
@@ -39,6 +41,7 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
+        self.targets = self.path / "metrics_targets.json"
         self.curves = self.path / "curves.png"
         self.samples = self.path / "samples.png"
         self.checkpoints = self.path / "checkpoints"
@@ -52,6 +55,8 @@ class RunFolder:
                 f"run name {name!r} cannot be a folder; use letters, digits, '.', '-' and '_' (at most 100), "
                 "starting with a letter, digit or '_'."
             )
+        if str(root).startswith("~"):
+            raise ConfigError(f"{str(root)!r} names no folder here; write the whole path of the folder of runs.")
         folder = cls(Path(root) / name)
         started = folder.path.is_dir() and any(folder.path.iterdir())
         if resume == "must" and not started:
@@ -77,8 +82,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
-        return self.summary.exists() and json.loads(self.summary.read_text()).get("ended") == "finished"
+        """Whether the run has come to its end, and its summary says so; a damaged one is written anew by going on."""
+        try:
+            return (self.read_summary() or {}).get("ended") == "finished"
+        except CheckpointError:
+            return False
 
     def discard_unless_begun(self) -> None:
         """Remove the folder of a run that failed before its first update: its name is free again."""
@@ -116,12 +124,28 @@ class RunFolder:
         """All reports of metrics.jsonl, in order; what was not finite is NaN. A torn last line is left out."""
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        try:
+            lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        except OSError as error:
+            raise _unreadable(self.metrics, error) from error
         return [_report(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, start=1)]
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """summary.json, which a run has once it has ended. Raises `CheckpointError` where it is damaged."""
+        return read_json(self.summary, dict, f"and --resume {self.path.name} writes another")
+
+    def driver(self) -> str | None:
+        """HOST:PORT where the driver has everyone's metrics, of a run that noted it. Raises `CheckpointError` for damage."""
+        fix = "a run that is under way writes another"
+        try:
+            groups = read_json(self.targets, list, fix) or []
+            return next((group["targets"][0] for group in groups if group["labels"]["worker"] == DRIVER), None)
+        except (KeyError, IndexError, TypeError) as error:
+            raise _damaged(self.targets, error, fix) from error
 
     def note_metrics(self, groups: Sequence[Mapping[str, object]]) -> None:
         """Replace metrics_targets.json: where every role's metrics are, as Prometheus' file discovery reads it."""
-        write_whole(self.path / "metrics_targets.json", (json.dumps(groups, indent=2) + "\n").encode())
+        write_whole(self.targets, (json.dumps(groups, indent=2) + "\n").encode())
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Replace summary.json."""
@@ -178,6 +202,32 @@ def write_whole(path: Path, content: bytes) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise _not_written(path, error) from error
+
+
+def read_json(path: Path, kind: type[T], fix: str) -> T | None:
+    """What `write_whole` wrote there as JSON; None where there is no such file.
+
+    Raises `CheckpointError` where it is damaged: that error says to delete it, and then ``fix``.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise _damaged(path, error, fix) from error
+    if not isinstance(content, kind):
+        raise _damaged(path, TypeError(f"it holds a {type(content).__name__}, wanted a {kind.__name__}"), fix)
+    return content
+
+
+def _damaged(path: Path, error: Exception, fix: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); delete it, {fix}")
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {path} ({error.strerror}); make it readable")
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

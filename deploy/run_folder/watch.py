@@ -130,12 +130,12 @@ def _scalars(report: Report | None) -> list[tuple[str, float]]:
 
 
 def _heldout(reports: list[Report], moment: str, what: str = "mean") -> dict[str, float]:
-    """By reward name, at the newest evaluation of that moment."""
+    """By "SET/REWARD", at the newest evaluation of that moment."""
     found = [r for r in reports if r.kind == "eval" and r.text == moment]
     if not found:
         return {}
     return {
-        name.split("/")[1]: value
+        name.removeprefix("heldout/").removesuffix(f"/{what}"): value
         for name, value in found[-1].scalars.items()
         if name.startswith("heldout/") and name.endswith(f"/{what}")
     }

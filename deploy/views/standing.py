@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-import urllib.request
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from drover.common import metrics
-from drover.common.exporter import read
+from drover.common.exporter import fetch, read
 from drover.common.metrics import Metric
 from drover.common.types import Report
 from drover.deploy.run_folder.history import History, by_name
-from drover.deploy.run_folder.results import DRIVER, RunFolder
+from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.watch import summarise
 
 REACH_S = 5.0  # to the driver, which asks every worker
@@ -29,11 +26,14 @@ Page = list[tuple[str, dict[str, str], float]]
 
 
 def standing(folder: RunFolder) -> dict[str, Any]:
-    """The summary of a run that ended, or what its reports say so far; and under "now" what `now` says."""
+    """The summary of a run that ended, or what its reports say so far; and under "now" what `now` says.
+
+    Raises `CheckpointError` where a file of the run is damaged.
+    """
     reports = folder.reports()
-    if folder.summary.exists():
-        found: dict[str, Any] = json.loads(folder.summary.read_text())
-        return found | {"now": now(History.of(reports), [])}
+    summary = folder.read_summary()
+    if summary is not None:
+        return summarise(reports) | summary | {"now": now(History.of(reports), [])}
     quiet_s = time.time() - folder.metrics.stat().st_mtime if folder.metrics.exists() else None
     told = {"ended": None, "quiet_s": None if quiet_s is None else round(quiet_s, 1)}
     return summarise(reports) | told | {"now": now(History.of(reports), page(folder))}
@@ -74,23 +74,15 @@ def now(history: History, page: Page) -> dict[str, Any]:
 
 def page(folder: RunFolder) -> Page:
     """What the run's processes say of themselves, by way of its driver; nothing where that is not to be reached from here."""
-    address = _driver(folder.path / "metrics_targets.json")
+    address = folder.driver()
     if address is None:
         return []
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics/all", timeout=REACH_S) as answer:
-            found = read(answer.read().decode())
-    except (OSError, ValueError) as error:
+        found = read(fetch(address, "/metrics/all", timeout_s=REACH_S))
+    except ValueError as error:
         log.info("no metrics from %s: %s", address, error)
         return []
     return [series for series in found if series[1].get("run") == folder.path.name]  # another may have the port by now
-
-
-def _driver(path: Path) -> str | None:
-    if not path.exists():
-        return None
-    found: list[dict[str, Any]] = json.loads(path.read_text())
-    return next((group["targets"][0] for group in found if group["labels"].get("worker") == DRIVER), None)
 
 
 def _throughput(page: Page) -> dict[str, float]:

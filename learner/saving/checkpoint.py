@@ -34,8 +34,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from drover.common.errors import CheckpointError
+from drover.common.files import explained
 from drover.learner import fsdp, ranks
-from drover.learner.saving.checkpoint_files import Writer, damage, explained, number_of, read_state, set_aside, whole
+from drover.learner.saving.checkpoint_files import Writer, damage, number_of, read_state, set_aside, whole
 from drover.learner.saving.shards import HostBuffer
 from drover.learner.step import AVERAGE
 

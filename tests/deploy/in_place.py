@@ -23,8 +23,14 @@ from drover.reward_servers.rewards.toy_point import ToyPoint
 
 def small(**fields) -> RunConfig:
     """The toy's recipe with fewer samples; any field of `RunConfig` can be set."""
-    config = toy_ddpo(iterations=6, groups=2, samples=32, max_lag=0)
+    config = replace(toy_ddpo(), iterations=6, groups=2, samples=32, max_lag=0)
     return replace(config, **{"heldout": (replace(config.heldout[0], samples_per_prompt=64),), **fields})
+
+
+def one_line(err: str) -> str:
+    """The one line of an error."""
+    assert err.startswith("drover: ") and err.count("\n") == 1, err
+    return err
 
 
 class Crash(Exception):

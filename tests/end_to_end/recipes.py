@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from drover.common.protocols import Policy, Scorer, Scores
-from drover.deploy.config import RunConfig
-from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.options import Sampling, Training
+from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import FromFiles
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.model import ToyModel
@@ -37,20 +39,16 @@ def slow_toy(
     stall_s: float = 120.0,
 ) -> RunConfig:
     """The toy with actors and rewards that take their time, so that there is a middle to be killed in."""
-    config = toy_ddpo(
+    return replace(
+        toy_ddpo(),
+        recipe="slow_toy",
+        model=SlowToy(pause_s),
+        rewards=(SlowPoint(pause_s),),
         iterations=iterations,
         groups=groups,
         samples=samples,
         max_lag=max_lag,
-        actors=actors,
-        evaluators=evaluators,
-        learner_ranks=learner_ranks,
-    )
-    return replace(
-        config,
-        recipe="slow_toy",
-        model=SlowToy(pause_s),
-        rewards=(SlowPoint(pause_s),),
+        pools=Pools(actors=actors, evaluators=evaluators, learner_ranks=learner_ranks),
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
         lease_s=lease_s,
@@ -61,16 +59,9 @@ def slow_toy(
 def small_shapes(*, iterations: int = 2) -> RunConfig:
     """The bundled pipeline for a few seconds: real UNet, text encoder and VAE, on-policy, one thread in every role."""
     config = shapes_ddpo(
-        iterations=iterations,
-        groups=2,
-        samples=2,
-        steps=5,
-        trained_steps=2,
-        batch_size=8,
-        max_lag=0,
-        actor_groups=1,
-        learner_ranks=1,
-        learner_threads=1,
+        training=Training(iterations=iterations, groups=2, samples=2, batch_size=8, max_lag=0),
+        sampling=Sampling(steps=5, trained_steps=2),
+        pools=Pools(actors=2),
     )
     (heldout,) = config.heldout
     few = replace(heldout, prompts=heldout.prompts[:2], samples_per_prompt=1)
@@ -79,12 +70,12 @@ def small_shapes(*, iterations: int = 2) -> RunConfig:
 
 def unscorable_toy(*, iterations: int = 30) -> RunConfig:
     """Its reward raises whatever it sees."""
-    return replace(toy_ddpo(iterations=iterations), rewards=(Unscorable(),))
+    return replace(toy_ddpo(), iterations=iterations, rewards=(Unscorable(),))
 
 
 def unloadable_toy(*, iterations: int = 30) -> RunConfig:
     """Its reward cannot be loaded."""
-    return replace(toy_ddpo(iterations=iterations), rewards=(Unloadable(),))
+    return replace(toy_ddpo(), iterations=iterations, rewards=(Unloadable(),))
 
 
 @dataclass(frozen=True)
@@ -156,7 +147,7 @@ def rich_toy(*, pause_s: float = 0.02, seed: int = 0) -> RunConfig:
         tasks=tasks,
         heldout=(replace(config.heldout[0], samples_per_prompt=64),),
         optimizer=replace(config.optimizer, ema=0.9, warmup=3, decay=60),
-        pretraining=Pretraining(pairs=Origin(), batch_size=8),
+        files=FromFiles(objective=Denoising(), source=Origin(), batch_size=8),
         evaluate_every=4,
         seed=seed,
     )

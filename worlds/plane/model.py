@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.common.policies.model import Precision, bind
 from drover.common.protocols import Policy
 from drover.worlds.plane.policy import ToyChain
@@ -36,10 +37,10 @@ class ToyModel:
         return policy
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = folder / WEIGHTS
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+        write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         return path
 
     def of_run(self, folder: Path) -> ToyModel:

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from drover.common.diffusion.noising import DiscreteSchedule
 from drover.common.errors import ConfigError
-from drover.common.policies.folders import quiet_libraries
+from drover.common.files import is_lfs_pointer
+from drover.common.hub import first_line, is_folder, quiet_diffusers
+from drover.common.records import BadRecord, json_object
 
 INDEX = "model_index.json"
-Classes = Mapping[str, Mapping[str, Any]]
-"""The pipeline classes that a family opens, by name, with the arguments they are opened with besides the weights."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HALF = "fp16"  # the variant that is taken where a network has no weights in full precision
+BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+DIFFUSERS, TRANSFORMERS = (
+    "diffusion_pytorch_model",
+    "model",
+)  # the names that the two libraries give to files of weights
 _FIX = "give a folder written by diffusers' save_pretrained or a hub id such as stabilityai/stable-diffusion-2-1"
 
 
-def open_pipeline(checkpoint: str | Path, classes: Classes) -> Any:
+@dataclass(frozen=True, slots=True)
+class PipelineClass:
+    """A pipeline class of diffusers that a family of policies opens."""
+
+    networks: Mapping[str, tuple[str, str]]  # part -> the class that the policy can use, the name of its weights
+    options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained, besides the weights
+
+
+Family = Mapping[str, PipelineClass]
+"""The pipeline classes that a family of policies opens, by name."""
+
+
+def open_pipeline(checkpoint: str | Path, family: Family) -> Any:
     """The diffusers pipeline of a folder or hub id, of the class it names, from safetensors only, on the CPU.
 
-    Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or of none of the ``classes``.
+    Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or not of the family.
     """
-    is_folder = _check_folder(checkpoint, classes)
-    fix = f"restore what is missing, or {_FIX}" if is_folder else f"check the id and the network, or {_FIX}"
+    is_local = _check_folder(checkpoint, family)
+    fix = f"restore what is missing, or {_FIX}" if is_local else f"check the id and the network, or {_FIX}"
     try:
-        return _from_pretrained(checkpoint, classes, is_folder=is_folder)
+        return _from_pretrained(checkpoint, family, is_local=is_local)
     except ConfigError:
         raise
     # What the libraries raise for damaged files depends on the file; all of it means that this checkpoint is unusable.
@@ -36,78 +53,171 @@ def open_pipeline(checkpoint: str | Path, classes: Classes) -> Any:
         raise ConfigError(f"cannot load {str(checkpoint)!r}: {first_line(error)}; {fix}") from error
 
 
-def check_pipeline(checkpoint: str | Path, classes: Classes) -> Path | None:
+def check_pipeline(checkpoint: str | Path, family: Family) -> Path | None:
     """The checkpoint where it is a folder; None for a hub id, which is let pass.
 
-    Raises `ConfigError` for a folder that `open_pipeline` would refuse, without loading it.
+    Raises `ConfigError` for a folder that `open_pipeline` would refuse: its files are opened, their tensors not loaded.
     """
-    from safetensors import safe_open
-
-    if not _check_folder(checkpoint, classes):
+    if not _check_folder(checkpoint, family):
         return None
-    for path in sorted(Path(checkpoint).glob("*/*.safetensors")):
-        try:
-            with safe_open(path, "numpy"):
-                pass  # its header names every tensor and must cover the file
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{str(path)!r} is damaged ({first_line(error)}); copy the checkpoint again") from error
-    return Path(checkpoint)
+    folder = Path(checkpoint)
+    index = _read_index(folder / INDEX, checkpoint, family)
+    networks = _networks(index, family)
+    needed = family[index["_class_name"]].networks
+    if missing := [part for part in needed if part not in networks]:
+        raise ConfigError(f"{str(checkpoint)!r} has no {', '.join(missing)}; {_FIX}")
+    variant = _variant(folder, networks)
+    for part, name in networks.items():
+        read_json(folder / part / "config.json")
+        for path in _weights(folder / part, name, variant) or _weights(folder / part, name, None):
+            _check_header(path)
+    return folder
 
 
-def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """The config of a part of a pipeline folder, such as "unet". Raises `ConfigError` where it cannot be read."""
-    path = next(iter((folder / part).glob("*config.json")), folder / part / "config.json")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read ({first_line(error)}); copy the checkpoint again") from error
-
-
-def _from_pretrained(checkpoint: str | Path, classes: Classes, *, is_folder: bool) -> Any:
-    with quiet_libraries():
+def _from_pretrained(checkpoint: str | Path, family: Family, *, is_local: bool) -> Any:
+    with quiet_diffusers():
         import diffusers
         from huggingface_hub import hf_hub_download
 
         # The index alone at first: another class is refused before gigabytes of it are fetched.
-        index = Path(checkpoint, INDEX) if is_folder else Path(hf_hub_download(str(checkpoint), INDEX))
-        kind = _read_index(index, checkpoint, classes)["_class_name"]
+        path = Path(checkpoint, INDEX) if is_local else Path(hf_hub_download(str(checkpoint), INDEX))
+        index = _read_index(path, checkpoint, family)
+        kind = index["_class_name"]
         return getattr(diffusers, kind).from_pretrained(
-            str(checkpoint), use_safetensors=True, local_files_only=is_folder, **classes[kind]
+            str(checkpoint),
+            use_safetensors=True,
+            local_files_only=is_local,
+            variant=_variant(Path(checkpoint), _networks(index, family)) if is_local else None,
+            **family[kind].options,
         )
 
 
-def _check_folder(checkpoint: str | Path, classes: Classes) -> bool:
-    """Whether the checkpoint is a folder, which then holds a pipeline of a known class."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        if isinstance(checkpoint, Path) or not _HUB_ID.fullmatch(checkpoint):
-            raise ConfigError(f"there is no checkpoint folder {str(checkpoint)!r}; {_FIX}")
+def _check_folder(checkpoint: str | Path, family: Family) -> bool:
+    """Whether the checkpoint is a folder, which then holds a pipeline of the family."""
+    if Path(checkpoint).is_file():
+        raise ConfigError(
+            f"{str(checkpoint)!r} is a single file, wanted a diffusers folder; write one with diffusers' "
+            f"StableDiffusionPipeline.from_single_file({str(checkpoint)!r}).save_pretrained(FOLDER)"
+        )
+    if not is_folder(checkpoint, _FIX):
         return False
+    folder = Path(checkpoint)
     if not (folder / INDEX).is_file():
         raise ConfigError(f"{str(folder)!r} holds no {INDEX}, so it is no diffusers pipeline; {_FIX}")
-    for name, part in _read_index(folder / INDEX, checkpoint, classes).items():
+    for name, part in _read_index(folder / INDEX, checkpoint, family).items():
         if name.startswith("tokenizer") and part != [None, None]:
             _check_tokenizer(folder / name)
     return True
 
 
-def _read_index(path: Path, checkpoint: str | Path, classes: Classes) -> dict[str, Any]:
-    """The parts of the pipeline by name, and the name of its class, which is one of ``classes``."""
-    try:
-        index: dict[str, Any] = json.loads(path.read_text())
-        kind = index["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{str(path)!r} is damaged ({error!r}); copy the checkpoint again") from error
-    if kind not in classes:
-        raise ConfigError(f"{str(checkpoint)!r} holds a {kind}, wanted one of {', '.join(classes)}; {_FIX}")
+def _read_index(path: Path, checkpoint: str | Path, family: Family) -> dict[str, Any]:
+    """The parts of the pipeline, by name, and the name of its class: each of a class that the family knows."""
+    index = read_json(path)
+    kind = str(index.get("_class_name"))
+    if kind not in family:
+        raise ConfigError(f"{str(checkpoint)!r} holds a {kind}, wanted one of {', '.join(family)}; {_FIX}")
+    for part in _networks(index, family):
+        found, wanted = (
+            index[part][-1] if isinstance(index[part], list) else index[part],
+            family[kind].networks[part][0],
+        )
+        if found != wanted:
+            raise ConfigError(f"{part} of {str(checkpoint)!r} is of class {found}, wanted {wanted}; {_FIX}")
     return index
+
+
+def _networks(index: Mapping[str, Any], family: Family) -> dict[str, str]:
+    """The parts that have weights and are loaded, with the names of their weights."""
+    known = family[index["_class_name"]].networks
+    return {part: name for part, (_, name) in known.items() if index.get(part) not in (None, [], [None, None])}
+
+
+def _variant(folder: Path, networks: Mapping[str, str]) -> str | None:
+    """`HALF` where a network comes in half precision only, else None. Raises `ConfigError` for one without weights."""
+    variant = None
+    for part, name in networks.items():
+        if _weights(folder / part, name, None):
+            continue
+        if not _weights(folder / part, name, HALF):
+            raise ConfigError(_no_weights(folder / part, f"{name}.safetensors"))
+        variant = HALF
+    return variant
+
+
+def _weights(folder: Path, name: str, variant: str | None) -> list[Path]:
+    """The safetensors files of a network: one, or those that its index names; none where there is neither."""
+    infix = f".{variant}" if variant else ""
+    whole, index = folder / f"{name}{infix}.safetensors", folder / f"{name}.safetensors.index{infix}.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        return []
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ConfigError(f"{str(index)!r} names no file of weights; copy the checkpoint again")
+    return sorted({folder / str(file) for file in files.values()})
+
+
+def _no_weights(folder: Path, wanted: str) -> str:
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".safetensors", ".msgpack"))
+    if not others:
+        return f"{str(folder)!r} holds no file named {wanted}; restore what is missing, or {_FIX}"
+    return (
+        f"{str(folder)!r} holds no file named {wanted}, but {', '.join(others[:3])}; write the pipeline again with "
+        "diffusers' save_pretrained(FOLDER, safe_serialization=True): pickles, which can run code, are not opened"
+    )
+
+
+def _check_header(path: Path) -> None:
+    """The header names every tensor, and must cover the file."""
+    from safetensors import safe_open
+
+    try:
+        with path.open("rb") as file:
+            if is_lfs_pointer(file.read(64)):
+                raise ConfigError(
+                    f"{str(path)!r} is a git LFS pointer, not the file itself; fetch it with git lfs pull"
+                )
+        with safe_open(path, "numpy"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be read ({error.strerror}); copy the checkpoint again") from error
+    except SafetensorError as error:
+        raise ConfigError(f"{str(path)!r} is damaged ({first_line(error)}); copy the checkpoint again") from error
+
+
+def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a scheduler whose noising path cannot be followed."""
+    missing = [key for key in BETAS if key not in config]
+    if missing and config.get("trained_betas") is None:
+        raise ConfigError(
+            f"{name}, a {config.get('_class_name')}, gives no {', '.join(missing)}; give a checkpoint with a scheduler of "
+            "betas, such as DDIMScheduler"
+        )
+    try:
+        DiscreteSchedule.from_diffusers(config)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name} is damaged ({first_line(error)}); copy the checkpoint again") from error
 
 
 def _check_tokenizer(folder: Path) -> None:
     # Without these files transformers builds a tokenizer that knows no word, and says nothing.
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+    words = [folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
+    if not words:
         raise ConfigError(f"{str(folder)!r} holds neither tokenizer.json nor vocab.json; {_FIX}")
+    for path in words:
+        read_json(path)
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".;") or type(error).__name__
+def read_json(path: Path) -> dict[str, Any]:
+    """A config of a pipeline folder. Raises `ConfigError` where it cannot be read."""
+    try:
+        return json_object(path.read_bytes())
+    except BadRecord as bad:
+        raise ConfigError(f"{str(path)!r} is damaged ({bad.reason}); copy the checkpoint again") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{str(path)!r} cannot be read ({error.strerror}); restore what is missing, or {_FIX}"
+        ) from error

@@ -15,8 +15,8 @@ from drover.common.policies.consistency import ConsistencyHead
 from drover.common.policies.guided import guided
 from drover.common.policies.lora import base_of, load_lora, save_lora, with_lora
 from drover.common.policies.model import Lora, Precision, SavedLora, bind
-from drover.common.policies.stable_diffusion.checkpoints import check_pipeline, read_config
-from drover.common.policies.stable_diffusion.policy import PIPELINES, StableDiffusion, load_pipeline
+from drover.common.policies.stable_diffusion.checkpoints import check_pipeline, check_scheduler, read_json
+from drover.common.policies.stable_diffusion.policy import FAMILY, StableDiffusion, load_pipeline
 from drover.common.protocols import Policy
 
 
@@ -48,9 +48,11 @@ class StableDiffusionModel:
         return isinstance(self.lora, Lora)
 
     def check(self) -> None:
-        folder = check_pipeline(self.checkpoint, PIPELINES)
+        folder = check_pipeline(self.checkpoint, FAMILY)
         if folder is not None:
-            self._told_scale(read_config(folder, "unet"))
+            scheduler = folder / "scheduler" / "scheduler_config.json"
+            check_scheduler(str(scheduler), read_json(scheduler))
+            self._told_scale(read_json(folder / "unet" / "config.json"))
 
     def build(self, device: str) -> Policy:
         policy = self._network(device)

@@ -14,19 +14,33 @@ from torch import Tensor, nn
 from drover.common.diffusion.noising import DiscreteSchedule
 from drover.common.diffusion.prediction import Parameterisation, to_output, to_prediction
 from drover.common.errors import ConfigError
+from drover.common.files import replacing
+from drover.common.hub import quiet_diffusers
 from drover.common.policies.autoencoder import Autoencoder
-from drover.common.policies.folders import quiet_libraries, replacing
 from drover.common.policies.model import Precision
-from drover.common.policies.stable_diffusion.checkpoints import open_pipeline
+from drover.common.policies.stable_diffusion.checkpoints import (
+    DIFFUSERS,
+    TRANSFORMERS,
+    Family,
+    PipelineClass,
+    check_scheduler,
+    open_pipeline,
+)
 from drover.common.policies.stable_diffusion.text import ClipText, Text
 from drover.common.policies.stable_diffusion.text_xl import ClipTextPair, is_xl
 from drover.common.protocols import Conditioning, Prediction
 
+_NETWORKS = {
+    "unet": ("UNet2DConditionModel", DIFFUSERS),
+    "vae": ("AutoencoderKL", DIFFUSERS),
+    "text_encoder": ("CLIPTextModel", TRANSFORMERS),
+}
+_SECOND_ENCODER = {"text_encoder_2": ("CLIPTextModelWithProjection", TRANSFORMERS)}
 _UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-PIPELINES: dict[str, dict[str, Any]] = {  # by class: the arguments it is opened with, besides its weights
-    "StableDiffusionPipeline": _UNCHECKED,
-    "LatentConsistencyModelPipeline": _UNCHECKED,
-    "StableDiffusionXLPipeline": {"add_watermarker": False},
+FAMILY: Family = {
+    "StableDiffusionPipeline": PipelineClass(_NETWORKS, _UNCHECKED),
+    "LatentConsistencyModelPipeline": PipelineClass(_NETWORKS, _UNCHECKED),
+    "StableDiffusionXLPipeline": PipelineClass(_NETWORKS | _SECOND_ENCODER, {"add_watermarker": False}),
 }
 PARAMETERISATIONS = {
     "epsilon": Parameterisation.EPSILON,
@@ -61,8 +75,7 @@ class StableDiffusion:
         for module in _modules(pipeline):
             module.requires_grad_(module is pipeline.unet).eval()
         _check_channels(pipeline.unet.config)
-        named = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
-        self.schedule = DiscreteSchedule.from_diffusers(named)
+        self.schedule = DiscreteSchedule.from_diffusers(_config(pipeline.scheduler))
         self.parameterisation = _parameterisation(pipeline.scheduler.config.prediction_type)
         self.latent_shape = _latent_shape(pipeline, image_size)
         self._compute = compute
@@ -141,7 +154,7 @@ class StableDiffusion:
         """The whole diffusers pipeline with the current weights. The folder is replaced at once, or left as it was."""
         if getattr(self.pipeline.unet, "peft_config", None):
             raise ConfigError("a pipeline folder cannot hold adapters beside their base; use lora.save_lora")
-        with replacing(folder) as written, quiet_libraries():
+        with replacing(folder) as written, quiet_diffusers():
             self.pipeline.save_pretrained(written, safe_serialization=True)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -156,13 +169,19 @@ def load_pipeline(checkpoint: str | Path, *, device: str | torch.device = "cpu",
     The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision. Raises `ConfigError`
     where it cannot be opened.
     """
-    pipeline = open_pipeline(checkpoint, PIPELINES)
+    pipeline = open_pipeline(checkpoint, FAMILY)
+    check_scheduler(f"the scheduler of {str(checkpoint)!r}", _config(pipeline.scheduler))
     wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
-    with quiet_libraries():
+    with quiet_diffusers():
         pipeline.to(device)
         for module in _modules(pipeline):
             module.to(torch.float32 if module in wide else getattr(torch, dtype))
     return pipeline
+
+
+def _config(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's config and, whether it was read from a file or not, its class."""
+    return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
 def _modules(pipeline: Any) -> list[nn.Module]:

@@ -25,7 +25,9 @@ def python() -> list[Finding]:
         return [Finding("python", "problem", f"Python {came}", "make a new environment with Python 3.11 or newer")]
     missing = _unmet()
     if missing:
-        fix = "in a checkout: pip install --constraint constraints.txt . (the drover of PyPI is another project)"
+        fix = (
+            "in a checkout: pip install --constraint constraints.txt . (the package drover of PyPI is another project)"
+        )
         return [Finding("python", "problem", f"Python {came}, but {'; '.join(missing)}", fix)]
     return [Finding("python", "ok", f"Python {came}, every package in a version that drover takes")]
 
@@ -34,7 +36,7 @@ def _unmet() -> list[str]:
     from packaging.requirements import Requirement
 
     found = []
-    for text in metadata.requires("drover") or []:
+    for text in metadata.requires("drover-rl") or []:
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue

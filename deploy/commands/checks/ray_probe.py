@@ -25,7 +25,7 @@ def main() -> None:
         from importlib import metadata
         from pathlib import Path
 
-        versions = {name: metadata.version(name) for name in ("drover", "torch")}
+        versions = {"drover": metadata.version("drover-rl"), "torch": metadata.version("torch")}
         return {"python": platform.python_version(), **versions, "file": Path(file).exists()}
 
     ray.init(address=address, log_to_driver=False, logging_level="error")

@@ -10,6 +10,12 @@ from drover.common.errors import ConfigError
 from drover.common.policies.consistency import ConsistencyHead
 from drover.common.policies.guided import Guided
 from drover.common.policies.model import Lora, SavedLora
+from drover.common.policies.stable_diffusion.checkpoints import (
+    DIFFUSERS,
+    PipelineClass,
+    check_pipeline,
+    open_pipeline,
+)
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.common.policies.stable_diffusion.policy import StableDiffusion
 from drover.worlds.plane.model import ToyModel
@@ -71,7 +77,7 @@ def test_guidance_of_a_sampler_cannot_be_put_on_a_model_that_is_told_its_scale(c
 def test_a_damaged_config_is_refused_by_check(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "damaged")
     (folder / "unet" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"unet/config.json' cannot be read"):
+    with pytest.raises(ConfigError, match=r"unet/config.json' is damaged"):
         StableDiffusionModel(checkpoint=str(folder), guidance=1.0).check()
 
 
@@ -111,9 +117,11 @@ def test_the_chain_of_a_run_has_the_shifts_that_the_run_saved(tmp_path):
 
 
 def test_a_family_opens_the_pipeline_classes_it_names(tiny_folder):
-    from drover.common.policies.stable_diffusion.checkpoints import check_pipeline, open_pipeline
-
     kind = json.loads((tiny_folder / "model_index.json").read_text())["_class_name"]
-    assert check_pipeline(tiny_folder, {kind: {}}) == tiny_folder
+    networks = {"unet": ("UNet2DConditionModel", DIFFUSERS)}
+    assert check_pipeline(tiny_folder, {kind: PipelineClass(networks)}) == tiny_folder
     with pytest.raises(ConfigError, match=f"holds a {kind}, wanted one of StableDiffusion3Pipeline"):
-        open_pipeline(tiny_folder, {"StableDiffusion3Pipeline": {}})
+        open_pipeline(tiny_folder, {"StableDiffusion3Pipeline": PipelineClass(networks)})
+    other = {kind: PipelineClass({"unet": ("UNet3DConditionModel", DIFFUSERS)})}
+    with pytest.raises(ConfigError, match="unet of .* is of class UNet2DConditionModel, wanted UNet3DConditionModel"):
+        check_pipeline(tiny_folder, other)

@@ -146,6 +146,25 @@ def test_a_summary_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads(folder.summary.read_text()) == {"colour": 0.7}
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"ended": "finished"'])
+def test_a_run_whose_summary_is_damaged_has_not_finished_and_can_be_gone_on_with(tmp_path: Path, content: str) -> None:
+    folder = RunFolder.create("shapes-7", tmp_path)
+    folder.write_summary({"ended": "finished"})
+    assert folder.finished
+    folder.summary.write_text(content)
+    assert not RunFolder.create("shapes-7", tmp_path, resume="may").finished
+    with pytest.raises(CheckpointError, match=r"summary\.json is damaged .*; delete it, and --resume shapes-7 writes"):
+        folder.read_summary()
+
+
+@pytest.mark.parametrize("root", ["~", "~/runs", "~no-such-user/runs"])
+def test_no_folder_is_made_that_is_called_like_a_home(tmp_path: Path, root: str, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'~.*' names no folder here; write the whole path"):
+        RunFolder.create("shapes-7", Path(root))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_went_away_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot write .*gone"):
         write_whole(tmp_path / "gone" / "summary.json", b"{}")

@@ -91,7 +91,7 @@ def scores(python: Path, reward: Reward, folder: Path) -> Score:
             np.save(folder / f"media_{call}.npy", np.stack(pictures))
         (folder / "prompts.json").write_text(json.dumps([list(prompts) for prompts, _ in calls]))
         kind = type(reward)
-        run(str(python), "-c", SCORE, kind.__module__, kind.__name__, str(folder), PYTHONPATH=str(ROOT))
+        run(str(python), "-c", SCORE, kind.__module__, kind.__name__, str(folder), PYTHONPATH=str(ROOT / "src"))
         return [(values, reasons) for values, reasons in json.loads((folder / "answers.json").read_text())]
 
     return score
