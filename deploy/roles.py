@@ -23,12 +23,24 @@ from torch import Tensor
 
 from drover.actors.worker import Actor, ActorWiring, Role, never
 from drover.common.diffusion.kernels.density import require_density
+from drover.common.errors import DroverError
 from drover.common.metrics import Account
-from drover.common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
+from drover.common.protocols import (
+    Delivery,
+    Meter,
+    Policy,
+    Reward,
+    Scorer,
+    SetScorer,
+    Stream,
+    WeightPublisher,
+    WeightSubscriber,
+)
 from drover.common.tensors import DTYPES
 from drover.common.transport import keys
 from drover.common.transport.broker import Broker
 from drover.common.types import Purpose
+from drover.common.user_code import in_a_sentence
 from drover.deploy.config import RunConfig
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.resuming import check, describe
@@ -43,7 +55,8 @@ from drover.learner.loop import Learner, LearnerWiring
 from drover.learner.objective import Models
 from drover.learner.reporting.reporter import Reporter
 from drover.learner.saving.checkpoint import Checkpoints
-from drover.reward_servers.serving.server import RewardServer, RewardWiring
+from drover.reward_servers.serving.groups import Groups
+from drover.reward_servers.serving.server import RewardServer
 
 
 class Streams:
@@ -96,7 +109,7 @@ def build_actor(
     )
     return Actor(
         name,
-        config.model.build(device),
+        _built(config, device),
         config.sampler,
         wiring,
         samplers=config.samplers,
@@ -124,24 +137,42 @@ def _while_behind(config: RunConfig, broker: Broker) -> Callable[[], bool]:
 
 def build_reward_server(
     config: RunConfig, reward: str, broker: Broker, meter: Meter, *, name: str, device: str
-) -> RewardServer:
+) -> RewardServer[Delivery]:
     """One worker of that reward's pool, its scorer loaded."""
     streams = Streams(broker, config)
     (description,) = (one for one in config.rewards if one.name == reward)
-    wiring = RewardWiring(
+    inbox = Groups(
+        name=name,
+        reward=reward,
         rollouts=streams.open(broker.keys.rollouts, keys.reward_group(reward), name),
         measurements=streams.open(broker.keys.measurements),
         blobs=broker.blobs(),
         meter=meter,
     )
     return RewardServer(
-        name,
         reward,
-        description.load(device),
-        wiring,
+        _loaded(description, device),
+        inbox,
+        meter,
         max_batch=config.pools.reward_batch,
         deadline_s=config.pools.reward_deadline_s or None,
     )
+
+
+def _loaded(reward: Reward, device: str) -> Scorer | SetScorer:
+    with in_a_sentence(f"the reward {reward.name} cannot be loaded"):
+        scorer = reward.load(device)
+    if not (callable(scorer) or isinstance(scorer, SetScorer)):
+        came = "None" if scorer is None else f"a {type(scorer).__name__}"
+        raise DroverError(
+            f"the reward {reward.name} cannot be used: its load returned {came}; return the function that scores"
+        )
+    return scorer
+
+
+def _built(config: RunConfig, device: str) -> Policy:
+    with in_a_sentence("the model cannot be loaded"):
+        return config.model.build(device)
 
 
 def build_learner(
@@ -174,7 +205,7 @@ def build_learner(
         meter=meter,
         account=account,
     )
-    policy, kernel = config.model.build(device), config.sampler.kernel
+    policy, kernel = _built(config, device), config.sampler.kernel
     if config.record is not None:
         require_density(kernel, policy.schedule, range(config.record.first))
     fsdp.shard(policy.trainable, device)

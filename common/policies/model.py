@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
 from drover.common.protocols import Policy
 
 Precision = Literal["float32", "bfloat16"]
@@ -19,6 +20,10 @@ Precision = Literal["float32", "bfloat16"]
 
 class Model(Protocol):
     """Frozen and cheap; part of the recipe's fingerprint through its repr."""
+
+    @property
+    def media(self) -> type[Media]:
+        """The kind of media that its policy draws."""
 
     @property
     def compute(self) -> Precision:

@@ -52,14 +52,16 @@ def draw(options: SampleOptions) -> Path:
     policy = sampling.policy
     cond, rows = policy.encode(options.prompts), []
     for i, prompt in enumerate(options.prompts):
+        mine = conditioning.rows(cond, [i] * options.count)
         chain = sampling(
-            conditioning.rows(cond, [i] * options.count),
+            mine,
             draws_of(options.seed, "sample", i, prompts=1, samples=options.count),
             prompts=[prompt] * options.count,
             record=(),
             storage=DTYPES["float32"],
         )
-        rows.append(policy.decode(chain.take(slice(None), (), DTYPES["float32"]).x0))
+        x0 = chain.take(slice(None), (), DTYPES["float32"]).x0
+        rows.append(policy.decode(x0, mine).pictures())
     write_whole(options.out, grid_png(np.stack(rows), options.prompts))
     return options.out
 

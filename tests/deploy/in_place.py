@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import NullMeter
 from drover.common.protocols import Scores
 from drover.common.types import Report
@@ -17,7 +19,8 @@ from drover.deploy import local
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.deploy.run_folder.results import RunFolder
-from drover.deploy.run_folder.watch import Watcher, summarise
+from drover.deploy.run_folder.summary import conclude, summarise
+from drover.deploy.run_folder.watch import Watcher
 from drover.reward_servers.rewards.toy_point import ToyPoint
 
 
@@ -79,7 +82,7 @@ class Done:
 
     def conclude(self) -> None:
         """Write summary and pictures, which takes longer than most runs here."""
-        self.watcher.conclude({"recipe": "toy_ddpo"})
+        conclude(self.folder, {"recipe": "toy_ddpo"})
 
     @property
     def weights(self) -> torch.Tensor:
@@ -89,12 +92,17 @@ class Done:
 def train(config: RunConfig, root: Path, *, name: str = "run", resume: bool = False, **when: float) -> Done:
     """Run it to its end, or until ``stop_after`` or ``crash_after`` updates."""
     folder, view = RunFolder.create(name, root, resume="must" if resume else "never"), View(**when)
-    return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
+    try:
+        return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
+    finally:
+        folder.release()
 
 
 @dataclass(frozen=True)
 class Fickle:
     """`ToyPoint`, except that it gives NaN for, or raises at, every ``of_every``-th sample or call."""
+
+    takes: ClassVar[type[Media]] = Pictures
 
     nan_every: int = 0
     raises: bool = False
@@ -103,7 +111,7 @@ class Fickle:
     def load(self, device: str):
         honest = ToyPoint().load(device)
 
-        def score(prompts, media: np.ndarray) -> Scores:
+        def score(prompts, media: Pictures) -> Scores:
             if self.raises:
                 raise RuntimeError("no connection to the judge")
             values = list(honest(prompts, media).values)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from drover.common.errors import ConfigError
 from drover.common.files import write_whole
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.policies.model import Precision, bind
 from drover.common.protocols import Policy
 from drover.worlds.plane.policy import ToyChain
@@ -25,6 +27,7 @@ class ToyModel:
     weights: Path | None = field(default=None, kw_only=True)
     compute: ClassVar[Precision] = "float32"
     adapters: ClassVar[bool] = False
+    media: ClassVar[type[Media]] = Pictures
 
     def check(self) -> None: ...
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.policies.consistency import ConsistencyHead
 from drover.common.policies.guided import guided
 from drover.common.policies.lora import base_of, load_lora, save_lora, with_lora
@@ -28,6 +30,8 @@ class StableDiffusionModel:
     those of latent consistency models do, is told it instead. ``compute`` is the autocast regime of sampling and training
     alike. ``image_size`` is (height, width) in pixels. Without ``lora`` the whole UNet learns.
     """
+
+    media: ClassVar[type[Media]] = Pictures
 
     checkpoint: str
     guidance: float
