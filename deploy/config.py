@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
 from drover.common.protocols import Reward, Sampler
+from drover.common.transport.broker import BLOB_LIFETIME_S
 from drover.deploy.config_checks import (
     check_measured,
     check_method,
@@ -86,8 +87,9 @@ class RunConfig:
     in ``updates`` optimiser steps; the next is the next task's. Held-out prompts are evaluated before and after, and
     every ``evaluate_every`` iterations. ``max_lag`` is how many versions old the weights that sampled a group may be when
     it is trained; 0 is strictly on-policy. ``storage`` is the dtype of recorded states, ``weights`` of published
-    parameters. What a dead worker held goes to another after ``lease_s``; nothing arriving for ``stall_s`` ends the run
-    with an error.
+    parameters. Another worker takes over the orders of a dead one after ``lease_s`` seconds. If nothing arrives for
+    ``stall_s`` seconds, the run ends with an error; inf sets no limit. Samples stay in Redis for ``blobs_s`` seconds at
+    most. Where people judge the samples, they need as long as people do.
     """
 
     recipe: str
@@ -117,6 +119,7 @@ class RunConfig:
     checkpoint_every: int = 20
     seed: int = 0
     stall_s: float = 300.0
+    blobs_s: float = BLOB_LIFETIME_S
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -129,7 +132,9 @@ class RunConfig:
         check_measured(self)
         check_method(self)
         check_watch(self)
-        for name in ("stall_s", "lease_s"):
+        if not self.stall_s > 0:
+            raise ConfigError(f"stall_s must be a positive number of seconds, or inf for no limit; got {self.stall_s}")
+        for name in ("lease_s", "blobs_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a positive number of seconds, got {getattr(self, name)}")
         self.learner_spec()  # checks the counts

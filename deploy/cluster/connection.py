@@ -12,6 +12,7 @@ from pathlib import Path
 from drover.common import metrics, secrets
 from drover.common.errors import ConfigError
 from drover.common.protocols import Meter
+from drover.common.transport.broker import BLOB_LIFETIME_S
 from drover.common.transport.connection import addresses, complete, connect
 from drover.common.transport.embedded import EmbeddedRedis
 from drover.common.transport.redis_broker import RedisBroker
@@ -32,6 +33,7 @@ class Connection:
     run: str
     redis_url: str = field(repr=False)
     metrics_host: str = LOOPBACK  # where its processes serve their metrics
+    blobs_s: float = BLOB_LIFETIME_S  # seconds that samples stay in Redis while a reader is missing
 
     @property
     def directory(self) -> str:
@@ -40,7 +42,7 @@ class Connection:
 
     def open(self) -> RedisBroker:
         """A broker of this process's own."""
-        return RedisBroker(self.redis_url, self.run)
+        return RedisBroker(self.redis_url, self.run, blob_lifetime_s=self.blobs_s)
 
 
 def own_redis_url() -> str:

@@ -57,7 +57,8 @@ def train(
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with ExitStack() as stack:  # left in reverse order
         url = stack.enter_context(redis_url())
-        connection = Connection(stack.enter_context(own_name(run, url, folder.path)), url, metrics_host=metrics.host)
+        name = stack.enter_context(own_name(run, url, folder.path))
+        connection = Connection(name, url, metrics_host=metrics.host, blobs_s=config.blobs_s)
         broker = connection.open()
         stack.callback(broker.close)
         streams = Streams(broker, config)

@@ -18,7 +18,7 @@ from drover.common.errors import CheckpointError, ConfigError
 from drover.deploy.config import RunConfig
 from drover.learner.saving.checkpoint_files import number_of, read_state, whole
 
-SERVICE = frozenset({"pools", "checkpoint_every", "stall_s", "lease_s"})  # how large, how patient: not kept
+SERVICE = frozenset({"pools", "checkpoint_every", "stall_s", "lease_s", "blobs_s"})  # how large, how patient: not kept
 FREE = frozenset(
     {"iterations", "evaluate_every", "max_lag", "batch_size", "watch.stop", "watch.patience", "watch.margin"}
 )
