@@ -1,4 +1,4 @@
-"""Whoever started the run: shows its reports, keeps them, and turns them into summary and pictures at the end."""
+"""Shows a run's reports, keeps them, and turns them into summary and pictures at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class View(Protocol):
-    """What the driver feeds. A context manager: leaving it, also by Ctrl-C, leaves the terminal in order."""
+    """The display that the driver feeds. A context manager: leaving it, also by Ctrl-C, leaves the terminal in order."""
 
     def update(self, report: Report) -> None: ...
 
@@ -44,14 +44,14 @@ class Watcher:
         self._reports, self._blobs, self._folder, self._view = reports, blobs, folder, view
         former = folder.reports()
         self._started = time.monotonic() - (former[-1].at_s if former else 0.0)
-        self.extra: dict[str, float] = {}  # what only the driver knows, added to every update
+        self.extra: dict[str, float] = {}  # known to the driver alone, added to every update
         self.last: dict[str, float] = {}  # the newest update's scalars
         self.ended: str | None = None
         self.failure: str | None = None
         self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
 
     def poll(self, wait_s: float) -> None:
-        """Show and keep what has come."""
+        """Show and keep the reports that have come."""
         for delivery in self._reports.take(64, wait_s):
             assert isinstance(delivery.message, Report), delivery.message
             self._hear(delivery.message)
@@ -95,7 +95,7 @@ class Watcher:
         return summary
 
     def _keep_pictures(self, report: Report) -> None:
-        """Keep the pictures of the media, whatever their kind. Without blobs there are none; the values are in the report."""
+        """Keep the pictures of media of any kind. Without blobs there are none; the values are in the report."""
         kept = self._folder.path / f"{report.text}.npz"
         try:
             shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])
@@ -106,7 +106,7 @@ class Watcher:
 
 
 def summarise(reports: list[Report]) -> dict[str, object]:
-    """The numbers of a run: held-out reward before and after by name, and what it took."""
+    """The numbers of a run: held-out reward before and after by name, and its cost."""
     last = next((r for r in reversed(reports) if r.kind in ("end", "update")), None)
     updates = [r for r in reports if r.kind == "update"]
     ledger = {key.removeprefix("ledger/"): int(value) for key, value in _scalars(last) if key.startswith("ledger/")}
