@@ -175,6 +175,39 @@ class NeedsPackages(Protocol):
         """pip requirements, beside what drover itself is installed with."""
 
 
+# ----------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True, slots=True)
+class FileBatch:
+    """Examples from files: media with their conditions. Of pairs, all preferred media come first, then the others in order."""
+
+    media: Media  # [A B] rows of the kind that the model draws
+    names: Sequence[str]  # [A B] prompts, or names of the model's conditions
+    weight: np.ndarray | None = None  # [B, S]; None: 1 for each sample
+
+
+class FileSource(Protocol):
+    """Opened files. Resuming needs no cursor: the step is the position."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Bad records met so far, by reason; each is counted once."""
+
+    def batch(self, step: int, size: int) -> FileBatch:
+        """Batch number ``step`` of ``size`` examples, a pure function of both.
+
+        Rank r of R takes its part of the batch of all ranks with ``batch(step * R + r, size // R)``.
+        """
+
+
+class Files(Protocol):
+    """A cheap, frozen description of examples; files are opened with ``open``, by the rank that learns from them."""
+
+    def open(self, seed: int) -> FileSource:
+        """Raises `ConfigError` when there is nothing to read."""
+
+
 # ------------------------------------------------------------------------------------------- transport
 
 

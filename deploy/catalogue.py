@@ -12,15 +12,16 @@ from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
 from drover.common.errors import ConfigError
 from drover.deploy import recipes as package
 from drover.deploy import user_file
-from drover.deploy.config import RunConfig
-from drover.deploy.options import Only
 
-Recipe = Callable[..., RunConfig]
+if TYPE_CHECKING:
+    from drover.deploy.config import RunConfig
+
+    Recipe = Callable[..., RunConfig]
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,12 @@ def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
 
 def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
     """The recipe as a function of what tyro fills in: its parameters, and ``run``, the options of every run."""
-    hints = user_file.types(recipe)
-    own = {name: p.replace(annotation=hints[name]) for name, p in inspect.signature(recipe).parameters.items()}
+    own = user_file.parameters(recipe)
     groups = {name: _group(parameter.annotation) for name, parameter in own.items()}
 
     def train(*, run: RunOptions, **given: Any) -> tuple[RunConfig, RunOptions]:
+        from drover.deploy.config import RunConfig
+
         parameters = {name: _copy(value, groups[name]) for name, value in given.items()}
         return user_file.call(recipe, parameters, wanted=RunConfig), run
 
@@ -146,6 +148,8 @@ def _group(hint: Any) -> type | None:
 
 
 def _only(hint: Any) -> tuple[str, ...]:
+    from drover.deploy.options import Only
+
     return next((mark.names for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Only)), ())
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from drover.common.errors import ConfigError, DroverError
 from drover.common.stopping import stop_on_signals
 from drover.deploy import catalogue
-from drover.deploy.catalogue import RunOptions
-from drover.deploy.config import RunConfig
 from drover.deploy.views.output import tolerant
 
 if TYPE_CHECKING:
+    from drover.deploy.catalogue import RunOptions
+    from drover.deploy.config import RunConfig
     from drover.deploy.run_folder.results import Resume, RunFolder
 
 T = TypeVar("T")
@@ -30,17 +30,23 @@ _TILDE = re.compile(r"((?:--[\w-]+=)?)(~[\w.-]*(?:/.*)?)")
 USAGE = """\
 drover: fine-tune diffusion models with reinforcement learning, on a laptop or a cluster
 
-  drover recipes                      what can be trained
-  drover train RECIPE [--option ...]  train; RECIPE is a name from that list or a file.py:function of yours
-  drover train RECIPE --help          the recipe's parameters, with their defaults
-  drover sample --model M --prompts P pictures from a pipeline folder or a run
-  drover status [RUN]                 how runs stand or ended
-  drover scale RUN --rollout 8        change the pools of a run while it runs
-  drover plan RUN                     which pools it should have, from what it measured
-  drover serve REWARD                 answer a reward over HTTP, for runs elsewhere
-  drover redis-user RUN               the Redis user that can do what a run needs, and no more
-  drover doctor [RECIPE]              check this machine, its Ray and Redis, and say what to mend
-  drover bench [NAME] [--quick]       measure; in a checkout of the repository
+From a first run to its pictures:
+  drover doctor                        check this machine, its Ray and Redis, and say what to mend
+  drover recipes                       list what can be trained
+  drover train RECIPE --help           show a recipe's options with their defaults
+  drover train RECIPE [--option ...]   train; RECIPE is a name from that list or a path/to/file.py:function of yours
+  drover status [RUN]                  show how runs stand or ended
+  drover train RECIPE --resume RUN     go on with a run that was stopped
+  drover sample --model runs/RUN --prompts "a red circle"   draw pictures with the fine-tuned model
+
+While a run trains on a cluster:
+  drover plan RUN                      say which pools it should have, from what it measured
+  drover scale RUN --rollout 8         change its pools
+  drover serve REWARD                  answer a reward over HTTP, for runs elsewhere
+  drover redis-user RUN                print the Redis user that can do what a run needs, and no more
+
+To change drover itself:
+  drover bench [NAME] [--quick]        measure, in a checkout of the repository
 
 Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
 and the fine-tuned model."""
@@ -101,20 +107,19 @@ def _complain(message: str, *, code: int = 1) -> int:
 
 
 def _recipes(arguments: list[str]) -> int:
-    """The recipes with their first sentence."""
+    """List the recipes with their first sentence."""
     found = {name: shipped.sentence for name, shipped in catalogue.recipes().items()}
-    if "--json" in arguments:
-        print(json.dumps(found, indent=2))
-        return 0
-    for name, sentence in found.items():
-        print(f"{name}\n    {sentence}")
+    as_text = "\n".join(f"{name}\n    {sentence}" for name, sentence in found.items())
+    print(json.dumps(found, indent=2) if "--json" in arguments else as_text)
     return 0
 
 
 def _train(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        print("\nrecipes: " + ", ".join(catalogue.recipes()))
+        print(
+            "usage: drover train RECIPE [--option ...]; RECIPE is a path/to/file.py:function of yours or one of these:\n"
+        )
+        _recipes([])
         return 0 if arguments else 2
     recipe = catalogue.find(arguments[0])
     config, options = catalogue.parse(recipe, arguments[1:])
@@ -125,7 +130,9 @@ def _train(arguments: list[str]) -> int:
 def run(config: RunConfig, options: RunOptions) -> int:
     """Train and leave the run folder; the exit code."""
     from drover.deploy.cluster.jobs import check_job
+    from drover.deploy.run_folder import run_log
     from drover.deploy.run_folder.resuming import check_newest
+    from drover.deploy.run_folder.summary import conclude, conclude_badly
     from drover.deploy.views import sinks
     from drover.deploy.views.progress import progress_view
 
@@ -139,18 +146,17 @@ def run(config: RunConfig, options: RunOptions) -> int:
         return 0
     check_newest(config, folder.checkpoints)
     folder.summary.unlink(missing_ok=True)  # of a former life: from here on it would say what is no longer so
-    name = folder.path.name
-    stopping = stop_on_signals()
-    view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
+    facts: dict[str, object] = {"run": folder.path.name, "recipe": config.recipe}
+    view = _Silent() if options.json else progress_view(folder.path.name, config.recipe, plain=options.plain or None)
     try:
-        with sinks.beside(view, options.log_to, folder, config) as told:
-            watcher = _train_in_place(config, folder, told, stopping, options, name)
-    except Exception:
-        folder.discard_unless_begun()
+        with run_log.kept(folder.path), sinks.beside(view, options.log_to, folder, config) as told:
+            watcher = _train_in_place(config, folder, told, stop_on_signals(), options)
+    except BaseException as error:
+        conclude_badly(folder, error, facts)
         raise
-    summary = watcher.conclude(
-        {"command_s": round(time.monotonic() - started, 2), "run": name, "recipe": config.recipe}
-    )
+    facts |= {"ended": watcher.ended or "stopped", "command_s": round(time.monotonic() - started, 2)}
+    summary = conclude(folder, facts)
+    folder.release()
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
@@ -174,7 +180,7 @@ def _open_folder(config: RunConfig, options: RunOptions) -> RunFolder:
 
 
 def _train_in_place(
-    config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions, name: str
+    config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions
 ) -> Any:
     if options.one_process:
         from drover.common.metrics import NullMeter
@@ -185,7 +191,8 @@ def _train_in_place(
     from drover.deploy.cluster.monitor import Listen
 
     metrics = Listen(options.metrics_host, options.metrics_port)
-    return cluster.train(config, folder, view, stopping, run=name, autoscale=options.autoscale, metrics=metrics)
+    run = folder.path.name
+    return cluster.train(config, folder, view, stopping, run=run, autoscale=options.autoscale, metrics=metrics)
 
 
 class _Silent:

@@ -11,6 +11,7 @@ from drover.actors.sampler import sample
 from drover.common import seeds
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.common.policies import conditioning
 from drover.common.policies.lora import base_of, load_lora
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
@@ -45,7 +46,6 @@ def draw(options: SampleOptions) -> Path:
     import torch
 
     from drover.deploy.run_folder.pictures import grid_png
-    from drover.deploy.run_folder.results import write_whole
 
     if not options.prompts or options.count < 1:
         raise ConfigError("give at least one prompt and a count of at least 1")

@@ -1,24 +1,26 @@
-"""Shows a run's reports, keeps them, and turns them into summary and pictures at the end."""
+"""Shows and keeps the reports of a run, with the pictures of its evaluations."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import replace
+from io import BytesIO
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
 from drover.common.errors import BlobMissing
+from drover.common.files import write_whole
 from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
-from drover.deploy.run_folder.pictures import framed, paired
+from drover.deploy.run_folder.pictures import framed
 from drover.deploy.run_folder.results import RunFolder
 
 MOMENTS = ("before", "after")
+TOLD = ("phase", "event", "end", "failed")  # kinds of reports that run.log repeats
 log = logging.getLogger(__name__)
 
 
@@ -75,66 +77,21 @@ class Watcher:
             report = replace(report, scalars=report.scalars | self.extra)
             self.last = dict(report.scalars)
         self._folder.append(report)
+        if report.kind in TOLD:
+            log.info("%s: %s", report.kind, report.text)
         self._view.update(report)
         if report.kind == "end":
             self.ended = report.text
         if report.kind == "failed":
             self.failure = report.text
 
-    def conclude(self, facts: Mapping[str, object]) -> dict[str, object]:
-        """Write summary.json and the pictures; returns the summary. ``facts`` are added to it."""
-        reports = self._folder.reports()
-        summary = summarise(reports) | dict(facts)
-        self._folder.write_summary(summary)
-        self._folder.draw_curves()
-        pictures = {moment: self._folder.path / f"{moment}.npz" for moment in MOMENTS}
-        if all(path.exists() for path in pictures.values()):
-            pair = paired(*(np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS))
-            if pair is not None:
-                self._folder.draw_samples(pair)
-        return summary
-
     def _keep_pictures(self, report: Report) -> None:
         """Keep the pictures of media of any kind. Without blobs there are none; the values are in the report."""
-        kept = self._folder.path / f"{report.text}.npz"
+        archive = BytesIO()
         try:
             shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])
-            np.savez_compressed(kept, media=shown, prompts=np.array(report.prompts))
+            np.savez_compressed(archive, media=shown, prompts=np.array(report.prompts))
+            write_whole(self._folder.path / f"{report.text}.npz", archive.getvalue())
         except BlobMissing:
             log.warning("the pictures of the evaluation %s training are gone", report.text)
         self._blobs.drop([blob for ref in report.media for blob in ref.blobs])
-
-
-def summarise(reports: list[Report]) -> dict[str, object]:
-    """The numbers of a run: held-out reward before and after by name, and its cost."""
-    last = next((r for r in reversed(reports) if r.kind in ("end", "update")), None)
-    updates = [r for r in reports if r.kind == "update"]
-    ledger = {key.removeprefix("ledger/"): int(value) for key, value in _scalars(last) if key.startswith("ledger/")}
-    return {
-        "reward_before": _heldout(reports, "before"),
-        "reward_after": _heldout(reports, "after"),
-        "reward_limit": _heldout(reports, "after", "limit"),
-        "updates": int(dict(_scalars(last)).get("update", 0)),
-        "samples": int(dict(_scalars(last)).get("samples", 0)),
-        "wall_s": round(last.at_s, 2) if last else 0.0,
-        "first_update_s": round(updates[0].at_s, 2) if updates else None,
-        "max_lag_seen": int(max((r.scalars.get("lag_max", 0.0) for r in updates), default=0)),
-        "ledger": ledger,
-        "ended": last.text if last is not None and last.kind == "end" else "interrupted",
-    }
-
-
-def _scalars(report: Report | None) -> list[tuple[str, float]]:
-    return [] if report is None else list(report.scalars.items())
-
-
-def _heldout(reports: list[Report], moment: str, what: str = "mean") -> dict[str, float]:
-    """By "SET/REWARD", at the newest evaluation of that moment."""
-    found = [r for r in reports if r.kind == "eval" and r.text == moment]
-    if not found:
-        return {}
-    return {
-        name.removeprefix("heldout/").removesuffix(f"/{what}"): value
-        for name, value in found[-1].scalars.items()
-        if name.startswith("heldout/") and name.endswith(f"/{what}")
-    }

@@ -111,7 +111,7 @@ def test_the_other_commands_have_help_too(drover, command):
 def test_without_a_command_or_recipe_the_usage_is_shown_and_the_exit_code_says_misused(drover):
     assert drover()[0] == 2
     code, out, _ = drover("train")
-    assert code == 2 and "recipes: " in out and "toy_ddpo" in out
+    assert code == 2 and "usage: drover train RECIPE" in out and "toy_ddpo\n    Move the end point" in out
     assert drover("train", "--help")[0] == 0
 
 
@@ -199,7 +199,7 @@ def test_a_tilde_is_the_home_also_where_no_shell_put_it_there(drover, tmp_path, 
         stop_after=1,
     )
     code, out, _ = drover("status", *words)
-    assert code == 0 and "far: running or killed" in out
+    assert code == 0 and "far: lost: " in out
     assert named.folder.path.is_dir() and not (tmp_path / "~").exists()
 
 
@@ -283,18 +283,24 @@ def test_status_of_nothing_and_of_an_unknown_run(drover):
     assert code == 2 and "there is no run 'other' in runs" in one_line(err)
 
 
-def test_status_of_a_run_that_was_stopped_or_is_under_way(drover, tmp_path):
+def test_status_of_a_run_that_was_stopped_and_of_one_whose_process_is_gone(drover, tmp_path):
     done = train(small(), tmp_path / "runs", name="halved", stop_after=2)
     done.conclude()
-    assert "halved: stopped; 2 updates, 128 samples" in drover("status")[1]
+    assert "halved: stopped, go on with --resume halved; 2 updates, 128 samples" in drover("status")[1]
     done.folder.summary.unlink()
-    assert "halved: running or killed, last heard of" in drover("status", "halved")[1]
+    out = drover("status", "halved")[1]
+    assert re.match(
+        r"halved: lost: its process is gone, no report since \d{4}-\d\d-\d\d [\d:]{8}; go on with --resume halved; 2 updates",
+        out,
+    )
 
 
 def test_status_of_a_run_that_has_not_reported_yet(drover, tmp_path):
-    RunFolder.create("young", tmp_path / "runs")
+    folder = RunFolder.create("young", tmp_path / "runs")
     code, out, _ = drover("status", "young")
-    assert code == 0 and "young: running or killed" in out and "not evaluated yet" in out
+    assert code == 0 and "young: starting (starting, no report yet); 0 updates" in out and "not evaluated yet" in out
+    folder.release()
+    assert "young: lost: its process is gone, no report ever" in drover("status", "young")[1]
 
 
 def test_pictures_can_be_drawn_from_a_folder_and_the_same_seed_draws_the_same(drover, tiny_folder, tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
-from drover.common.protocols import Conditioning, Policy, Scorer, Scores
+from drover.common.protocols import Conditioning, FileBatch, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Sampling, Training
 from drover.deploy.recipes.shapes import shapes_ddpo
@@ -171,6 +171,6 @@ class Origin:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[Pictures, list[str]]:
+    def batch(self, step: int, size: int) -> FileBatch:
         points = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
-        return ToyChain().decode(torch.tensor(points), {}), ["anywhere"] * size
+        return FileBatch(ToyChain().decode(torch.tensor(points), {}), ["anywhere"] * size)

@@ -15,6 +15,7 @@ from drover.common.transport.memory import MemoryBroker
 from drover.common.types import Report
 from drover.deploy.run_folder.pictures import SamplePair, samples_png
 from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.summary import conclude
 from drover.deploy.run_folder.watch import Watcher
 from tests.common.media.made_up import one_of_each, stored
 from tests.deploy.in_place import View
@@ -56,7 +57,7 @@ def test_media_of_every_kind_are_drawn_before_and_after(seat: Seat, number: int)
     for moment, media in (("before", before), ("after", after)):
         seat.evaluated(moment, {"a": media, "b": media})
         assert np.array_equal(seat.kept(moment), np.stack([media.pictures()[:2]] * 2))
-    seat.watcher.conclude({})
+    conclude(seat.folder, {})
     assert seat.folder.samples.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BlobMissing):
         seat.blobs.get("before.0")
@@ -67,7 +68,7 @@ def test_pictures_are_drawn_to_the_byte_as_their_pixels_are(seat: Seat) -> None:
                for seed, moment in enumerate(("before", "after"))}  # fmt: skip
     for moment, pixels in moments.items():
         seat.evaluated(moment, {"one": Pictures(pixels[0]), "two": Pictures(pixels[1])})
-    seat.watcher.conclude({})
+    conclude(seat.folder, {})
     wanted = samples_png(SamplePair(before=moments["before"], after=moments["after"], prompts=["one", "two"]))
     assert seat.folder.samples.read_bytes() == wanted
 
@@ -79,7 +80,7 @@ def test_sets_of_different_sizes_are_shown_beside_each_other_on_white(seat: Seat
     kept = seat.kept("before")
     assert kept.shape == (2, 2, 5, 9, 3)
     assert (kept[0, :, :4, :6] == 0).all() and (kept[0, :, 4:] == 255).all() and (kept[0, :, :, 6:] == 255).all()
-    seat.watcher.conclude({})
+    conclude(seat.folder, {})
     assert seat.folder.samples.exists()
 
 
@@ -87,7 +88,7 @@ def test_prompts_that_one_moment_lost_are_left_out_and_the_others_drawn(seat: Se
     black, white = (Pictures(np.full((2, 8, 8, 3), level, np.uint8)) for level in (0, 255))
     seat.evaluated("before", {"a": black, "b": white, "c": black})
     seat.evaluated("after", {"a": white, "c": white})
-    seat.watcher.conclude({})
+    conclude(seat.folder, {})
     media = np.stack([black.pixels] * 2), np.stack([white.pixels] * 2)
     wanted = samples_png(SamplePair(before=media[0], after=media[1], prompts=["a", "c"]))
     assert seat.folder.samples.read_bytes() == wanted
@@ -97,7 +98,7 @@ def test_moments_that_share_no_prompt_have_no_common_picture(seat: Seat) -> None
     media = Pictures(np.zeros((2, 8, 8, 3), np.uint8))
     seat.evaluated("before", {"a": media})
     seat.evaluated("after", {"b": media})
-    assert seat.watcher.conclude({})["ended"] == "interrupted"
+    assert conclude(seat.folder, {})["ended"] == "stopped"
     assert not seat.folder.samples.exists()
 
 
