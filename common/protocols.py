@@ -5,7 +5,7 @@ Axes: B batch of latents, ... latent axes, L tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -308,6 +308,9 @@ class Stream(Protocol):
     def outstanding(self) -> int:
         """Entries that some group has not acknowledged, or that no group reads yet. 0: nobody works on anything put here."""
 
+    def unacknowledged(self) -> list[Message]:
+        """The messages of those entries, oldest first, as far as they can be decoded. Nothing is taken."""
+
     def clear(self) -> None:
         """Forget all entries and pending deliveries; consumers go on with what comes next."""
 
@@ -326,8 +329,8 @@ class BlobStore(Protocol):
 
     def drop(self, blobs: Sequence[str]) -> None: ...
 
-    def sweep(self, part: str) -> None:
-        """Drop every blob with ``part`` in its id (letters, digits and dots)."""
+    def sweep(self, part: str, keep: Collection[str] = ()) -> None:
+        """Drop every blob with ``part`` in its id (letters, digits and dots), but for those to ``keep``."""
 
 
 # --------------------------------------------------------------------------------------------- weights

@@ -39,7 +39,7 @@ from drover.common.protocols import (
 from drover.common.tensors import DTYPES
 from drover.common.transport import keys
 from drover.common.transport.broker import Broker
-from drover.common.types import Purpose
+from drover.common.types import Purpose, Report
 from drover.common.user_code import in_a_sentence
 from drover.deploy.config import RunConfig
 from drover.deploy.run_folder.results import RunFolder
@@ -272,7 +272,9 @@ def learner_streams(config: RunConfig, broker: Broker) -> LearnerStreams:
     )
     for stream in (opened.work, opened.evaluation, opened.rollouts, opened.measurements):
         stream.clear()
-    opened.blobs.sweep(f".{Purpose.TRAIN}.")  # pictures of an evaluation may still be shown
+    to_show = [report for report in opened.reports.unacknowledged() if isinstance(report, Report)]
+    opened.blobs.sweep(f".{Purpose.TRAIN}.")
+    opened.blobs.sweep(f".{Purpose.EVAL}.", {blob for report in to_show for ref in report.media for blob in ref.blobs})
     return opened
 
 

@@ -42,7 +42,7 @@ def pack(media: Media, blob: str) -> tuple[list[Blob], MediaRef]:
 def read(blobs: BlobStore, ref: MediaRef, rows: slice | None = None) -> Media:
     """Fetch the media, or only ``rows`` of them (contiguous: step 1), transferring no other byte.
 
-    Raises `BlobMissing` when a blob is gone, `CodecError` when what is there is not what the reference says.
+    Raises `BlobMissing` when a blob is gone, `CodecError` when its content does not fit the reference.
     """
     wanted = ref if rows is None else rows_of(ref, rows)
     try:

@@ -1,4 +1,4 @@
-"""The five kinds of media by name, for what comes as a name: messages, requests and options."""
+"""The five kinds of media by name, as messages, requests and options name them."""
 
 from __future__ import annotations
 

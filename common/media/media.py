@@ -88,7 +88,7 @@ def of_kind(media: Media, kind: type[M]) -> M:
     """The same media, known to be of that kind. Raises `MediaError` otherwise."""
     if not isinstance(media, kind):
         raise MediaError(
-            f"{kind.__name__} were wanted, got {type(media).__name__}; check who makes them and who takes them"
+            f"{kind.__name__} were wanted, got {type(media).__name__}; give the kind of media that the model draws"
         )
     return media
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Condition, Lock
@@ -165,6 +165,10 @@ class MemoryStream:
         with self._topic.changed:
             return len(self._topic.entries)
 
+    def unacknowledged(self) -> list[Message]:
+        with self._topic.changed:
+            return [decode(payload) for payload, _ in self._topic.entries.values()]
+
     def clear(self) -> None:
         with self._topic.changed:
             self._topic.entries.clear()
@@ -238,9 +242,9 @@ class MemoryBlobs:
             for blob in blobs:
                 self._held.pop(blob, None)
 
-    def sweep(self, part: str) -> None:
+    def sweep(self, part: str, keep: Collection[str] = ()) -> None:
         with self._lock:
-            self._held = {blob: held for blob, held in self._held.items() if part not in blob}
+            self._held = {blob: held for blob, held in self._held.items() if part not in blob or blob in keep}
 
     def _expire(self) -> None:
         now_s = monotonic()

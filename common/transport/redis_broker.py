@@ -9,7 +9,7 @@ message tells where; messages are all on the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from weakref import WeakSet
 from zlib import crc32
@@ -129,8 +129,8 @@ class RedisBlobs:
         for there in together.values():
             self._call(there[0], "UNLINK", *(self._keys.blob(blob) for blob in there))
 
-    def sweep(self, part: str) -> None:
-        _unlink(self._links, self._keys.blob(f"*{part}*"))
+    def sweep(self, part: str, keep: Collection[str] = ()) -> None:
+        _unlink(self._links, self._keys.blob(f"*{part}*"), {self._keys.blob(blob).encode() for blob in keep})
 
     def _home(self, blob: str) -> int:
         """Which server has it."""
@@ -140,7 +140,9 @@ class RedisBlobs:
         return self._links[self._home(blob)].call(lambda client: send(client, *command))
 
 
-def _unlink(links: Sequence[Link], pattern: str) -> None:
-    """Delete the keys that fit, on every server."""
+def _unlink(links: Sequence[Link], pattern: str, keep: Collection[bytes] = ()) -> None:
+    """Delete the keys that fit, on every server, but for those to ``keep``."""
     for link in links:
-        link.call(lambda client: [client.unlink(key) for key in client.scan_iter(pattern, count=1000)])
+        link.call(
+            lambda client: [client.unlink(key) for key in client.scan_iter(pattern, count=1000) if key not in keep]
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from time import monotonic
 from typing import Any, TypeVar
@@ -91,6 +92,14 @@ class RedisStream:
 
     def outstanding(self) -> int:
         return int(self._link.call(lambda client: send(client, "XLEN", self._key)))
+
+    def unacknowledged(self) -> list[Message]:
+        entries = self._link.call(lambda client: send(client, "XRANGE", self._key, "-", "+"))
+        messages = []
+        for _, fields in entries:
+            with suppress(CodecError):
+                messages.append(decode(fields[b"m"]))
+        return messages
 
     def clear(self) -> None:
         self._run(scripts.CLEAR, *self._groups)

@@ -1,4 +1,4 @@
-"""Whoever started the run: shows its reports, keeps them, and turns them into summary and pictures at the end."""
+"""Shows and keeps the reports of a run, with the pictures of its evaluations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class View(Protocol):
-    """What the driver feeds. A context manager: leaving it, also by Ctrl-C, leaves the terminal in order."""
+    """The display that the driver feeds. A context manager: leaving it, also by Ctrl-C, leaves the terminal in order."""
 
     def update(self, report: Report) -> None: ...
 
@@ -47,14 +47,14 @@ class Watcher:
         self._reports, self._blobs, self._folder, self._view = reports, blobs, folder, view
         former = folder.reports()
         self._started = time.monotonic() - (former[-1].at_s if former else 0.0)
-        self.extra: dict[str, float] = {}  # what only the driver knows, added to every update
+        self.extra: dict[str, float] = {}  # known to the driver alone, added to every update
         self.last: dict[str, float] = {}  # the newest update's scalars
         self.ended: str | None = None
         self.failure: str | None = None
         self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
 
     def poll(self, wait_s: float) -> None:
-        """Show and keep what has come."""
+        """Show and keep the reports that have come."""
         for delivery in self._reports.take(64, wait_s):
             assert isinstance(delivery.message, Report), delivery.message
             self._hear(delivery.message)
@@ -96,7 +96,7 @@ class Watcher:
             self.tell(replace(report, kind="event", text=text, scalars={}, media=()))
 
     def _keep_pictures(self, report: Report) -> None:
-        """Keep the pictures of the media, whatever their kind. Without blobs there are none; the values are in the report."""
+        """Keep the pictures of media of any kind. Without blobs there are none; the values are in the report."""
         archive = BytesIO()
         try:
             shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])

@@ -57,7 +57,7 @@ class Client:
             try:
                 reply = _read(response, reply_bytes, deadline)
             except BaseException:
-                response.close()  # what is still under way must not be taken for the next reply
+                response.close()  # the rest of this reply must not be taken for the next one
                 raise
         except urllib3.exceptions.NewConnectionError as error:  # a TimeoutError by inheritance only
             raise Failed("http", "cannot be reached", passing=True) from error
@@ -76,7 +76,7 @@ class Client:
         self._socket = connection
 
     def _cut(self, late: Event) -> None:
-        """End the try under way: whatever it waits for, it now gets the end of the connection."""
+        """End the try under way: its wait ends with the connection."""
         late.set()
         if self._socket is not None:
             with suppress(OSError):  # it may be closed by now

@@ -1,8 +1,8 @@
 """An HTTP server in front of one reward: who may ask, how much, and how long. Knows no reward and reads no media.
 
 Every connection has a thread and a deadline. A request must have come whole by its deadline, however slowly it drips; then
-the socket is cut, whatever its thread does. Bytes of all requests under way are counted, and what would pass the limit is
-turned away with 503 before it is read. Nothing is read from whoever has no token.
+the socket is cut, even while its thread waits. Bytes of all requests under way are counted, and a request that would pass
+the limit is turned away with 503 before it is read. Nothing is read from a caller without a token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from drover.reward_servers.http.wire import Request, parse_request, reply_body
 
 SCORE, HEALTH = "/score", "/health"
 HEAD_BYTES = 16 << 10  # of a request line and headers
-LINGER_S, LINGER_BYTES = 2.0, 1 << 20  # what is still read from whoever was refused, so that the answer reaches him
+LINGER_S, LINGER_BYTES = 2.0, 1 << 20  # still read from a refused caller, so that the answer reaches it
 NOTE_S = 10.0  # between two lines about requests refused for the same reason
 NO_TOKEN = "a reward is not served without a token; set DROVER_REWARD_TOKEN or DROVER_REWARD_TOKEN_FILE"
 BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
@@ -118,7 +118,7 @@ class Endpoint(ThreadingHTTPServer):
             self._held_bytes -= nbytes
 
     def service_actions(self) -> None:
-        """Called twice a second by `serve_forever`: cut what is over its deadline."""
+        """Called twice a second by `serve_forever`: cut the connections that are over their deadline."""
         now_s = time.monotonic()
         with self._lock:  # a socket leaves the table before it is closed, so none is mistaken for its successor
             for connection in [one for one, end_s in self._ends_s.items() if end_s < now_s]:
@@ -173,7 +173,7 @@ class Endpoint(ThreadingHTTPServer):
 
 
 class _Head:
-    """What a connection says, with the length of a request's head bounded."""
+    """The bytes of a connection, with the length of a request's head bounded."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.left = file, HEAD_BYTES
@@ -199,7 +199,7 @@ class _Connection(BaseHTTPRequestHandler):
     headers: HTTPMessage
     protocol_version = "HTTP/1.1"
     wbufsize, disable_nagle_algorithm = -1, True  # an answer is one write; else its body waits for the head's receipt
-    default_request_version = "HTTP/1.1"  # else what cannot be read is answered in HTTP/0.9, without a status
+    default_request_version = "HTTP/1.1"  # else an unreadable request is answered in HTTP/0.9, without a status
 
     def setup(self) -> None:
         super().setup()
@@ -318,7 +318,7 @@ class _Connection(BaseHTTPRequestHandler):
                 left -= len(chunk)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class says of requests that it cannot read; all are the client's fault."""
+        """The base class calls this for requests that it cannot read; all are the client's fault."""
         raise Refused(code if 400 <= code < 500 else 400, "this is no HTTP/1.1 request")
 
     def handle_expect_100(self) -> bool:

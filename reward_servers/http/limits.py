@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of one request, and of what all of them together may hold. A hundred pictures of 512 x 512 pixels fit."""
+    """The most that one request may bring, and all of them together may hold. A hundred 512 x 512 pictures fit."""
 
     body_bytes: int = 128 << 20
     samples: int = 1024
@@ -18,7 +18,7 @@ class Limits:
     connections: int = 64
     request_s: float = 30.0  # for a whole request to come; then the connection is cut, however it drips
     idle_s: float = 60.0  # between two requests of a connection
-    answer_s: float = 300.0  # what a request waits for its scores
+    answer_s: float = 300.0  # that a request waits for its scores
 
 
 class Refused(Exception):

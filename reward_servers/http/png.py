@@ -67,7 +67,7 @@ def _opened(file: bytes, row: int) -> Image:
         raise Refused(400, f"images[{row}] holds packed text, which is unpacked before anything is known; leave it out")
     try:
         image = Image.open(io.BytesIO(file), formats=["PNG"])
-    except Exception as error:  # a foreign parser on foreign bytes: whatever it raises, the file is at fault
+    except Exception as error:  # a foreign parser on foreign bytes: any error is the file's fault
         raise Refused(400, f"images[{row}] is not a PNG file that can be read") from error
     if image.mode != "RGB":
         raise Refused(400, f"images[{row}] must be RGB with 8 bits, got mode {image.mode}")

@@ -92,7 +92,7 @@ class Window:
         self._thread.shutdown()
 
     def check(self) -> None:
-        """Raise whatever ended the server, which answers nobody from then on."""
+        """Raise the error that ended the server; it answers nobody from then on."""
         if self._end.done():
             self._end.result()
 

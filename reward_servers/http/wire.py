@@ -78,7 +78,7 @@ def request_body(request: Request) -> bytes:
 def parse_request(body: bytes, takes: type[Media], limits: Limits, hold: Callable[[int], None]) -> Request:
     """The samples, of the kind that the reward takes. Raises `Refused`.
 
-    Whatever is wrong is refused before much memory is taken for it. ``hold`` is told how many bytes the media will take.
+    A fault is refused before much memory is taken for it. ``hold`` is told how many bytes the media will take.
     """
     form = _object(body)
     prompts = _prompts(form, limits)
@@ -186,7 +186,7 @@ def reply_body(scores: Scores) -> bytes:
 
 
 def parse_reply(reply: bytes, samples: int) -> Scores:
-    """The scores of N samples, NaN where a number does not count. Raises ValueError with what is wrong."""
+    """The scores of N samples, NaN where a number does not count. Raises ValueError that names the fault."""
     try:
         answer = json.loads(reply.decode())
     except (ValueError, RecursionError) as error:

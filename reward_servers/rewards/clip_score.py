@@ -27,8 +27,9 @@ _SCALES: dict[Scale, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class ClipScore:
-    """``scale``: ``"cosine"`` is the raw cosine in -1..1 (default; photographs and captions lie about 0.15 to 0.35),
-    ``"percent"`` 100 times it, what most papers print, and ``"hessel"`` 2.5 max(0, cosine), in 0..2.5.
+    """Value: the cosine of picture and prompt in -1..1, where photographs and captions lie about 0.15 to 0.35.
+
+    ``scale`` ``"percent"`` multiplies it by 100, as most papers print it; ``"hessel"`` is 2.5 max(0, cosine), in 0..2.5.
 
     Hessel et al. also put "A photo depicts " before each caption; ``prefix`` does so here, and is empty by default.
     Prompts are cut at 77 tokens, the prefix included. A sample whose embedding is not finite is masked as ``nan``.

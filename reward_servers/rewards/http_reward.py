@@ -46,9 +46,9 @@ class HttpReward:
     times, after ``backoff_s``, then twice that, and so on. After ``breaker_failures`` failed tries in a row nothing is
     asked for ``breaker_s``; then one try decides whether the endpoint is asked again.
 
-    The bearer token is what the environment variable ``token_variable`` of the reward's process holds (or the file that the
-    variable with _FILE at its end names), or what is in ``token_file`` on its node; the token is in no option, log or
-    message. Secrets do not belong into the URL, which is in all of them. Proxies are not used.
+    The bearer token comes from the environment variable ``token_variable`` of the reward's process (or from the file that
+    the variable with _FILE at its end names), or from ``token_file`` on its node; the token is in no option, log or message.
+    Secrets do not belong into the URL, which is in all of them. Proxies are not used.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()

@@ -17,8 +17,9 @@ from drover.reward_servers.models.clip import Clip, Precision, check_options, ma
 
 @dataclass(frozen=True, slots=True)
 class PickScore:
-    """exp(logit_scale) cosine: logits of a choice, so a difference d means odds of e^d. The published scale is about 100,
-    and generated pictures lie about 17 to 25. Only differences under one prompt carry meaning.
+    """Unit: logits of a choice between two pictures of one prompt, exp(logit_scale) cosine: a difference d means odds of e^d.
+
+    The published scale is about 100, and generated pictures lie about 17 to 25. Only differences under one prompt count.
 
     Prompts are cut at 77 tokens. A sample whose embedding is not finite is masked as ``nan``.
     """

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 from drover.common.media.media import Media, form
 from drover.common.prompts import Prompt
 
-IDLE_WAIT_S = 0.1  # at most so long until whoever fills notices that it is to end
-LONGEST_LOOK_S = 0.005  # what a scorer with jobs at hand gives a last look for more
+IDLE_WAIT_S = 0.1  # the longest wait of the thread that fills, after which it looks whether to end
+LONGEST_LOOK_S = 0.005  # that a scorer with jobs at hand grants to a last look for more
 T = TypeVar("T")
 
 
@@ -21,8 +21,10 @@ T = TypeVar("T")
 class Job(Generic[T]):
     """Samples that are scored in one call: those of a group, or of a request over HTTP.
 
-    ``ticket`` is the sender's own note of who waits for the answer. ``spoiled`` says why the job will not be scored; ""
-    for nearly all, which have media. Example: ``Job(name="group 3", ticket=delivery, prompts=group.asked, samples=(8, 8),
+    ``ticket`` is the inbox's own: with it the answer finds its way back. ``spoiled`` says why the job will not be scored;
+    it is "" for nearly all jobs, and only those have media.
+
+    Example: ``Job(name="group 3", ticket=delivery, prompts=group.asked, samples=(8, 8),
     media=pictures, arrived_s=monotonic())``.
     """
 
@@ -47,7 +49,7 @@ class Job(Generic[T]):
 
 
 class Waiting(Generic[T]):
-    """Opened jobs in the order they came, up to about ``max_batch`` samples: what the next call is made of."""
+    """Opened jobs in the order they came, up to about ``max_batch`` samples: the next call is made of them."""
 
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
@@ -64,13 +66,13 @@ class Waiting(Generic[T]):
             self._changed.notify_all()
 
     def looked(self, began_s: float) -> None:
-        """Whatever was to be had then has been added."""
+        """A look for more jobs, begun then, has ended, and its jobs are added."""
         with self._changed:
             self._looked_s = began_s
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nobody brings or wants more: whoever waits here returns at once, and the scorer gets nothing."""
+        """No more jobs come or are wanted: every thread that waits here returns at once, and the scorer gets nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -95,7 +97,7 @@ class Waiting(Generic[T]):
     def next(self, wait_s: float, fill_s: float) -> list[Job[T]]:
         """As `at_hand`, for a scorer that has time: none after ``wait_s``.
 
-        A call not yet full waits until its first job is ``fill_s`` old, and for one more look at what there is.
+        A call not yet full waits until its first job is ``fill_s`` old, and for one more look for jobs.
         """
         with self._changed:
             asked_s = self._asked_s = monotonic()
@@ -109,7 +111,7 @@ class Waiting(Generic[T]):
     def demand(self, pause_s: float) -> tuple[int, float]:
         """(samples there is room for, how long to wait for them), once there is room and the pause is over.
 
-        A scorer that waits cuts the pause short. While it works nothing is waited for: what comes then is better off
+        A scorer that waits cuts the pause short. While it works nothing is waited for: jobs that come then are better off
         with a server that has time.
         """
         with self._changed:

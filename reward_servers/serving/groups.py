@@ -37,7 +37,7 @@ class Groups:
         return self.rollouts.take(limit, wait_s)
 
     def open(self, tickets: Sequence[Delivery]) -> list[Job[Delivery]]:
-        """Fetch what there is to score; what there is not is acknowledged."""
+        """Fetch the media of the groups that wait for this reward; the other groups are acknowledged."""
         arrived_s, jobs = monotonic(), []
         for delivery in tickets:
             job = self._job(delivery, arrived_s)
@@ -48,7 +48,7 @@ class Groups:
         return jobs
 
     def answer(self, answers: Sequence[Answer[Delivery]]) -> None:
-        """All measurements first: somebody waits for them."""
+        """All measurements first, for the learner waits for them; then all acknowledgements."""
         for answer in answers:
             self.measurements.put(self._measurement(answer))
         for answer in answers:
@@ -58,7 +58,7 @@ class Groups:
         self.rollouts.close()
 
     def _job(self, delivery: Delivery, arrived_s: float) -> Job[Delivery] | None:
-        """None where nobody waits for this reward's measurement: it is not asked for, or the group has ended."""
+        """None where the group does not name this reward, or has ended."""
         group = _group(delivery)
         self.meter.add(metrics.REDELIVERIES, float(delivery.attempt > 1), stream="rollouts")
         if self.reward not in group.rewards or group.media is None:

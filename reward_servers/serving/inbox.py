@@ -27,10 +27,10 @@ class Inbox(Protocol[T]):
         """Up to ``limit`` tickets; waits at most ``wait_s`` for the first."""
 
     def open(self, tickets: Sequence[T]) -> Sequence[Job[T]]:
-        """The jobs behind the tickets, with their media; a ticket that nobody waits for any longer has none."""
+        """The jobs behind the tickets, with their media; a ticket has none where no answer is wanted any longer."""
 
     def answer(self, answers: Sequence[Answer[T]]) -> None:
-        """Tell whoever waits."""
+        """Send the answers back."""
 
     def close(self) -> None:
-        """Hand back what was taken and not answered."""
+        """Hand back the tickets that were taken and not answered."""

@@ -1,4 +1,4 @@
-"""One call of a scorer for several groups: what it is given, how long it may take, and whether its answer is one."""
+"""One call of a scorer for several jobs: its arguments, its time limit, and the check of its answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ScoringTimedOut(ScoringFailed):
 
 
 class Caller:
-    """Calls one scorer. Whatever goes wrong is a `ScoringFailed`."""
+    """Calls one scorer. Every failure is a `ScoringFailed`."""
 
     def __init__(self, scorer: Scorer | SetScorer, deadline_s: float | None) -> None:
         """``deadline_s`` None trusts the scorer to answer. Otherwise a call that takes longer is left behind."""
@@ -55,7 +55,7 @@ class Caller:
             return _checked(call() if self._deadline_s is None else self._in_time(call, self._deadline_s), len(prompts))
         except ScoringFailed:
             raise
-        except Exception as error:  # a reward is foreign code: whatever it raises becomes a counted mask
+        except Exception as error:  # a reward is foreign code: all that it raises becomes a counted mask
             raise ScoringFailed(sentence(error)) from error
 
     def _in_time(self, call: Callable[[], Scores], deadline_s: float) -> Scores:

@@ -73,7 +73,7 @@ class RewardServer(Generic[T]):
         return 0.0 if since_s is None else monotonic() - since_s
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Work until told to stop; what is being scored then is finished first, the rest handed back."""
+        """Work until told to stop; the call under way is finished first, the other jobs are handed back."""
         writing: deque[Future[None]] = deque()
         try:
             with ThreadPoolExecutor(2, thread_name_prefix=self.reward) as threads:
@@ -185,6 +185,6 @@ class RewardServer(Generic[T]):
 
 
 def _settle(writing: deque[Future[None]], most: int) -> None:
-    """Wait until at most that many are unfinished, and raise what any of them raised."""
+    """Wait until at most that many are unfinished, and raise the error of any that failed."""
     while writing and (writing[0].done() or len(writing) > most):
         writing.popleft().result()

@@ -104,6 +104,17 @@ def test_sweeping_drops_what_has_those_words_in_its_name_and_nothing_else(open_b
     assert blobs.get("7.eval.0.1.actor-0/media") == b"x" == other.get("7.train.0.1.actor-0/steps")
 
 
+def test_what_is_to_be_kept_is_not_swept(open_broker):
+    blobs = open_broker("run").blobs()
+    for name in ("7.eval.0.1.actor-0/media", "7.eval.0.1.actor-0/media.1", "7.eval.1.1.actor-0/media"):
+        blobs.put(name, [b"x"])
+    blobs.sweep(".eval.", keep={"7.eval.0.1.actor-0/media", "gone"})
+    assert blobs.get("7.eval.0.1.actor-0/media") == b"x"
+    for name in ("7.eval.0.1.actor-0/media.1", "7.eval.1.1.actor-0/media"):
+        with pytest.raises(BlobMissing):
+            blobs.get(name)
+
+
 def test_putting_again_replaces(blobs):
     blobs.put("b", [b"old and longer"])
     blobs.put("b", [b"new"])

@@ -171,7 +171,7 @@ def test_one_kind_does_not_pass_for_another() -> None:
         of_kind(ALL[2], Pictures)
 
 
-# --------------------------------------------------------------------------------------- what people are shown
+# ------------------------------------------------------------------------------------------- the pictures of it
 
 
 @each_kind

@@ -268,6 +268,17 @@ def test_outstanding_is_what_some_group_has_not_acknowledged(broker):
     assert one.outstanding() == 0
 
 
+def test_unacknowledged_messages_are_seen_by_whoever_asks_and_stay_for_their_readers(broker):
+    one = actor(broker)
+    for group in range(3):
+        one.put(note(group))
+    one.ack(one.take(1, SOON_S)[0])
+    assert groups_of(one.take(1, SOON_S)) == [1]
+    seen = broker.stream(broker.keys.work).unacknowledged()
+    assert [message.group for message in seen] == [1, 2]
+    assert groups_of(one.take(5, SOON_S)) == [2] and one.outstanding() == 2
+
+
 def test_a_stream_without_a_group_can_put_and_says_why_it_cannot_take(broker):
     stream = broker.stream(broker.keys.work)
     stream.put(note(1))

@@ -146,6 +146,8 @@ def test_the_average_is_what_is_evaluated_and_saved(tmp_path):
 class Liar:
     """A proxy of ``up`` that truly rewards going down."""
 
+    takes: ClassVar[type[Media]] = Pictures
+
     name: str = "proxy"
     takes: ClassVar[type[Pictures]] = Pictures
 

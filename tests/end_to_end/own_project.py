@@ -17,14 +17,17 @@ FILES = {
     "learner/__init__.py": "",
     "learner/judge.py": '''
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.toys import SlowPoint
+from drover.common.media.pictures import Pictures
 
 
 @dataclass(frozen=True)
 class Judge:
     """The slow point, whose pause is looked up in the process that scores."""
 
+    takes: ClassVar = Pictures
     name: str = "point"
 
     def load(self, device: str):
