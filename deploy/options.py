@@ -9,7 +9,7 @@ from drover.common.errors import ConfigError
 from drover.deploy.config import Pools
 from drover.learner.files.from_files import Files, FromFiles
 from drover.learner.objectives.denoising import Denoising
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 
 
 class Only:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
 
 from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Wrapped:

@@ -7,15 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from drover.actors.sampler import sample
 from drover.common import seeds
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
-from drover.common.policies import conditioning
-from drover.common.policies.lora import base_of, load_lora
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.common.protocols import Policy
-from drover.common.tensors import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +40,8 @@ def draw(options: SampleOptions) -> Path:
     """Write the PNG; returns its path. Raises `ConfigError`."""
     import torch
 
+    from drover.actors.sampler import sample
+    from drover.common.policies import conditioning
     from drover.deploy.run_folder.pictures import grid_png
     from drover.deploy.run_folder.results import write_whole
 
@@ -60,7 +58,7 @@ def draw(options: SampleOptions) -> Path:
             conditioning.rows(cond, [i] * options.count),
             generators=seeds.generators(options.seed, "sample", i, range(options.count)),
             record=(),
-            storage=DTYPES["float32"],
+            storage=torch.float32,
             device=device,
         )
         rows.append(policy.decode(trajectory.x0))
@@ -69,6 +67,8 @@ def draw(options: SampleOptions) -> Path:
 
 
 def _policy(run: Path, options: SampleOptions, device: str) -> Policy:
+    from drover.common.policies.lora import base_of, load_lora
+
     whole, adapters = run / "pipeline", run / "lora"
     if adapters.is_dir():
         policy = StableDiffusionModel(checkpoint=base_of(adapters), guidance=options.guidance).build(device)

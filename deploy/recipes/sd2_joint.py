@@ -23,7 +23,7 @@ from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.objectives.joint import Joint
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from drover.reward_servers.models.vision import ImageClassifier, ObjectDetector
 from drover.reward_servers.parity import uniform_floor
 from drover.reward_servers.rewards.clip_score import ClipScore

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from drover.common import tensors
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import GroupFailed, Measurement, Message, Purpose, RolloutGroup
 from drover.learner.examples import Measured, MeasuredGroup
@@ -129,6 +128,8 @@ class Assembler:
 
     def _arrays(self, answer: Measurement) -> Measured:
         """The measurement as arrays, its blob read."""
+        from drover.common import tensors
+
         features = None if answer.features is None else tensors.read(self._blobs, answer.features).numpy()
         return Measured(
             values=np.asarray(answer.values, np.float64),

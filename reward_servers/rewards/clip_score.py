@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
-from torch import Tensor
 
 from drover.common.errors import ConfigError
 from drover.common.protocols import Scores
 from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scale = Literal["cosine", "percent", "hessel"]
 _SCALES: dict[Scale, Callable[[Tensor], Tensor]] = {

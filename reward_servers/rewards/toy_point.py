@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from drover.common.protocols import Scores
-from drover.worlds.plane.policy import read_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,4 +26,6 @@ class ToyPointScorer:
     goal: tuple[float, float]
 
     def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+        from drover.worlds.plane.policy import read_points
+
         return Scores([float(value) for value in -((read_points(media) - np.asarray(self.goal)) ** 2).sum(-1)])

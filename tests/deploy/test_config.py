@@ -17,7 +17,7 @@ from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
 from drover.learner.reference import FrozenCopy
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.shapes import prompts
 

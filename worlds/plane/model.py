@@ -1,17 +1,27 @@
-"""The description of the plane's policy, as recipes name it."""
+"""The description of the plane's policy and its kernel, as recipes name them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
+from drover.common.diffusion.kernels.renoise import Consistency, Renoise
+from drover.common.diffusion.spacing import Leading
 from drover.common.files import write_whole
 from drover.common.protocols import Policy
-from drover.worlds.plane.policy import ToyChain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+NUM_STEPS = 5
+
+
+def toy_kernel() -> Renoise:
+    """The kernel that `ToyChain` is made for: five steps at times 4, 3, 2, 1, 0, all with a density."""
+    return Renoise(NUM_STEPS, Consistency(), Leading(offset=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,8 @@ class ToyModel:
     def check(self) -> None: ...
 
     def build(self, device: str) -> Policy:
+        from drover.worlds.plane.policy import ToyChain
+
         return ToyChain(device)
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:

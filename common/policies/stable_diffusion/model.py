@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from drover.common.policies.guided import Guided
-from drover.common.policies.lora import save_lora, with_lora
 from drover.common.policies.model import Lora, bind
 from drover.common.policies.stable_diffusion.checkpoints import check_pipeline
-from drover.common.policies.stable_diffusion.policy import Precision, StableDiffusion
 from drover.common.protocols import Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drover.common.policies.stable_diffusion.policy import Precision, StableDiffusion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,15 @@ class StableDiffusionModel:
         check_pipeline(self.checkpoint)
 
     def build(self, device: str) -> Policy:
+        from drover.common.policies.guided import Guided
+
         policy = self._unguided(device)
         return policy if self.guidance == 1 else Guided(policy, self.guidance)
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
         """``pipeline/`` for plain diffusers, or ``lora/`` for its ``load_lora_weights``."""
+        from drover.common.policies.lora import save_lora
+
         policy = self._unguided("cpu")
         bind(weights, policy)
         if self.lora is not None:
@@ -53,6 +58,9 @@ class StableDiffusionModel:
         return written
 
     def _unguided(self, device: str) -> StableDiffusion:
+        from drover.common.policies.lora import with_lora
+        from drover.common.policies.stable_diffusion.policy import StableDiffusion
+
         policy = StableDiffusion.load(self.checkpoint, device=device, compute=self.compute, image_size=self.image_size)
         if self.lora is None:
             return policy
