@@ -154,16 +154,20 @@ OPTIMIZER_STEP_S = _histogram("optimizer_step_seconds", "seconds", "Time of one 
 RATIO_FIRST = _gauge(
     "first_step_probability_ratio", "ratio", "Mean probability ratio of the first optimizer step; 1 on policy."
 )
-CLIP_FRACTION = _gauge("clipped_ratio", "ratio", "Share of probability ratios the last iteration clipped.")
-GRAD_NORM = _gauge("gradient_norm", "", "Gradient norm before clipping, last optimizer step.")
-LOSS = _gauge("loss", "", "Loss of the last iteration.")
+CLIP_FRACTION = _gauge(
+    "clipped_ratio", "ratio", "Share of clipped probability ratios, mean over the iteration's optimizer steps."
+)
+GRAD_NORM = _gauge("gradient_norm", "", "Gradient norm before clipping, mean over the iteration's optimizer steps.")
+LOSS = _gauge("loss", "", "Loss, mean over the iteration's optimizer steps.")
 OVEROPTIMISATION_GAP = _gauge(
     "overoptimisation_gap",
     "",
-    "Held-out rise of the watched proxy less that of the truth, each in its first standard deviations.",
+    "Held-out gain of the learned reward minus that of the true one, each in its first standard deviations.",
 )
 
-ROLE_S = _counter("role_seconds", "seconds", "Where a role's time goes; the parts add up to its life.", "role", "part")
+ROLE_S = _counter(
+    "role_seconds", "seconds", "Time of a role by part; the parts add up to the time since its start.", "role", "part"
+)
 WORKERS = _gauge("workers", "", "Processes that serve metrics.", "role")
 WORKER_DEATHS = _counter("worker_deaths", "", "Processes that died and were replaced.", "role")
 RESERVED_CPUS = _gauge("reserved_cpus", "", "CPUs set aside for the role's processes.", "role")

@@ -81,13 +81,13 @@ class WorkItem:
     Example: ``WorkItem(epoch=0, group=17, purpose=Purpose.TRAIN, task="composition", rewards=("composition",),
     prompts=("a red circle",), samples_per_prompt=8, seed=4, draw=17, record=(0, 2, 3, 5, 6), fingerprint="9f3c...")``.
 
-    ``epoch`` rises when the learner restarts, so that answers to orders of a former life are recognised.
-    ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed:
-    samples are derived from (seed, purpose, group, sample index), never from who samples them. ``record`` lists the
-    indices of the denoising steps whose transitions are wanted; empty means only the final image matters.
-    ``keep_latents`` asks for the clean latents, too.
-    ``task`` says what it is for, of what the run learns; only ``rewards`` measure it. ``version`` names the weights that
-    it must be sampled from, and no others; None means the newest there are when an actor begins with it.
+    ``epoch`` rises when the learner restarts, so that answers to orders from before the restart are recognised.
+    ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed. The
+    noise of a sample is derived from (seed, purpose, ``draw``, sample index), never from the actor that samples it. ``draw``
+    equals ``group`` in training and counts from 0 in each evaluation, so that evaluations repeat their noise.
+    ``record`` lists the indices of the denoising steps whose transitions are wanted; ``keep_latents`` asks for the clean
+    latents. ``task`` names the task or the held-out set; only ``rewards`` measure the group. ``version`` names the only
+    weights that may sample it; None means the newest at the moment an actor begins.
     """
 
     epoch: int

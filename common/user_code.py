@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from drover.common.errors import DroverError
 
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 
@@ -17,6 +21,17 @@ def sentence(error: BaseException) -> str:
     said = f"{type(error).__name__}: {first}" if first else type(error).__name__
     where = place(error)
     return f"{said} at {where}" if where else said
+
+
+@contextmanager
+def in_a_sentence(doing: str) -> Iterator[None]:
+    """Turn what foreign code raises in the block into ``DroverError("DOING: KeyError: 'target' at mine.py:28")``."""
+    try:
+        yield
+    except DroverError:
+        raise
+    except Exception as error:
+        raise DroverError(f"{doing}: {sentence(error)}") from error
 
 
 def place(error: BaseException) -> str:

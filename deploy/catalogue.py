@@ -109,13 +109,12 @@ def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
 
 def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
     """The recipe as a function of what tyro fills in: its parameters, and ``run``, the options of every run."""
-    from drover.deploy.config import RunConfig
-
-    hints = user_file.types(recipe)
-    own = {name: p.replace(annotation=hints[name]) for name, p in inspect.signature(recipe).parameters.items()}
+    own = user_file.parameters(recipe)
     groups = {name: _group(parameter.annotation) for name, parameter in own.items()}
 
     def train(*, run: RunOptions, **given: Any) -> tuple[RunConfig, RunOptions]:
+        from drover.deploy.config import RunConfig
+
         parameters = {name: _copy(value, groups[name]) for name, value in given.items()}
         return user_file.call(recipe, parameters, wanted=RunConfig), run
 

@@ -130,7 +130,9 @@ def _train(arguments: list[str]) -> int:
 def run(config: RunConfig, options: RunOptions) -> int:
     """Train and leave the run folder; the exit code."""
     from drover.deploy.cluster.jobs import check_job
+    from drover.deploy.run_folder import run_log
     from drover.deploy.run_folder.resuming import check_newest
+    from drover.deploy.run_folder.summary import conclude, conclude_badly
     from drover.deploy.views import sinks
     from drover.deploy.views.progress import progress_view
 
@@ -144,18 +146,17 @@ def run(config: RunConfig, options: RunOptions) -> int:
         return 0
     check_newest(config, folder.checkpoints)
     folder.summary.unlink(missing_ok=True)  # of a former life: from here on it would say what is no longer so
-    name = folder.path.name
-    stopping = stop_on_signals()
-    view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
+    facts: dict[str, object] = {"run": folder.path.name, "recipe": config.recipe}
+    view = _Silent() if options.json else progress_view(folder.path.name, config.recipe, plain=options.plain or None)
     try:
-        with sinks.beside(view, options.log_to, folder, config) as told:
-            watcher = _train_in_place(config, folder, told, stopping, options, name)
-    except Exception:
-        folder.discard_unless_begun()
+        with run_log.kept(folder.path), sinks.beside(view, options.log_to, folder, config) as told:
+            watcher = _train_in_place(config, folder, told, stop_on_signals(), options)
+    except BaseException as error:
+        conclude_badly(folder, error, facts)
         raise
-    summary = watcher.conclude(
-        {"command_s": round(time.monotonic() - started, 2), "run": name, "recipe": config.recipe}
-    )
+    facts |= {"ended": watcher.ended or "stopped", "command_s": round(time.monotonic() - started, 2)}
+    summary = conclude(folder, facts)
+    folder.release()
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
@@ -179,7 +180,7 @@ def _open_folder(config: RunConfig, options: RunOptions) -> RunFolder:
 
 
 def _train_in_place(
-    config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions, name: str
+    config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions
 ) -> Any:
     if options.one_process:
         from drover.common.metrics import NullMeter
@@ -190,7 +191,8 @@ def _train_in_place(
     from drover.deploy.cluster.monitor import Listen
 
     metrics = Listen(options.metrics_host, options.metrics_port)
-    return cluster.train(config, folder, view, stopping, run=name, autoscale=options.autoscale, metrics=metrics)
+    run = folder.path.name
+    return cluster.train(config, folder, view, stopping, run=run, autoscale=options.autoscale, metrics=metrics)
 
 
 class _Silent:

@@ -23,12 +23,23 @@ from torch import Tensor
 
 from drover.actors.worker import Actor, ActorWiring, Role, never
 from drover.common.diffusion.kernels.density import require_density
+from drover.common.errors import DroverError
 from drover.common.metrics import Account
-from drover.common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
+from drover.common.protocols import (
+    Meter,
+    Policy,
+    Reward,
+    Scorer,
+    SetScorer,
+    Stream,
+    WeightPublisher,
+    WeightSubscriber,
+)
 from drover.common.tensors import DTYPES
 from drover.common.transport import keys
 from drover.common.transport.broker import Broker
 from drover.common.types import Purpose
+from drover.common.user_code import in_a_sentence
 from drover.deploy.config import RunConfig
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.resuming import check, describe
@@ -96,7 +107,7 @@ def build_actor(
     )
     return Actor(
         name,
-        config.model.build(device),
+        _built(config, device),
         config.kernel,
         wiring,
         fingerprint=config.fingerprint,
@@ -135,11 +146,27 @@ def build_reward_server(
     return RewardServer(
         name,
         reward,
-        description.load(device),
+        _loaded(description, device),
         wiring,
         max_batch=config.pools.reward_batch,
         deadline_s=config.pools.reward_deadline_s or None,
     )
+
+
+def _loaded(reward: Reward, device: str) -> Scorer | SetScorer:
+    with in_a_sentence(f"the reward {reward.name} cannot be loaded"):
+        scorer = reward.load(device)
+    if not (callable(scorer) or isinstance(scorer, SetScorer)):
+        came = "None" if scorer is None else f"a {type(scorer).__name__}"
+        raise DroverError(
+            f"the reward {reward.name} cannot be used: its load returned {came}; return the function that scores"
+        )
+    return scorer
+
+
+def _built(config: RunConfig, device: str) -> Policy:
+    with in_a_sentence("the model cannot be loaded"):
+        return config.model.build(device)
 
 
 def build_learner(
@@ -172,7 +199,7 @@ def build_learner(
         meter=meter,
         account=account,
     )
-    policy = config.model.build(device)
+    policy = _built(config, device)
     if config.record is not None:
         require_density(config.kernel, policy.schedule, range(config.record.first))
     fsdp.shard(policy.trainable, device)

@@ -83,15 +83,17 @@ def call(function: Callable[..., Any], parameters: Mapping[str, Any], *, wanted:
     return made
 
 
-def types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The type of each parameter. Raises `ConfigError` where one has none."""
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """By name, their types evaluated. Raises `ConfigError` where one has no type."""
     try:
-        found = inspect.get_annotations(function, eval_str=True)
+        found = inspect.signature(function, eval_str=True).parameters
     except Exception as error:  # a type is an expression, which may be anything
         raise ConfigError(f"{_label(function)}: {sentence(error)}; import the types of its parameters") from error
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name not in found:
-            raise ConfigError(f"{_label(function)}: its parameter {name} has no type; write it as {_typed(parameter)}")
+    for parameter in found.values():
+        if parameter.annotation is inspect.Parameter.empty:
+            raise ConfigError(
+                f"{_label(function)}: its parameter {parameter.name} has no type; write it as {_typed(parameter)}"
+            )
     return found
 
 

@@ -13,8 +13,7 @@ from drover.common.policies.model import Model
 from drover.common.policies.wrapped import Wrapped
 from drover.common.protocols import Conditioning, Policy, Prediction
 from drover.learner import fsdp
-
-REFERENCE = "reference"  # its name in the optimiser's state, where checkpoints find it
+from drover.learner.reference import REFERENCE
 
 
 class Base:

@@ -16,6 +16,8 @@ from drover.common.protocols import Policy
 if TYPE_CHECKING:
     import torch
 
+REFERENCE = "reference"  # its name in the optimiser's state, where checkpoints find it
+
 
 class Reference(Protocol):
     """How the reference of a run is held. Frozen and cheap."""

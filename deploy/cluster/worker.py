@@ -79,7 +79,7 @@ def pools_of(config: RunConfig, *, gpus: float) -> list[Pool]:
     ]
     actors = Pool(ROLLOUT, "actor", pools.actors, pools.actor_threads, gpus)
     spare = Pool(EVALUATION, "evaluator", pools.evaluators, pools.actor_threads, gpus)
-    return [*rewards, actors, *([spare] if spare.size else [])]
+    return [*rewards, *(pool for pool in (actors, spare) if pool.size)]
 
 
 Served = tuple[str, tuple[str, ...], tuple[str, ...]]

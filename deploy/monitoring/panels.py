@@ -119,7 +119,7 @@ def learning() -> tuple[Row, ...]:
                     span=12,
                 ),
                 Panel(
-                    title="Overoptimisation: rise of the watched proxy less that of the truth",
+                    title="Reward hacking: gain of the learned reward minus gain of the true one",
                     of=(m.OVEROPTIMISATION_GAP,),
                     queries=(Query(newest(m.OVEROPTIMISATION_GAP), "gap"),),
                     note="Only where the recipe watches for it.",

@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, written whole or not at all. Knows no role and starts nothing.
 
-``runs/NAME/`` holds ``metrics.jsonl`` (one report a line), ``summary.json``, ``curves.png``, ``samples.png`` and
-``checkpoints/``.
+``runs/NAME/`` holds ``metrics.jsonl`` (one report a line), ``run.log``, ``summary.json``, ``curves.png``, ``samples.png``
+and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ Resume = Literal["never", "must", "may"]
 """Whether a run of that name is begun, gone on with, or either."""
 
 log = logging.getLogger(__name__)
+LOCK = ".lock"
 DRIVER = "driver"  # its name among the workers in the file of metric targets
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -59,12 +60,13 @@ class RunFolder:
             raise ConfigError(f"{str(root)!r} names no folder here; write the whole path of the folder of runs.")
         folder = cls(Path(root) / name)
         started = folder.path.is_dir() and any(folder.path.iterdir())
+        anew = started and resume == "never" and folder._ended == "failed" and not folder.begun
         if resume == "must" and not started:
             raise ConfigError(
                 f"no run to resume at {folder.path}; begin it with --run-name {name}, or correct the name."
             )
-        if started and resume == "never":
-            state = "finished" if folder.summary.exists() else "started"
+        if started and resume == "never" and not anew:
+            state = folder._ended or "started"
             raise ConfigError(
                 f"{folder.path} holds a {state} run; pass --resume {name} to go on with it, "
                 "or another --run-name to begin anew."
@@ -76,25 +78,50 @@ class RunFolder:
                 f"cannot create {folder.path} ({error.strerror}); make room or choose another place."
             ) from error
         folder._lock = _hold(folder.path)
-        if started:
+        if anew:
+            folder._empty()
+        elif started:
             folder._cut_torn_line()
         return folder
 
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end, and its summary says so; a damaged one is written anew by going on."""
-        try:
-            return (self.read_summary() or {}).get("ended") == "finished"
-        except CheckpointError:
-            return False
+        return self._ended == "finished"
 
-    def discard_unless_begun(self) -> None:
-        """Remove the folder of a run that failed before its first update: its name is free again."""
-        begun = any(self.checkpoints.iterdir()) or any(report.kind == "update" for report in self.reports())
-        if not begun:
-            if self._lock is not None:
-                self._lock.close()  # NFS keeps an open file's folder
-            shutil.rmtree(self.path, ignore_errors=True)  # why the run failed is what is to be told
+    @property
+    def begun(self) -> bool:
+        """Whether there is an update or a checkpoint to lose."""
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return saved or any(report.kind == "update" for report in self.reports())
+
+    def release(self) -> None:
+        """The run is over: this process no longer holds the folder."""
+        if self._lock is not None:
+            with suppress(OSError):
+                self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+    def discard(self) -> None:
+        """Remove the folder: the name is free again."""
+        self.release()  # NFS keeps an open file's folder
+        shutil.rmtree(self.path, ignore_errors=True)  # why the run failed is what is to be told
+
+    @property
+    def _ended(self) -> str:
+        """As its summary says; "" without a whole one."""
+        with suppress(CheckpointError):
+            return str((self.read_summary() or {}).get("ended", ""))
+        return ""
+
+    def _empty(self) -> None:
+        """Remove what a run left that failed before it began, but for the lock."""
+        for path in self.path.iterdir():
+            if path.is_dir() and path != self.checkpoints:
+                shutil.rmtree(path)
+            elif path.is_file() and path.name != LOCK:
+                path.unlink()
 
     def append(self, report: Report) -> None:
         """Add one line to metrics.jsonl. A line that cannot be written whole is taken back."""
@@ -172,9 +199,9 @@ def _hold(folder: Path) -> IO[str]:
     """Keep other processes from running the same folder; the lock ends with this process, however it ends."""
     import fcntl
 
-    file = (folder / ".lock").open("a+")
+    file = (folder / LOCK).open("a+")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.seek(0)
         raise ConfigError(
@@ -187,6 +214,24 @@ def _hold(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def holder(lock: Path) -> tuple[bool | None, str]:
+    """(Whether a process runs the folder of this lock, or None where that cannot be seen; the process that took it last)."""
+    import fcntl
+
+    try:
+        with lock.open() as file:
+            by = file.read()
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True, by
+            except OSError:  # storage that knows no locks
+                return None, by
+            return False, by
+    except FileNotFoundError:
+        return False, ""
 
 
 def write_whole(path: Path, content: bytes) -> None:

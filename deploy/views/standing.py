@@ -14,7 +14,8 @@ from drover.common.metrics import Metric
 from drover.common.types import Report
 from drover.deploy.run_folder.history import History, by_name
 from drover.deploy.run_folder.results import RunFolder
-from drover.deploy.run_folder.watch import summarise
+from drover.deploy.run_folder.state import RunState, run_state
+from drover.deploy.run_folder.summary import summarise
 
 REACH_S = 5.0  # to the driver, which asks every worker
 START = "process_start_time_seconds"
@@ -26,17 +27,22 @@ Page = list[tuple[str, dict[str, str], float]]
 
 
 def standing(folder: RunFolder) -> dict[str, Any]:
-    """The summary of a run that ended, or what its reports say so far; and under "now" what `now` says.
+    """The state of a run; the summary of one that ended, else what its reports say so far; and under "now" what `now` says.
 
     Raises `CheckpointError` where a file of the run is damaged.
     """
-    reports = folder.reports()
+    reports, state = folder.reports(), state_of(folder)
+    quiet_s = None if state.quiet_s is None else round(state.quiet_s, 1)
+    told = {"state": state.name, "reason": state.reason, "quiet_s": quiet_s}
     summary = folder.read_summary()
     if summary is not None:
-        return summarise(reports) | summary | {"now": now(History.of(reports), [])}
-    quiet_s = time.time() - folder.metrics.stat().st_mtime if folder.metrics.exists() else None
-    told = {"ended": None, "quiet_s": None if quiet_s is None else round(quiet_s, 1)}
-    return summarise(reports) | told | {"now": now(History.of(reports), page(folder))}
+        return summarise(reports) | summary | told | {"now": now(History.of(reports), [])}
+    return summarise(reports) | {"ended": None} | told | {"now": now(History.of(reports), page(folder))}
+
+
+def state_of(folder: RunFolder) -> RunState:
+    """How it stands, by its folder and, where that does not tell, by whether its driver answers."""
+    return run_state(folder, lambda: bool(page(folder)))
 
 
 def now(history: History, page: Page) -> dict[str, Any]:
@@ -49,6 +55,8 @@ def now(history: History, page: Page) -> dict[str, Any]:
     return {
         "live": bool(page),
         "update": last.get("update"),
+        "updates_total": last.get("updates_total"),
+        "phase": history.phase,
         "rewards": {name: _newest(history.series(f"reward/{name}/mean")[1]) for name in history.rewards},
         "held_out": {name: _newest(history.held_out(name)[1]) for name in history.rewards},
         "lag": last.get("lag_max"),

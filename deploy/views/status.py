@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +86,27 @@ def line(name: str, state: Mapping[str, Any]) -> str:
         return f"{name}: damaged; {state['damaged']}"
     rewards = state["reward_after"] or state["reward_before"]
     told = ", ".join(f"{reward} {value:.3f}" for reward, value in rewards.items())
-    ended = state["ended"] or f"running or killed, last heard of {_ago(state['quiet_s'])}"
-    return f"{name}: {ended}; {state['updates']} updates, {state['samples']} samples; held out: {told or 'not evaluated yet'}"
+    done = f"{state['updates']} updates, {state['samples']} samples"
+    return f"{name}: {_state(name, state)}; {done}; held out: {told or 'not evaluated yet'}"
 
 
-def _ago(quiet_s: float | None) -> str:
-    return "never" if quiet_s is None else f"{quiet_s:.1f} s ago"
+def _state(name: str, state: Mapping[str, Any]) -> str:
+    """Its state, and what to do about it."""
+    now, quiet_s = state["now"], state["quiet_s"]
+    heard = "no report yet" if quiet_s is None else f"last report {quiet_s:.1f} s ago"
+    since = (
+        "ever"
+        if quiet_s is None
+        else f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(time.time() - quiet_s))}"
+    )
+    words = {
+        "starting": f"starting ({now['phase']}, {heard})",
+        "running": f"running (update {now['update'] or 0:.0f} of {now['updates_total'] or 0:.0f}, {heard})",
+        "stopped": f"stopped, go on with --resume {name}",
+        "failed": f"failed: {state['reason']}",
+        "lost": f"lost: its process is gone, no report {since}; go on with --resume {name}",
+    }
+    return words.get(state["state"], state["state"])
 
 
 # -------------------------------------------------------------------------------------------- of one run

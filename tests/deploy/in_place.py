@@ -17,7 +17,8 @@ from drover.deploy import local
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.deploy.run_folder.results import RunFolder
-from drover.deploy.run_folder.watch import Watcher, summarise
+from drover.deploy.run_folder.summary import conclude, summarise
+from drover.deploy.run_folder.watch import Watcher
 from drover.reward_servers.rewards.toy_point import ToyPoint
 
 
@@ -79,7 +80,7 @@ class Done:
 
     def conclude(self) -> None:
         """Write summary and pictures, which takes longer than most runs here."""
-        self.watcher.conclude({"recipe": "toy_ddpo"})
+        conclude(self.folder, {"recipe": "toy_ddpo"})
 
     @property
     def weights(self) -> torch.Tensor:
@@ -89,7 +90,10 @@ class Done:
 def train(config: RunConfig, root: Path, *, name: str = "run", resume: bool = False, **when: float) -> Done:
     """Run it to its end, or until ``stop_after`` or ``crash_after`` updates."""
     folder, view = RunFolder.create(name, root, resume="must" if resume else "never"), View(**when)
-    return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
+    try:
+        return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
+    finally:
+        folder.release()
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def test_a_tilde_is_the_home_also_where_no_shell_put_it_there(drover, tmp_path, 
         stop_after=1,
     )
     code, out, _ = drover("status", *words)
-    assert code == 0 and "far: running or killed" in out
+    assert code == 0 and "far: lost: " in out
     assert named.folder.path.is_dir() and not (tmp_path / "~").exists()
 
 
@@ -214,7 +214,7 @@ def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     assert "held-out anywhere/point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
     assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
     code, out, _ = drover("status")
-    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: point -" in out
+    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: anywhere/point -" in out
     assert json.loads(drover("status", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
     code, _, err = drover(*TOY, *options)
     assert code == 2 and "pass --resume" in one_line(err)
@@ -280,18 +280,24 @@ def test_status_of_nothing_and_of_an_unknown_run(drover):
     assert code == 2 and "there is no run 'other' in runs" in one_line(err)
 
 
-def test_status_of_a_run_that_was_stopped_or_is_under_way(drover, tmp_path):
+def test_status_of_a_run_that_was_stopped_and_of_one_whose_process_is_gone(drover, tmp_path):
     done = train(small(), tmp_path / "runs", name="halved", stop_after=2)
     done.conclude()
-    assert "halved: stopped; 2 updates, 128 samples" in drover("status")[1]
+    assert "halved: stopped, go on with --resume halved; 2 updates, 128 samples" in drover("status")[1]
     done.folder.summary.unlink()
-    assert "halved: running or killed, last heard of" in drover("status", "halved")[1]
+    out = drover("status", "halved")[1]
+    assert re.match(
+        r"halved: lost: its process is gone, no report since \d{4}-\d\d-\d\d [\d:]{8}; go on with --resume halved; 2 updates",
+        out,
+    )
 
 
 def test_status_of_a_run_that_has_not_reported_yet(drover, tmp_path):
-    RunFolder.create("young", tmp_path / "runs")
+    folder = RunFolder.create("young", tmp_path / "runs")
     code, out, _ = drover("status", "young")
-    assert code == 0 and "young: running or killed" in out and "not evaluated yet" in out
+    assert code == 0 and "young: starting (starting, no report yet); 0 updates" in out and "not evaluated yet" in out
+    folder.release()
+    assert "young: lost: its process is gone, no report ever" in drover("status", "young")[1]
 
 
 def test_pictures_can_be_drawn_from_a_folder_and_the_same_seed_draws_the_same(drover, tiny_folder, tmp_path):

@@ -54,7 +54,7 @@ def test_the_status_of_runs_imports_no_library_that_is_slow(tmp_path):
     run = tmp_path / "runs" / "young"
     run.mkdir(parents=True)
     said, code, imported = told(tmp_path, "status", "young")
-    assert "young: running or killed" in said and code == 0
+    assert "young: lost: " in said and code == 0
     assert imported & set(SLOW) == set()
 
 

@@ -1,18 +1,45 @@
-"""Offline preference pairs: the run learns from files alone, and no actor samples."""
+"""Offline preference pairs without a reference: the run learns from files alone, and no actor samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
+import torch.nn.functional as F
 
+from drover.common import seeds
+from drover.common.diffusion.error import per_part, squared_error
+from drover.common.diffusion.time_laws import Uniform
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
+from drover.learner.examples import Credit, LatentBatch, MeasuredGroup
 from drover.learner.files.from_files import FileBatch, FromFiles
-from drover.learner.reference import FrozenCopy
+from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 from drover.worlds.plane.policy import LEVELS, RANGE
-from tests.strangers.latent_pairs import Dpo
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """The preferred sample's denoising error is to be the smaller one: -log sigmoid(beta (error of the other - its own))."""
+
+    beta: float
+    learns_from: ClassVar[BatchKind] = LatentBatch
+    watched: ClassVar[tuple[str, ...]] = ("accuracy",)
+    needs: ClassVar[Needs] = Needs()
+
+    def credit(self, groups: Sequence[MeasuredGroup]) -> Credit:
+        raise NotImplementedError("there are no samples")
+
+    def loss(self, models: Models, batch: LatentBatch) -> LossOutput:
+        draws = list(batch.draws[: len(batch.weight)])
+        time = Uniform().draw(models.policy.schedule, draws).repeat(2)
+        noise = seeds.normal(models.policy.latent_shape, draws).repeat(2, 1)
+        error = per_part(squared_error(models.policy, batch.x0, noise, time, batch.cond), batch.weight.shape[1])
+        better, worse = error.chunk(2)
+        z = self.beta * batch.weight * (worse - better)
+        return LossOutput(-F.logsigmoid(z)[batch.weight != 0].sum(), {"accuracy": (z > 0).float().sum()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +72,12 @@ class NearAndFarSource:
 
 
 def recipe(*, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:
-    """DPO on pairs from files moves the toy's weights, and nothing is sampled."""
+    """Preference pairs from files move the toy's weights, and nothing is sampled."""
     config = replace(toy_ddpo(), iterations=iterations, max_lag=0)
-    files = FromFiles(source=NearAndFar((-1.0, 1.0)), objective=Dpo(reward="-", beta=1.0), batch_size=64, when="alone")
+    files = FromFiles(source=NearAndFar((-1.0, 1.0)), objective=Margin(beta=1.0), batch_size=64, when="alone")
     return replace(
         config, recipe="offline_pairs", files=files, tasks=(), objective=None, heldout=(), record=None, rewards=(),
-        reference=FrozenCopy(), pools=Pools(actors=0, learner_ranks=learner_ranks),
+        pools=Pools(actors=0, learner_ranks=learner_ranks),
     )  # fmt: skip
 
 

@@ -78,6 +78,7 @@ def test_killed_at_any_moments_and_resumed_it_learns_the_same_bits_and_measures_
             local.train(config, folder, view, NullMeter(), view.stopping)
         except Crash:
             crashes += 1
+        folder.release()
     resumed = train(config, tmp_path, name="cut", resume=True)
     assert crashes >= 4 and torch.equal(resumed.weights, whole_run.weights)
     assert evaluations(resumed) == evaluations(whole_run)
@@ -188,6 +189,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_fix_and_the_o
     with pytest.raises(CheckpointError, match=r"update-000004 cannot be written .*; make it writable"):
         local.train(config, folder, view, NullMeter(), view.stopping)
     assert len(view.updates) < 8
+    folder.release()
     folder.checkpoints.unlink()
     kept.rename(folder.checkpoints)
     resumed = train(config, tmp_path, resume=True)

@@ -131,15 +131,16 @@ EACH_DAMAGE = [(name, content) for name, contents in DAMAGED.items() for content
 def test_one_damaged_run_is_told_of_and_the_others_are_listed(
     tmp_path, capsys, monkeypatch, name: str, content: bytes
 ) -> None:
-    made_up(tmp_path)
+    blue = made_up(tmp_path)  # its process holds it
     torn = RunFolder.create("torn", tmp_path)
     torn.append(report("phase", 0.0, "loading"))
     (torn.path / name).write_bytes(content)
     lines = dict(line.split(": ", 1) for line in shown(tmp_path, capsys, monkeypatch).splitlines())
-    assert lines["blue"].startswith("running or killed")
+    assert lines["blue"].startswith("running (update 30 of 50, last report ")
     assert lines["torn"].startswith("damaged; ") and str(torn.path / name) in lines["torn"]
     found = json.loads(shown(tmp_path, capsys, monkeypatch, json=True))
-    assert str(torn.path / name) in found["torn"]["damaged"] and "now" in found["blue"]
+    assert str(torn.path / name) in found["torn"]["damaged"] and found["blue"]["state"] == "running"
+    blue.release()
 
 
 @pytest.mark.parametrize(("name", "content"), EACH_DAMAGE)
