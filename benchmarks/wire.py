@@ -25,6 +25,8 @@ from drover.actors.worker import Actor, ActorWiring
 from drover.common import tensors
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.diffusion.noising import DiscreteSchedule
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import NullMeter
 from drover.common.protocols import Canary, Prediction, Schedule
 from drover.common.transport import keys
@@ -82,10 +84,10 @@ class Sized:
     def predict(self, x: Tensor, time: Tensor, cond: object) -> Prediction:
         return Prediction(x0=x * 0.1, noise=x)
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        return np.zeros((len(x0), self._side, self._side, 3), np.uint8)
+    def decode(self, x0: Tensor, cond: object) -> Pictures:
+        return Pictures(np.zeros((len(x0), self._side, self._side, 3), np.uint8))
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
+    def to_latents(self, media: Media) -> Tensor:
         return torch.zeros(len(media), *self.latent_shape)
 
     def output(self, x: Tensor, time: Tensor, cond: object) -> Tensor:
@@ -121,7 +123,7 @@ def bytes_per_sample(url: str, case: Case, groups: int) -> dict[str, Any]:
         meter=NullMeter(),
     )
     kernel = Renoise(case.steps, Ddim(eta=1.0))
-    storage = tensors.DTYPES[case.storage]
+    storage = tensors.dtype_named(case.storage)
     actor = Actor("actor-0", Sized(case), kernel, wiring, fingerprint="0" * 16, storage=storage, device="cpu")
     stored, counted, least = [], [], []
     for group in range(groups + 1):  # the first sends the scripts, which stay
@@ -178,7 +180,7 @@ def _order(group: int, samples: int, record: tuple[int, ...]) -> WorkItem:
 def _least_bytes(case: Case, record: Sequence[int]) -> int:
     """Of one group: each state that a recorded step starts from or ends in once, and a log-prob per step."""
     states = set(record) | {step + 1 for step in record}
-    width = tensors.DTYPES[case.storage].itemsize
+    width = tensors.dtype_named(case.storage).itemsize
     return case.samples * (len(states) * prod(case.latent_shape) * width + len(record) * FLOAT_BYTES)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
 from drover.common.protocols import Policy
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 class Model(Protocol):
     """Frozen and cheap; part of the recipe's fingerprint through its repr."""
+
+    @property
+    def media(self) -> type[Media]:
+        """The kind of media that its policy draws."""
 
     @property
     def adapters(self) -> bool: ...

@@ -20,8 +20,9 @@ from typing import Any
 import tyro
 
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.deploy.cluster.autoscale import Autoscaler, Bounds, Share, Signal
-from drover.deploy.run_folder.results import read_json, write_whole
+from drover.deploy.run_folder.results import read_json
 
 POOLS, SCALE = "pools.json", "scale.json"
 ROLLOUT, EVALUATION = "rollout", "evaluation"

@@ -10,6 +10,7 @@ import numpy as np
 from drover.common import seeds
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.common.protocols import Policy
 
@@ -43,7 +44,6 @@ def draw(options: SampleOptions) -> Path:
     from drover.actors.sampler import sample
     from drover.common.policies import conditioning
     from drover.deploy.run_folder.pictures import grid_png
-    from drover.deploy.run_folder.results import write_whole
 
     if not options.prompts or options.count < 1:
         raise ConfigError("give at least one prompt and a count of at least 1")
@@ -52,16 +52,17 @@ def draw(options: SampleOptions) -> Path:
     kernel, cond = Renoise(options.steps, Ddim(options.eta)), policy.encode(options.prompts)
     rows = []
     for i in range(len(options.prompts)):
+        mine = conditioning.rows(cond, [i] * options.count)
         trajectory = sample(
             policy,
             kernel,
-            conditioning.rows(cond, [i] * options.count),
+            mine,
             generators=seeds.generators(options.seed, "sample", i, range(options.count)),
             record=(),
             storage=torch.float32,
             device=device,
         )
-        rows.append(policy.decode(trajectory.x0))
+        rows.append(policy.decode(trajectory.x0, mine).pictures())
     write_whole(options.out, grid_png(np.stack(rows), options.prompts))
     return options.out
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from drover.common.errors import ConfigError
 from drover.common.hub import first_line
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
-from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
+from drover.reward_servers.models.clip import Clip, Precision, check_options, masked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ class Aesthetic:
     precision: Precision = "float32"
     name: str = "aesthetic"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def __post_init__(self) -> None:
         check_options(self.checkpoint, self.batch_size, self.precision)
@@ -64,11 +65,10 @@ class AestheticScorer:
     clip: Clip
     head: tuple[tuple[Tensor, Tensor], ...]  # (weight, bias) of each layer
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         import torch.nn.functional as F
 
-        check_media(prompts, media)
-        x = self.clip.embed_images(media)
+        x = self.clip.embed_images(media.pixels)
         for weight, bias in self.head:
             x = F.linear(x, weight, bias)
         return masked(x.squeeze(-1))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-import numpy as np
-
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
-from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
+from drover.reward_servers.models.clip import Clip, Precision, check_options, masked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,7 @@ class ClipScore:
     precision: Precision = "float32"
     name: str = "clip_score"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def __post_init__(self) -> None:
         check_options(self.checkpoint, self.batch_size, self.precision)
@@ -59,7 +60,6 @@ class ClipScorer:
     scale: Scale
     prefix: str
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        check_media(prompts, media)
-        cosines = self.clip.cosines([self.prefix + prompt for prompt in prompts], media)
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        cosines = self.clip.cosines([self.prefix + prompt for prompt in prompts], media.pixels)
         return masked(_SCALES[self.scale](cosines))

@@ -58,7 +58,7 @@ def test_the_status_of_runs_imports_no_library_that_is_slow(tmp_path):
     assert imported & set(SLOW) == set()
 
 
-@pytest.mark.parametrize("command", ["sample", "status", "scale", "plan", "redis-user", "doctor"])
+@pytest.mark.parametrize("command", ["sample", "status", "scale", "plan", "serve", "redis-user"])
 def test_the_help_of_a_command_imports_no_library_that_is_slow(tmp_path, command):
     said, code, imported = told(tmp_path, command, "--help")
     assert f"usage: drover {command}" in said and code == 0

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from drover.common.diffusion.kernels.renoise import Consistency, Renoise
 from drover.common.diffusion.spacing import Leading
 from drover.common.files import write_whole
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Policy
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class ToyModel:
     """The five-step chain in the plane."""
 
     adapters: ClassVar[bool] = False
+    media: ClassVar[type[Media]] = Pictures
 
     def check(self) -> None: ...
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.policies.model import Lora, bind
 from drover.common.policies.stable_diffusion.checkpoints import check_pipeline
 from drover.common.protocols import Policy
@@ -23,6 +25,8 @@ class StableDiffusionModel:
 
     ``guidance`` 1 leaves classifier-free guidance out. ``compute`` is the autocast regime of sampling and training alike.
     """
+
+    media: ClassVar[type[Media]] = Pictures
 
     checkpoint: str
     guidance: float
