@@ -66,6 +66,8 @@ RUNS_CODE = {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"}
 HEAVY = ("diffusers", "transformers", "ray", "matplotlib")
 # Modules, with everything below them, that recipes name: torch takes a second, and a recipe's help does not need it.
 DESCRIPTIONS = (
+    "drover.actors.sampler",
+    "drover.actors.starts",
     "drover.common.diffusion.kernels",
     "drover.common.diffusion.time_laws",
     "drover.common.policies.model",

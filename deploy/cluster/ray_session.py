@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -93,7 +94,10 @@ def _start(config: RunConfig) -> str:
 def _init(**options: Any) -> Any:
     import ray
 
-    return ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="error", **options)
+    # Ray tells each error that it meets with its traceback: that is for run.log, not for the terminal.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").propagate = True
+    return ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **options)
 
 
 def check_answers(address: str) -> None:

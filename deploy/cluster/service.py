@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from drover.deploy.cluster.ray_session import cluster_address, ray_session
 from drover.deploy.cluster.scaling import Scaling, bounds
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import Streams
+from drover.deploy.run_folder import run_log
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.watch import View, Watcher
 
@@ -63,12 +64,18 @@ def train(
         watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
         monitor = stack.enter_context(Monitor(broker, streams, folder, listen=metrics, run=run))
 
+        def announce(kind: type[BaseException] | None, *_: object) -> None:
+            failed = kind is not None and kind is not KeyboardInterrupt
+            monitor.announce("failed" if failed else watcher.ended or "stopped")
+
         def tell(kind: str, text: str) -> None:
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
         if not cluster:
             placing.plan(config, placing.this_machine(config), alone=True)  # refuses before a Ray is started for it
+        stack.push(announce)
         tell("phase", "starting Ray")
+        stack.enter_context(redirect_stdout(run_log.Words()))  # Ray prints what it tells of failures
         stack.enter_context(ray_session(cluster, config))
         wanted, gpus = placing.plan(config, _nodes(), alone=not cluster)
         bounded = bounds(autoscale, [pool.name for pool in wanted])
@@ -79,6 +86,7 @@ def train(
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
+        stack.push(announce)  # again, and before workers and Ray are stopped: that takes the time that a reader needs
         pools.start()
         _await_environments(pools, tell, stopping)
         learner.start()

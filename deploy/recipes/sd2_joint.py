@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from drover.actors.sampler import Plain
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Lora
@@ -143,7 +144,7 @@ def sd2_joint(
             image_size=(image_size, image_size),
             lora=Lora(rank=lora_rank, alpha=float(lora_rank)) if lora_rank else None,
         ),
-        kernel=Renoise(sampling.steps, Ddim(eta=1.0)),
+        sampler=Plain(Renoise(sampling.steps, Ddim(eta=1.0))),
         rewards=(*judges.values(), evenly),
         objective=Joint(
             tasks={name: Ddpo(weights={judges[name].name: 1.0}, clip=clip, normalise="batch") for name in tasks},

@@ -81,6 +81,11 @@ def unloadable_toy(*, iterations: int = 30) -> RunConfig:
     return replace(toy_ddpo(), iterations=iterations, rewards=(Unloadable(),))
 
 
+def hanging_toy(*, stall_s: float = 30.0) -> RunConfig:
+    """Its reward never answers."""
+    return replace(toy_ddpo(), rewards=(Hanging(),), stall_s=stall_s)
+
+
 @dataclass(frozen=True)
 class SlowToy(ToyModel):
     """The toy whose decoder takes ``pause_s`` a group."""
@@ -128,6 +133,18 @@ class Unscorable:
     def load(self, device: str) -> Scorer:
         def score(prompts: Sequence[str], media: Pictures) -> Scores:
             raise RuntimeError("the judge is on strike")
+
+        return score
+
+
+@dataclass(frozen=True)
+class Hanging:
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            time.sleep(10_000)
+            return Scores([0.0] * len(prompts))
 
         return score
 

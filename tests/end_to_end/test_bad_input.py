@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,7 +14,7 @@ import pytest
 
 from drover.common.transport.embedded import EmbeddedRedis
 from drover.worlds.shapes import PIPELINE
-from tests.end_to_end.service import RECIPES, drover
+from tests.end_to_end.service import RECIPES, Train, drover
 
 pytestmark = pytest.mark.service
 
@@ -158,15 +159,36 @@ def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
     assert "Traceback" not in result.stderr
 
 
-def test_a_reward_that_cannot_be_loaded_ends_the_run_with_its_name_and_reason(
+def test_a_reward_that_cannot_be_loaded_ends_the_run_in_one_sentence_and_the_rest_is_in_its_log(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
-    began = time.monotonic()
-    result = refused(tmp_path, f"{RECIPES}:unloadable_toy", env=shared)
+    result = drover(
+        *("train", f"{RECIPES}:unloadable_toy", "--runs-dir", str(tmp_path), "--run-name", "run", "--plain"), env=shared
+    )
     assert result.returncode == 1
-    assert "point-0 failed" in complaint(result)
-    assert "no weights at judge.safetensors" in complaint(result)
-    assert time.monotonic() - began < 120
+    reason = "point-0 failed: the reward point cannot be loaded: FileNotFoundError: no weights at judge.safetensors at "
+    assert complaint(result).startswith(f"drover: {reason}")
+    assert re.search(r"recipes\.py:\d+$", complaint(result))
+    assert "Traceback" not in result.stdout + result.stderr
+    assert len(result.stdout.splitlines()) <= 4, result.stdout
+    assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+    told = json.loads(drover("status", "run", "--runs-dir", str(tmp_path), "--json").stdout)["run"]
+    assert (told["state"], told["updates"]) == ("failed", 0)
+    assert told["reason"].startswith(reason)
+
+
+@pytest.mark.slow
+def test_a_reward_that_hangs_is_named_with_its_process_and_log_long_before_the_run_ends(
+    tmp_path: Path, shared: dict[str, str]
+) -> None:
+    with Train(f"{RECIPES}:hanging_toy", runs_dir=tmp_path, env=shared) as run:
+        assert run.end() == 1
+        (event,) = [text for text in run.events if text.startswith("point-0: one call has taken ")]
+        named = re.search(r"taken (\d+) s so far \(its log: (\S+\.err)\); if it hangs, set reward_deadline_s", event)
+        assert named is not None, event
+        assert 6 <= int(named[1]) < 20
+        assert "nothing arrived for 30 s while the learner waits for" in run.err
+        assert f"s so far (its log: {named[2]})" in run.err
 
 
 def contents(folder: Path) -> dict[str, bytes]:
