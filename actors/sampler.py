@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.actors.starts import PureNoise
 from drover.common import seeds
@@ -15,6 +13,10 @@ from drover.common.diffusion.gaussian import Gaussian
 from drover.common.policies import conditioning
 from drover.common.policies.guided import guided
 from drover.common.protocols import Conditioning, Draws, Kernel, Policy, Prediction, Sampling, Start
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,6 @@ class PlainSampling:
     def __init__(self, policy: Policy, kernel: Kernel, start: Start, device: str) -> None:
         self.policy, self._kernel, self._start, self._device = policy, kernel, start, device
 
-    @torch.no_grad()
     def __call__(
         self,
         cond: Conditioning,
@@ -53,25 +54,30 @@ class PlainSampling:
 
         So the log-prob that travels is exactly the one a reader recomputes.
         """
-        policy, kernel = self.policy, self._kernel
-        times = kernel.times(policy.schedule)
-        begun, first_steps = self._start.begin(policy, times, cond, draws)
-        x = stored(begun, storage).to(self._device)
-        states: dict[int, Tensor] = {}
-        log_probs: dict[int, Tensor] = {}
-        for i in range(min(first_steps), kernel.num_steps):
-            moving = [row for row, first in enumerate(first_steps) if first <= i]
-            step, x_next = self._step(x, i, cond, draws, moving, storage)
-            if i in record and len(moving) == len(x):
-                states[i], states[i + 1] = x, x_next
-                log_probs[i] = step.log_prob(x_next, policy.parts)
-            x = x_next
-        return Chain(times, x, states, log_probs)
+        import torch
+
+        with torch.no_grad():
+            policy, kernel = self.policy, self._kernel
+            times = kernel.times(policy.schedule)
+            begun, first_steps = self._start.begin(policy, times, cond, draws)
+            x = stored(begun, storage).to(self._device)
+            states: dict[int, Tensor] = {}
+            log_probs: dict[int, Tensor] = {}
+            for i in range(min(first_steps), kernel.num_steps):
+                moving = [row for row, first in enumerate(first_steps) if first <= i]
+                step, x_next = self._step(x, i, cond, draws, moving, storage)
+                if i in record and len(moving) == len(x):
+                    states[i], states[i + 1] = x, x_next
+                    log_probs[i] = step.log_prob(x_next, policy.parts)
+                x = x_next
+            return Chain(times, x, states, log_probs)
 
     def _step(
         self, x: Tensor, i: int, cond: Conditioning, draws: Draws, moving: Sequence[int], storage: torch.dtype
     ) -> tuple[Gaussian, Tensor]:
         """One step of the rows that have begun; the others stay as they are."""
+        import torch
+
         noise = seeds.normal(self.policy.latent_shape, [draws.own[row] for row in moving]).to(self._device)
         if len(moving) == len(x):
             step, x_next, _ = advance(self.policy, self._kernel, x, i, cond, noise)
@@ -85,6 +91,8 @@ def advance(
     policy: Policy, kernel: Kernel, x: Tensor, i: int, cond: Conditioning, noise: Tensor
 ) -> tuple[Gaussian, Tensor, Prediction]:
     """Step ``i`` of a chain from x [B, *latent]: its distribution, a draw from it by ``noise``, and the prediction."""
+    import torch
+
     times = kernel.times(policy.schedule)
     time, next_time = (torch.full((len(x),), t, device=x.device) for t in times[i : i + 2])
     prediction = policy.predict(x, time, cond)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common import seeds
 from drover.common.diffusion.noising import corrupt
 from drover.common.errors import ConfigError
 from drover.common.protocols import Conditioning, Draws, Policy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class PartlyNoised:
     def begin(
         self, policy: Policy, times: Sequence[int], cond: Conditioning, draws: Draws
     ) -> tuple[Tensor, Sequence[int]]:
+        import torch
+
         if self.latents not in cond:
             raise ConfigError(
                 f"PartlyNoised begins at {self.latents!r} of the conditioning, which has {sorted(cond)}; give the model "
@@ -68,6 +72,8 @@ class PartlyNoised:
 
 
 def _uniform(generator: torch.Generator) -> float:
+    import torch
+
     return torch.rand((), generator=generator, device=generator.device).item()
 
 

@@ -124,7 +124,7 @@ def bytes_per_sample(url: str, case: Case, groups: int) -> dict[str, Any]:
         meter=NullMeter(),
     )
     sampler = Plain(Renoise(case.steps, Ddim(eta=1.0)))
-    storage = tensors.DTYPES[case.storage]
+    storage = tensors.dtype_named(case.storage)
     actor = Actor(
         "actor-0",
         Sized(case),
@@ -190,7 +190,7 @@ def _order(group: int, samples: int, record: tuple[int, ...]) -> WorkItem:
 def _least_bytes(case: Case, record: Sequence[int]) -> int:
     """Of one group: each state that a recorded step starts from or ends in once, and a log-prob per step."""
     states = set(record) | {step + 1 for step in record}
-    width = tensors.DTYPES[case.storage].itemsize
+    width = tensors.dtype_named(case.storage).itemsize
     return case.samples * (len(states) * prod(case.latent_shape) * width + len(record) * FLOAT_BYTES)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def derive(*words: int | str) -> int:
@@ -28,9 +30,13 @@ def generators(
 
     CPU and GPU generators draw different numbers from the same seed.
     """
+    import torch
+
     return [torch.Generator(device).manual_seed(derive(seed, str(purpose), group, sample)) for sample in samples]
 
 
 def normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """[B, *shape] float32 standard normal; row i is drawn from ``generators[i]`` alone, on its device."""
+    import torch
+
     return torch.stack([torch.randn(*shape, generator=one, device=one.device) for one in generators])

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from drover.common.errors import CodecError
 from drover.common.protocols import BlobStore
 from drover.common.types import DTYPE_BYTES, TensorRef
 
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
-NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of that name among those that travel, such as "bfloat16"."""
+    import torch
+
+    assert name in DTYPE_BYTES, name
+    return getattr(torch, name)
 
 
 def pack(blob: str, tensors: Mapping[str, Tensor | np.ndarray]) -> tuple[list[memoryview], dict[str, TensorRef]]:
@@ -23,14 +31,19 @@ def pack(blob: str, tensors: Mapping[str, Tensor | np.ndarray]) -> tuple[list[me
     The parts view the tensors' own memory where they are contiguous on the CPU: store them before changing the tensors.
     Raises `CodecError` for a dtype that does not travel.
     """
+    import torch
+
     parts: list[memoryview] = []
     refs: dict[str, TensorRef] = {}
     offset = 0
     for name, given in tensors.items():
         tensor = torch.as_tensor(given).detach().cpu().contiguous()
-        if tensor.dtype not in NAMES:
-            raise CodecError(f"{name!r} has dtype {tensor.dtype}, which does not travel; cast it to {sorted(DTYPES)}")
-        ref = TensorRef(blob=blob, dtype=NAMES[tensor.dtype], shape=tuple(tensor.shape), offset=offset)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPE_BYTES:
+            raise CodecError(
+                f"{name!r} has dtype {tensor.dtype}, which does not travel; cast it to {sorted(DTYPE_BYTES)}"
+            )
+        ref = TensorRef(blob=blob, dtype=dtype, shape=tuple(tensor.shape), offset=offset)
         # numpy knows no bfloat16, but every dtype can be seen as bytes.
         parts.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
         refs[name] = ref
@@ -40,12 +53,14 @@ def pack(blob: str, tensors: Mapping[str, Tensor | np.ndarray]) -> tuple[list[me
 
 def unpack(ref: TensorRef, data: bytes | memoryview) -> Tensor:
     """The tensor, on the CPU, in memory of its own. ``data`` is its bytes; raises `CodecError` unless they fit."""
+    import torch
+
     if len(data) != ref.nbytes:
         raise CodecError(f"{ref.dtype} {list(ref.shape)} needs {ref.nbytes} bytes, blob {ref.blob!r} gave {len(data)}")
     if ref.nbytes == 0:
-        return torch.empty(ref.shape, dtype=DTYPES[ref.dtype])
+        return torch.empty(ref.shape, dtype=dtype_named(ref.dtype))
     # The copy makes the tensor writable and aligned; ``data`` may be neither.
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[ref.dtype]).reshape(ref.shape)
+    return torch.frombuffer(bytearray(data), dtype=dtype_named(ref.dtype)).reshape(ref.shape)
 
 
 def read(blobs: BlobStore, ref: TensorRef, rows: slice | None = None) -> Tensor:

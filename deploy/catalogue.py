@@ -6,7 +6,7 @@ import ast
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
@@ -110,6 +110,7 @@ def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
 def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
     """The recipe as a function of what tyro fills in: its parameters, and ``run``, the options of every run."""
     own = user_file.parameters(recipe)
+    _check_options(own)
     groups = {name: _group(parameter.annotation) for name, parameter in own.items()}
 
     def train(*, run: RunOptions, **given: Any) -> tuple[RunConfig, RunOptions]:
@@ -151,6 +152,24 @@ def _only(hint: Any) -> tuple[str, ...]:
     from drover.deploy.options import Only
 
     return next((mark.names for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Only)), ())
+
+
+def _check_options(own: Mapping[str, inspect.Parameter]) -> None:
+    """Raise `ConfigError` for an option that two parameters share, and for an `Only` that cannot be followed."""
+    taken = {field.name: "every run" for field in fields(RunOptions)}
+    for name, parameter in own.items():
+        kind, named = _group(parameter.annotation), _only(parameter.annotation)
+        offered = named or [field.name for field in fields(kind)] if kind else [name]
+        if kind and (unknown := sorted(set(named) - {field.name for field in fields(kind)})):
+            raise ConfigError(f"{name}: Only names {', '.join(unknown)}, and {kind.__name__} has no such field")
+        if named and parameter.default is parameter.empty:
+            raise ConfigError(f"{name}: the fields that Only leaves out need values; give {name} a default")
+        for option in offered:
+            if option in taken:
+                flag = "--" + option.replace("_", "-")
+                fix = f"rename it, or leave it out with Only(...) beside the type of {name}"
+                raise ConfigError(f"{name}: {flag} is an option of {taken[option]} already; {fix}")
+            taken[option] = name
 
 
 def _as_options(parameter: inspect.Parameter) -> inspect.Parameter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
@@ -19,16 +19,17 @@ from drover.deploy.config_checks import (
     check_sources,
     check_watch,
 )
-from drover.learner.batches import By
 from drover.learner.examples import LatentBatch
 from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import Order, RecordSteps, Task
-from drover.learner.loop import LearnerSpec
 from drover.learner.objective import Objective
 from drover.learner.overoptimisation import Watch
 from drover.learner.reference import Reference
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import By, OptimizerSpec
+
+if TYPE_CHECKING:
+    from drover.learner.loop import LearnerSpec
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "storage": ("float32", "float16"),
@@ -166,6 +167,8 @@ class RunConfig:
 
     def learner_spec(self) -> LearnerSpec:
         """The learner's part of it."""
+        from drover.learner.loop import LearnerSpec
+
         return LearnerSpec(
             iterations=self.iterations,
             groups=self.groups if self.tasks else 0,

@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import HashStore
 
 from drover.common.errors import DroverError
 from drover.common.protocols import Meter
-from drover.common.tensors import DTYPES
+from drover.common.tensors import dtype_named
 from drover.common.transport import keys
 from drover.common.transport.memory import MemoryBroker
 from drover.common.types import Report
@@ -32,7 +32,7 @@ def train(config: RunConfig, folder: RunFolder, view: View, meter: Meter, stoppi
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(config, pools=replace(config.pools, evaluators=0))  # the one actor there is does everything
     use_threads(config.pools.learner_threads)
-    broker, weights = MemoryBroker("local"), MemoryWeights(DTYPES[config.weights])
+    broker, weights = MemoryBroker("local"), MemoryWeights(dtype_named(config.weights))
     streams = Streams(broker, config)
     watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
     control = streams.open(broker.keys.control)

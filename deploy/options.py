@@ -10,7 +10,7 @@ from drover.common.protocols import Files
 from drover.deploy.config import Pools
 from drover.learner.files.from_files import FromFiles
 from drover.learner.objectives.denoising import Denoising
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 
 
 class Only:

@@ -36,7 +36,7 @@ from drover.common.protocols import (
     WeightPublisher,
     WeightSubscriber,
 )
-from drover.common.tensors import DTYPES
+from drover.common.tensors import dtype_named
 from drover.common.transport import keys
 from drover.common.transport.broker import Broker
 from drover.common.types import Purpose, Report
@@ -115,7 +115,7 @@ def build_actor(
         samplers=config.samplers,
         first_condition=config.first_condition,
         fingerprint=config.fingerprint,
-        storage=DTYPES[config.storage],
+        storage=dtype_named(config.storage),
         device=device,
         role=role,
         batch_groups=config.pools.actor_groups,

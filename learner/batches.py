@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ from drover.common.types import RolloutGroup, TensorRef, Transitions
 from drover.learner.examples import Credit, LatentBatch, StepBatch
 from drover.learner.objective import Models, Objective
 from drover.learner.ranks import Iteration
+from drover.learner.spec import By
 
 Term = tuple[int, int]  # (example, which of its recorded steps or noise draws)
-By = Literal["samples", "steps"]
 B = TypeVar("B", StepBatch, LatentBatch)
 D = TypeVar("D")
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from drover.common.errors import ConfigError
 from drover.common.metrics import Account
 from drover.common.protocols import BlobStore, Canary, Meter
 from drover.learner import fsdp, ranks
-from drover.learner.batches import By, divide, open_fetcher, terms_of
+from drover.learner.batches import divide, open_fetcher, terms_of
 from drover.learner.files.from_files import FileExamples, FromFiles
 from drover.learner.head import HeadSpec, Lead
 from drover.learner.intake.evaluation import Due, EvaluationSpec
@@ -37,7 +37,8 @@ from drover.learner.reporting.reporter import Updated
 from drover.learner.saving.checkpoint import Checkpoints
 from drover.learner.saving.checkpoint_files import read_state
 from drover.learner.saving.progress import Progress
-from drover.learner.step import OptimizerSpec, Part, Stepper, StepStats
+from drover.learner.spec import By, OptimizerSpec
+from drover.learner.step import Part, Stepper, StepStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def clipped_ratio(log_ratio: Tensor, weight: Tensor, *, clip: float) -> Tensor:
     """[B] PPO's clipped surrogate to minimise: max(-w r, -w clamp(r, 1 - clip, 1 + clip)), r = exp(log_ratio)."""
     ratio = log_ratio.exp()
-    return torch.maximum(-weight * ratio, -weight * ratio.clamp(1 - clip, 1 + clip))
+    return (-weight * ratio).maximum(-weight * ratio.clamp(1 - clip, 1 + clip))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from drover.common.protocols import Kernel, Policy
 from drover.learner.examples import Credit, LatentBatch, MeasuredGroup, StepBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BatchKind = type[StepBatch] | type[LatentBatch]
 

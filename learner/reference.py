@@ -6,19 +6,15 @@ or as it was ``refresh`` iterations ago at most (an *old policy*). `MovingAverag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol
 
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
-from drover.common.policies.wrapped import Wrapped
-from drover.common.protocols import Conditioning, Policy, Prediction
-from drover.learner import fsdp
+from drover.common.protocols import Policy
+
+if TYPE_CHECKING:
+    import torch
 
 REFERENCE = "reference"  # its name in the optimiser's state, where checkpoints find it
 
@@ -60,7 +56,9 @@ class AdaptersOff:
             )
 
     def hold(self, model: Model, policy: Policy, device: str) -> HeldReference:
-        return _Base(policy)
+        from drover.learner.held_reference import Base
+
+        return Base(policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,9 @@ class FrozenCopy:
     def check(self, model: Model) -> None: ...
 
     def hold(self, model: Model, policy: Policy, device: str) -> HeldReference:
-        return _Copy(model, policy, device, refresh=self.refresh)
+        from drover.learner.held_reference import Copy
+
+        return Copy(model, policy, device, refresh=self.refresh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,95 +92,6 @@ class MovingAverage:
     def check(self, model: Model) -> None: ...
 
     def hold(self, model: Model, policy: Policy, device: str) -> HeldReference:
-        return _Copy(model, policy, device, decay=self.decay)
+        from drover.learner.held_reference import Copy
 
-
-class _Base:
-    """The policy below its adapters."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy: Policy = Silent(policy, lambda: adapters_off(policy.trainable))
-
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None: ...
-
-    def after_iteration(self, update: int, optimizer: torch.optim.Optimizer) -> None: ...
-
-    def resumed(self, optimizer: torch.optim.Optimizer) -> None: ...
-
-
-class _Copy:
-    """A second build of the model. Its weights that moved live in the optimiser's state, and so in checkpoints."""
-
-    def __init__(self, model: Model, policy: Policy, device: str, *, refresh: int = 0, decay: float = 0.0) -> None:
-        self._refresh, self._decay = refresh, decay
-        copy = model.build(device)
-        theirs = fsdp.trainable(copy.trainable)
-        copy.trainable.requires_grad_(False)
-        fsdp.shard(copy.trainable, device)
-        sharded = dict(copy.trainable.named_parameters())
-        self._pairs = [(mine, sharded[name]) for name, mine in fsdp.trainable(policy.trainable).items()]
-        assert len(self._pairs) == len(theirs), "the copy is built from the same description"
-        self._module = copy.trainable
-        self.policy: Policy = Silent(copy, nullcontext)
-
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._decay:
-            self._move(optimizer, 1 - self._decay)
-
-    def after_iteration(self, update: int, optimizer: torch.optim.Optimizer) -> None:
-        if self._refresh and update % self._refresh == 0:
-            self._move(optimizer, 1.0)
-
-    @torch.no_grad()
-    def resumed(self, optimizer: torch.optim.Optimizer) -> None:
-        for mine, copy in self._pairs:
-            state = optimizer.state.get(mine, {})
-            if REFERENCE in state:
-                fsdp.local(copy).copy_(fsdp.local(state[REFERENCE]))
-                state[REFERENCE] = fsdp.local(copy)
-        fsdp.reshard(self._module)
-
-    @torch.no_grad()
-    def _move(self, optimizer: torch.optim.Optimizer, share: float) -> None:
-        """Take that share from the policy. 1 copies to the bit."""
-        fsdp.reshard(self._module)
-        for mine, copy in self._pairs:
-            local = fsdp.local(copy)
-            if share == 1.0:
-                local.copy_(fsdp.local(mine))
-            else:
-                local.lerp_(fsdp.local(mine), share)
-            if mine in optimizer.state:  # it has made a step; before, the copy is the start anyway
-                optimizer.state[mine][REFERENCE] = local
-
-
-class Silent(Wrapped):
-    """A policy whose forwards are without gradient and inside a context."""
-
-    def __init__(self, policy: Policy, within: Callable[[], AbstractContextManager[Any]]) -> None:
-        super().__init__(policy)
-        self._within = within
-
-    def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        with torch.no_grad(), self._within():
-            return super().predict(x, time, cond)
-
-    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        with torch.no_grad(), self._within():
-            return super().output(x, time, cond)
-
-
-@contextmanager
-def adapters_off(module: nn.Module) -> Iterator[None]:
-    """The module without its adapters, inside the block."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
-    # The library's own switch also changes which parameters require gradients, which FSDP must not see change.
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
+        return Copy(model, policy, device, decay=self.decay)

@@ -82,7 +82,7 @@ class Fleet:
 def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], MediaRef, Transitions]:
     """(media, recording, their references) of a group, made once: what is in them does not change how long they take."""
     media = Pictures(np.zeros((load.samples, load.pixels, load.pixels, 3), np.uint8))
-    states = torch.zeros(*load.states_shape, dtype=tensors.DTYPES[load.dtype])
+    states = torch.zeros(*load.states_shape, dtype=tensors.dtype_named(load.dtype))
     ((_, media_parts),), media_ref = pack(media, "")
     recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps, 1)}
     parts, refs = tensors.pack("", recording)

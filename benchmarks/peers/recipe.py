@@ -14,7 +14,7 @@ from drover.deploy.options import Training
 from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from drover.reward_servers.rewards.jpeg_size import JpegSize
 from drover.worlds.shapes.prompts import HELDOUT_KINDS, KINDS, kind_prompt
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common.errors import SamplingFailed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Chain:
     @classmethod
     def joined(cls, parts: Sequence[Chain]) -> Chain:
         """Several batches as one, in order."""
+        import torch
+
         first = parts[0]
         return cls(
             times=first.times,
@@ -55,6 +59,8 @@ class Chain:
 
     def take(self, rows: slice, record: Sequence[int], storage: torch.dtype) -> Trajectory:
         """One group's part. Raises `SamplingFailed` for latents that are not finite, and for steps that were not taken."""
+        import torch
+
         x0 = self.x0[rows]
         if not torch.isfinite(x0).all():
             raise SamplingFailed("latents are not finite; lower the learning rate or the guidance scale")

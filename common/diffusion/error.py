@@ -6,11 +6,13 @@ a whole has one part. Axes: B batch, S parts, ... latent axes.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common.diffusion.noising import corrupt
 from drover.common.protocols import Conditioning, Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def squared_error(policy: Policy, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
@@ -30,4 +32,4 @@ def per_part(values: Tensor, parts: int = 1) -> Tensor:
     """
     if parts not in (1, values.shape[1]):
         raise ValueError(f"a sample {list(values.shape[1:])} has 1 part or {values.shape[1]}, not {parts}")
-    return torch.flatten(values, start_dim=1).unflatten(1, (parts, -1)).mean(dim=2)
+    return values.flatten(start_dim=1).unflatten(1, (parts, -1)).mean(dim=2)

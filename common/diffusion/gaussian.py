@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log, pi
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common.diffusion.error import per_part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

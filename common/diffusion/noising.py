@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from drover.common.diffusion.spacing import END, DistilledEvenly, Leading, Linear, Linspace, Spacing, Trailing, spaced
 from drover.common.errors import ConfigError
 from drover.common.protocols import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Final = Literal["first", "clean"]
 EVEN_STEPS = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T // n, whatever time they visit next
@@ -62,6 +62,8 @@ class DiscreteSchedule:
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(a [B], s [B]) float64 at integer times [B] on the time's device; a negative time is `final`."""
+        import torch
+
         end = self.alphas_cumprod[:1] if self.final == "first" else torch.ones(1, dtype=torch.float64)
         # The end of the path sits behind the last time, where index -1 finds it.
         table = torch.cat([self.alphas_cumprod, end]).to(time.device)
@@ -90,6 +92,8 @@ class FlowSchedule:
 
 def over(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient [B] as [B, 1, ...] to multiply x [B, ...] with, in x's dtype but at least float32."""
+    import torch
+
     dtype = torch.promote_types(x.dtype, torch.float32)
     return coefficient.to(x.device, dtype).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -101,10 +105,14 @@ def corrupt(schedule: Schedule, x0: Tensor, noise: Tensor, time: Tensor) -> Tens
 
 
 def _scaled_linear(start: float, end: float, num_times: int) -> Tensor:
+    import torch
+
     return torch.linspace(start**0.5, end**0.5, num_times, dtype=torch.float64).square()
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
+    import torch
+
     if config.get("trained_betas") is not None:
         return torch.tensor(config["trained_betas"], dtype=torch.float64)
     start, end, count = config["beta_start"], config["beta_end"], config["num_train_timesteps"]

@@ -10,12 +10,13 @@ With x = a x0 + s noise, a network trained to put out
 from __future__ import annotations
 
 from enum import StrEnum
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common.diffusion.noising import over
 from drover.common.protocols import Prediction, Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Parameterisation(StrEnum):
@@ -75,4 +76,6 @@ def consistency_x0(
 
 
 def _widen(tensor: Tensor) -> Tensor:
+    import torch
+
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

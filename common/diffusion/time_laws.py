@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Generator, Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from drover.common.errors import ConfigError
 from drover.common.protocols import Schedule
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 class TimeLaw(Protocol):
@@ -26,6 +26,8 @@ class Uniform:
     """Every time is equally likely, as in the pretraining of most diffusion models."""
 
     def draw(self, schedule: Schedule, draws: Sequence[Generator]) -> Tensor:
+        import torch
+
         return torch.stack([torch.randint(schedule.num_times, (), generator=g, device=g.device) for g in draws])
 
 
@@ -44,6 +46,8 @@ class LogitNormal:
             raise ConfigError(f"LogitNormal needs a finite mean and a positive std, got {self.mean} and {self.std}")
 
     def draw(self, schedule: Schedule, draws: Sequence[Generator]) -> Tensor:
+        import torch
+
         normal = torch.stack([torch.randn((), generator=g, device=g.device) for g in draws])
         share = torch.sigmoid(self.mean + self.std * normal)
         # In float32 the sigmoid of a large number is 1, which would be a time past the last.
@@ -62,6 +66,8 @@ class OneOf:
         object.__setattr__(self, "times", times)
 
     def draw(self, schedule: Schedule, draws: Sequence[Generator]) -> Tensor:
+        import torch
+
         if max(self.times) >= schedule.num_times:
             raise ConfigError(f"{self} names a time past {schedule.num_times - 1}, the last of the model; lower it")
         chosen = [torch.randint(len(self.times), (), generator=g, device=g.device) for g in draws]

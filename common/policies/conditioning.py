@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common.protocols import Conditioning
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def rows(cond: Conditioning, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
     """Those rows, in that order; indices may repeat."""
+    import torch
+
     index = torch.as_tensor(indices, dtype=torch.long)
     return {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in cond.items()}
 
@@ -23,6 +27,8 @@ def repeat(cond: Conditioning, times: int) -> dict[str, Tensor]:
 
 def concat(conds: Sequence[Conditioning]) -> dict[str, Tensor]:
     """One batch after the other. All must have the same names; raises ValueError otherwise."""
+    import torch
+
     names = set(conds[0])
     for cond in conds[1:]:
         if set(cond) != names:

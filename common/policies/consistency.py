@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common.diffusion.noising import DiscreteSchedule, over
 from drover.common.diffusion.prediction import consistency_x0
 from drover.common.errors import ConfigError
 from drover.common.policies.wrapped import Wrapped
 from drover.common.protocols import Conditioning, Policy, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ConsistencyHead(Wrapped):

@@ -7,15 +7,16 @@ first round (DDPO, arXiv 2305.13301, appendix E.1); hence a wrapper, which no ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from drover.common.errors import ConfigError
 from drover.common.media.media import Media
 from drover.common.policies.conditioning import concat
 from drover.common.policies.wrapped import Wrapped
 from drover.common.protocols import Conditioning, Policy, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNCONDITIONAL = "uncond."  # before the name of each tensor of the empty condition
 
@@ -48,6 +49,8 @@ class Guided(Wrapped):
         return {**self.policy.encode(names), **empty}
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
+        import torch
+
         with_prompt = _conditional(cond)
         without = {name: cond[f"{UNCONDITIONAL}{name}"] for name in with_prompt}
         both = self.policy.predict(torch.cat([x, x]), torch.cat([time, time]), concat([without, with_prompt]))

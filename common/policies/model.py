@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from drover.common.errors import ConfigError
 from drover.common.media.media import Media
 from drover.common.protocols import Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -72,11 +72,13 @@ class SavedLora:
     folder: Path
 
 
-@torch.no_grad()
 def bind(weights: Mapping[str, Tensor], policy: Policy) -> None:
     """Copy trained weights, by name, into the policy's trainable parameters. Raises `ConfigError` where names differ."""
+    import torch
+
     wanted = {name: p for name, p in policy.trainable.named_parameters() if p.requires_grad}
     if wanted.keys() != weights.keys():
         raise ConfigError(f"{len(weights)} trained tensors do not fit a model with {len(wanted)} trainable ones")
-    for name, parameter in wanted.items():
-        parameter.copy_(weights[name])
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(weights[name])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from drover.common.media.media import Media
 from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Wrapped:

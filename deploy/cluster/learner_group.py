@@ -9,7 +9,7 @@ from typing import Any
 
 from drover.common import log as logs
 from drover.common.errors import BlobMissing, DroverError
-from drover.common.tensors import DTYPES
+from drover.common.tensors import dtype_named
 from drover.common.transport.broker import Broker
 from drover.common.types import Report
 from drover.common.weights.object_store import ObjectStorePublisher, find_directory
@@ -143,7 +143,7 @@ def learn(given: dict[str, Any]) -> None:
     meter, address = serve_metrics(connection.metrics_host)
     publisher = None
     if rank == 0:
-        publisher = ObjectStorePublisher(find_directory(connection.directory), DTYPES[config.weights])
+        publisher = ObjectStorePublisher(find_directory(connection.directory), dtype_named(config.weights))
     device = f"cuda:{torch.cuda.current_device()}" if given["gpus"] else "cpu"
     broker = connection.open()
     _say(config, broker, "joined", f"learner-{rank} {address}")

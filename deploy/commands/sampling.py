@@ -11,11 +11,9 @@ from drover.actors.sampler import Plain, draws_of
 from drover.common.diffusion.kernels.renoise import Consistency, Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.files import write_whole
-from drover.common.policies import conditioning
 from drover.common.policies.consistency import ConsistencyHead
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.common.protocols import Sampling
-from drover.common.tensors import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,7 @@ def draw(options: SampleOptions) -> Path:
     """Write the PNG; returns its path. Raises `ConfigError`."""
     import torch
 
+    from drover.common.policies import conditioning
     from drover.deploy.run_folder.pictures import grid_png
 
     if not options.prompts or options.count < 1:
@@ -58,9 +57,9 @@ def draw(options: SampleOptions) -> Path:
             draws_of(options.seed, "sample", i, prompts=1, samples=options.count),
             prompts=[prompt] * options.count,
             record=(),
-            storage=DTYPES["float32"],
+            storage=torch.float32,
         )
-        x0 = chain.take(slice(None), (), DTYPES["float32"]).x0
+        x0 = chain.take(slice(None), (), torch.float32).x0
         rows.append(policy.decode(x0, mine).pictures())
     write_whole(options.out, grid_png(np.stack(rows), options.prompts))
     return options.out

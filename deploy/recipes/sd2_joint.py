@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +24,7 @@ from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.objectives.joint import Joint
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from drover.reward_servers.models.vision import ImageClassifier, ObjectDetector
 from drover.reward_servers.parity import uniform_floor
 from drover.reward_servers.rewards.clip_score import ClipScore
@@ -119,10 +120,7 @@ def sd2_joint(
     if not tasks or len(set(tasks)) < len(tasks):
         raise ConfigError(f"tasks must name each task at most once and at least one; got {tasks}")
     asked = read_prompts(prompts, fields=(), heldout=heldout_share, seed=training.seed)
-    people = read_prompts(portraits, fields=(), heldout=0.2, seed=training.seed) if portraits else None
-    occupations = occupation_prompts()
-    train_portraits = people.train if people else occupations[: len(occupations) * 4 // 5]
-    heldout_portraits = people.heldout if people else occupations[len(occupations) * 4 // 5 :]
+    train_portraits, heldout_portraits = _portraits(portraits, training.seed)
     classifier = ImageClassifier(tones, tone_classes)
     judges: dict[TaskName, Reward] = {
         "preference": _preference(preference, preference_checkpoint),
@@ -130,13 +128,13 @@ def sd2_joint(
         "fairness": StatisticalParity(classifier, rooted=rooted, credit=parity_credit, name="parity_credit"),
     }
     evenly = StatisticalParity(classifier, rooted=rooted, name="parity")
+    floor = uniform_floor(PARITY_SAMPLES, len(tone_classes), rooted=rooted)
     sources = {
         "preference": asked.train,
         "composition": pair_prompts(objects("train")),
-        "fairness": tuple(train_portraits),
+        "fairness": train_portraits,
     }
     clip = CLIP * (CLIP_PX / image_size) ** 2
-    unseen = pair_prompts(objects("heldout"))
     return RunConfig(
         recipe="sd2_joint",
         model=StableDiffusionModel(
@@ -154,24 +152,14 @@ def sd2_joint(
         ),
         tasks=tuple(Task(name=name, prompts=sources[name], rewards=(judges[name].name,)) for name in tasks),
         heldout=(
-            EvaluationSpec(
-                name="asked",
-                prompts=asked.heldout[:EVALUATED],
-                samples_per_prompt=1,
-                rewards=(judges["preference"].name,),
-            ),
-            EvaluationSpec(
-                name="unseen objects",
-                prompts=tuple(unseen[i * (len(unseen) // EVALUATED)] for i in range(EVALUATED)),
-                samples_per_prompt=1,
-                rewards=(judges["composition"].name,),
-            ),
+            _once("asked", asked.heldout[:EVALUATED], judges["preference"]),
+            _once("unseen objects", _spread(pair_prompts(objects("heldout"))), judges["composition"]),
             EvaluationSpec(
                 name="portraits",
-                prompts=tuple(heldout_portraits)[:20],
+                prompts=heldout_portraits[:20],
                 samples_per_prompt=PARITY_SAMPLES,
-                rewards=("parity",),
-                limits={"parity": -uniform_floor(PARITY_SAMPLES, len(tone_classes), rooted=rooted)},
+                rewards=(evenly.name,),
+                limits={evenly.name: -floor},
             ),
         ),
         record=RecordSteps(count=sampling.trained_steps, first=sampling.steps, shared=True),
@@ -183,6 +171,26 @@ def sd2_joint(
         pools=pools,
         **asdict(replace(training, iterations=rounds * len(tasks), updates=sampling.trained_steps)),
     )
+
+
+def _portraits(file: Path | None, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(trained, held out): the file's prompts, or portraits of the paper's occupations; a fifth is held out."""
+    if file is not None:
+        found = read_prompts(file, heldout=0.2, seed=seed)
+        return found.train, found.heldout
+    portraits = tuple(occupation_prompts())
+    first_heldout = len(portraits) * 4 // 5
+    return portraits[:first_heldout], portraits[first_heldout:]
+
+
+def _spread(prompts: Sequence[str]) -> tuple[str, ...]:
+    """`EVALUATED` of them, equally far apart."""
+    return tuple(prompts[i * (len(prompts) // EVALUATED)] for i in range(EVALUATED))
+
+
+def _once(name: str, prompts: Sequence[str], judge: Reward) -> EvaluationSpec:
+    """A held-out set of one sample for each prompt."""
+    return EvaluationSpec(name=name, prompts=tuple(prompts), samples_per_prompt=1, rewards=(judge.name,))
 
 
 def _preference(name: PreferenceName, checkpoint: str) -> Reward:

@@ -21,7 +21,7 @@ from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from drover.reward_servers.parity import uniform_floor
 from drover.reward_servers.rewards.diversity import Diversity
 from drover.reward_servers.rewards.jpeg_size import JpegSize

@@ -11,10 +11,9 @@ from drover.deploy.options import LearningRate, Only, Processes, Training
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.model import ToyModel
-from drover.worlds.plane.policy import NUM_STEPS, toy_kernel
+from drover.worlds.plane.model import NUM_STEPS, ToyModel, toy_kernel
 
 
 def toy_ddpo(

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
 from drover.common.protocols import Files
-from drover.learner.batches import Batches
 from drover.learner.examples import LatentBatch
 from drover.learner.objective import Models, Objective
-from drover.learner.step import Part
+
+if TYPE_CHECKING:
+    from drover.learner.step import Part
 
 When = Literal["round", "step", "alone"]
 
@@ -65,10 +65,15 @@ class FileExamples:
 
     def part(self, step: int) -> Part:
         """The part of an optimiser step's loss that batch number ``step`` is. Ranks add up to one rank's alone."""
+        from drover.learner.batches import Batches
+        from drover.learner.step import Part
+
         batches = Batches(lambda: self._batches(step), 1)
         return Part(self.spec.objective, batches, float(self.spec.batch_size), self.spec.weight)
 
     def _batches(self, step: int) -> Iterator[tuple[LatentBatch, bool]]:
+        import torch
+
         size = self.spec.batch_size // self._ranks
         found = self._source.batch(step * self._ranks + self._rank, size)
         policy, first = self._models.policy, self._rank * size

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
@@ -69,5 +68,7 @@ class ShuffledPairs:
 
 @lru_cache(maxsize=2)  # a batch may reach into the next pass
 def _order(seed: int, pass_number: int, size: int) -> np.ndarray:
+    import torch
+
     generator = torch.Generator().manual_seed(seeds.derive(seed, "pairs", pass_number))
     return torch.randperm(size, generator=generator).numpy()

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from drover.common import seeds
 from drover.common.errors import ConfigError
 
@@ -30,5 +28,7 @@ class ShuffledPrompts:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, pass_number: int, size: int) -> list[int]:
+    import torch
+
     generator = torch.Generator().manual_seed(seeds.derive(seed, "prompts", pass_number))
     return torch.randperm(size, generator=generator).tolist()

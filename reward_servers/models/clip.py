@@ -9,15 +9,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from drover.common.errors import ConfigError
 from drover.common.hub import first_line, is_folder, quiet_transformers
 from drover.common.protocols import Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _FIX = "give a folder written by transformers' save_pretrained or a hub id such as openai/clip-vit-large-patch14"
@@ -42,6 +44,8 @@ class Clip:
     @classmethod
     def load(cls, checkpoint: str, device: str, *, batch_size: int = 64, precision: Precision = "float32") -> Clip:
         """From safetensors only. Raises `ConfigError` when it is missing, incomplete, damaged, or no CLIP model."""
+        import torch
+
         is_local = _is_clip_folder(checkpoint)
         fix = f"restore what is missing, or {_FIX}" if is_local else f"check the id and the network, or {_FIX}"
         try:
@@ -70,14 +74,14 @@ class Clip:
         """D."""
         return int(self.model.config.projection_dim)
 
-    @torch.no_grad()
     def embed_images(self, pixels: np.ndarray) -> Tensor:
         """[N, D] of pixels [N, H, W, 3] uint8 in 0..255, resized and normalised by the model's own processor."""
         return self._embed(pixels, self._image_features)
 
-    @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """[N, D], in order; a prompt that comes several times is encoded once."""
+        import torch
+
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         embeddings = self._embed(list(rows), self._text_features)
         return embeddings[torch.tensor([rows[prompt] for prompt in prompts], device=self.device)]
@@ -87,6 +91,8 @@ class Clip:
         return (self.embed_images(pixels) * self.embed_prompts(prompts)).sum(-1)
 
     def _embed(self, rows: Any, features: Callable[[Any], Tensor]) -> Tensor:
+        import torch
+
         batches = [features(rows[i : i + self.batch_size]).float() for i in range(0, len(rows), self.batch_size)]
         features_ND = torch.cat(batches)
         # Not F.normalize: a row of zeros has to become NaN, not a similarity of 0.
@@ -133,6 +139,7 @@ def masked(values: Tensor) -> Scores:
 
 
 def _from_pretrained(checkpoint: str, *, local_files_only: bool) -> tuple[Any, Any, Any]:
+    import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     kind = CLIPConfig.get_config_dict(checkpoint, local_files_only=local_files_only)[0].get("model_type")

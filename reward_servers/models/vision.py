@@ -11,13 +11,15 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from drover.common.errors import ConfigError
 from drover.common.hub import first_line, is_folder, quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH = 32  # pictures of one forward pass
 OWL = ("owlvit", "owlv2")
@@ -58,7 +60,6 @@ class LoadedClassifier:
     index_of: list[int | None]  # [labels of the model] which of the asked classes
     source: ImageClassifier
 
-    @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> list[int | None]:
         """[N] index of the likeliest class; None where that is not one of the asked, not likely enough, or not finite."""
         answers: list[int | None] = []
@@ -132,7 +133,6 @@ class ClosedDetector:
         """What it can detect, in lower case."""
         return frozenset(str(label).lower() for label in self.model.config.id2label.values())
 
-    @torch.inference_mode()
     def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
         """[N] detections of names[i] in pixels[i]; None where the model's output is not finite."""
         found: list[Detections | None] = []
@@ -140,7 +140,7 @@ class ClosedDetector:
             outputs = self.model(**_pixels(self.processor, pixels[rows], self.model.device))
             sizes = [pixels.shape[1:3]] * len(outputs.logits)
             results = self.processor.post_process_object_detection(outputs, self.source.threshold, sizes)
-            finite = torch.isfinite(outputs.logits).flatten(1).all(1).tolist()
+            finite = outputs.logits.isfinite().flatten(1).all(1).tolist()
             for asked, result, usable in zip(names[rows], results, finite, strict=True):
                 labels = [str(self.model.config.id2label[int(label)]).lower() for label in result["labels"]]
                 centres = (result["boxes"][:, :2] + result["boxes"][:, 2:]) / 2  # of (left, top, right, bottom)
@@ -162,7 +162,6 @@ class OpenDetector:
         """None: any."""
         return None
 
-    @torch.inference_mode()
     def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
         """[N] detections of names[i], equally many each, in pixels[i]; None where the output is not finite."""
         ask = self._ask_owl if self.model.config.model_type in OWL else self._ask_dino
@@ -176,7 +175,7 @@ class OpenDetector:
                 keep = scores_NQ[i] > self.source.threshold
                 labels = [row[name] for name in names_NQ[i][keep].tolist()]
                 best = _best(row, labels, scores_NQ[i][keep], centres_NQ2[i][keep])
-                found.append(best if bool(torch.isfinite(logits_NQT[i]).all()) else None)
+                found.append(best if bool(logits_NQT[i].isfinite().all()) else None)
         return found
 
     def _ask_owl(self, pixels: dict[str, Any], names: Sequence[tuple[str, ...]]) -> tuple[torch.Tensor, Any]:
@@ -188,6 +187,8 @@ class OpenDetector:
 
     def _ask_dino(self, pixels: dict[str, Any], names: Sequence[tuple[str, ...]]) -> tuple[torch.Tensor, Any]:
         """(logits [N, Q, names], outputs); a name's logit is the highest of its words, which the model scores one by one."""
+        import torch
+
         texts = ["".join(f"{name.replace('.', ' ').lower()}. " for name in row).strip() for row in names]
         tokens = self.tokenizer(texts, padding=True, return_token_type_ids=True, return_tensors="pt")
         outputs = self.model(**tokens.to(self.model.device), **pixels)
@@ -201,6 +202,8 @@ class OpenDetector:
 
     def _extent(self, pixels: np.ndarray) -> torch.Tensor:
         """[2] pixels that a relative (x, y) of 1 stands for. OWLv2 pads to a square, at the right and the bottom."""
+        import torch
+
         height, width = pixels.shape[1:3]
         square = self.model.config.model_type == "owlv2"
         extent = (max(height, width),) * 2 if square else (width, height)
@@ -220,7 +223,7 @@ def _batches(count: int) -> Iterator[slice]:
     return (slice(first, first + BATCH) for first in range(0, count, BATCH))
 
 
-def _pixels(processor: Any, pixels: np.ndarray, device: torch.device) -> dict[str, Any]:
+def _pixels(processor: Any, pixels: np.ndarray, device: torch.device | str) -> dict[str, Any]:
     assert pixels.dtype == np.uint8, pixels.dtype  # the processor would divide a picture in 0..1 by 255 once more
     return dict(processor(images=list(pixels), input_data_format="channels_last", return_tensors="pt").to(device))
 
@@ -246,6 +249,8 @@ def check_names(wanted: Collection[str], known: Collection[str], source: str) ->
 
 def open_model(auto: str, checkpoint: str) -> Any:
     """The model, frozen, in float32 on the CPU, by one of transformers' ``AutoModelFor...``; every weight is loaded."""
+    import torch
+
     model, info = _open(auto, checkpoint, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         # The library fills them with random numbers, which would judge at random.
@@ -260,7 +265,7 @@ def open_processor(checkpoint: str) -> Any:
     """The image processor, without torchvision. It has prepared a picture once, as some miss a library only then."""
     processor = _open("AutoImageProcessor", checkpoint, backend="pil")
     try:
-        _pixels(processor, np.zeros((1, 64, 64, 3), np.uint8), torch.device("cpu"))
+        _pixels(processor, np.zeros((1, 64, 64, 3), np.uint8), "cpu")
     except Exception as error:
         fix = "add what is missing to the reward's packages, or check its files"
         raise ConfigError(f"{checkpoint!r} cannot prepare a picture: {first_line(error)}; {fix}.") from error

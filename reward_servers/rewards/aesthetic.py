@@ -10,11 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drover.common.errors import ConfigError
 from drover.common.hub import first_line
@@ -22,6 +18,9 @@ from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.reward_servers.models.clip import Clip, Precision, check_options, masked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAYERS = (0, 2, 4, 6, 7)  # of the published file; dropout stands at 1, 3 and 5, and no activation anywhere
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w.+-]+(?:/[\w.+-]+)*)")
@@ -67,6 +66,8 @@ class AestheticScorer:
     head: tuple[tuple[Tensor, Tensor], ...]  # (weight, bias) of each layer
 
     def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        import torch.nn.functional as F
+
         x = self.clip.embed_images(media.pixels)
         for weight, bias in self.head:
             x = F.linear(x, weight, bias)
@@ -115,6 +116,8 @@ def _find(source: str) -> Path:
 
 
 def _read(path: Path) -> Any:
+    import torch
+
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

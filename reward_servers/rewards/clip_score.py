@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from drover.common.errors import ConfigError
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.reward_servers.models.clip import Clip, Precision, check_options, masked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scale = Literal["cosine", "percent", "hessel"]
 _SCALES: dict[Scale, Callable[[Tensor], Tensor]] = {

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
-from drover.reward_servers.evaluators.preference import PreferenceModel, load
+
+if TYPE_CHECKING:
+    from drover.reward_servers.evaluators.preference import PreferenceModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class LearnedPreference:
     takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str) -> PreferenceScorer:
+        from drover.reward_servers.evaluators.preference import load
+
         return PreferenceScorer(load(self.checkpoint, device))
 
 

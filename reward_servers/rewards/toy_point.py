@@ -11,7 +11,6 @@ import numpy as np
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
-from drover.worlds.plane.policy import read_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,4 +31,6 @@ class ToyPointScorer:
     goal: tuple[float, float]
 
     def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        from drover.worlds.plane.policy import read_points
+
         return Scores([float(value) for value in -((read_points(media) - np.asarray(self.goal)) ** 2).sum(-1)])

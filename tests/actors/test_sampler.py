@@ -9,7 +9,8 @@ from drover.common.errors import SamplingFailed
 from drover.common.policies import conditioning
 from drover.common.policies.guided import Guided
 from drover.common.policies.stable_diffusion.policy import StableDiffusion
-from drover.worlds.plane.policy import ToyChain, toy_kernel
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain
 from tests.actors.drawn import sample
 
 SD_STEPS = 4

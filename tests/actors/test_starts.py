@@ -12,7 +12,8 @@ from drover.common.errors import ConfigError, SamplingFailed
 from drover.common.policies.guided import Guided
 from drover.common.policies.stable_diffusion.policy import StableDiffusion
 from drover.common.protocols import Prediction
-from drover.worlds.plane.policy import ToyChain, toy_kernel
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain
 
 KERNEL = Renoise(20, Ddim(eta=1.0))
 

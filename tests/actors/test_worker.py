@@ -19,7 +19,8 @@ from drover.common.protocols import Canary
 from drover.common.transport.memory import MemoryBroker
 from drover.common.types import GroupFailed, Purpose, RolloutGroup, Stage, WorkItem
 from drover.common.weights.memory import MemoryWeights
-from drover.worlds.plane.policy import ToyChain, read_points, toy_kernel
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain, read_points
 
 
 def order(group: int = 0, **fields) -> WorkItem:

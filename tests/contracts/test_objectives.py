@@ -19,7 +19,8 @@ from drover.learner.objective import Models, Objective
 from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
-from drover.worlds.plane.policy import ToyChain, toy_kernel
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain
 from tests.contracts.walk import classes
 from tests.learner.made_up import measured, record
 

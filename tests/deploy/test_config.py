@@ -21,9 +21,9 @@ from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
 from drover.learner.reference import FrozenCopy
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.policy import toy_kernel
+from drover.worlds.plane.model import toy_kernel
 from drover.worlds.shapes import prompts
 
 SHAPES, TOY = shapes_ddpo(), toy_ddpo()

@@ -20,7 +20,7 @@ from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.tasks import RecordSteps
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 
 RECIPE_FLAGS = Path(__file__).parent.parent / "deploy" / "recipe_flags.json"
 FLAGS: dict[str, dict[str, str]] = json.loads(RECIPE_FLAGS.read_text())

@@ -15,7 +15,8 @@ from drover.learner.batches import divide as divided
 from drover.learner.examples import Credit
 from drover.learner.objective import Models
 from drover.learner.ranks import Iteration
-from drover.worlds.plane.policy import ToyChain, toy_kernel
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain
 from tests.learner.made_up import credit, record, recorded, rollout
 
 STEPS = (0, 1, 3)

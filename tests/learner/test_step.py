@@ -10,7 +10,8 @@ from drover.learner import fsdp
 from drover.learner.batches import Batches, StepFetcher, divide
 from drover.learner.examples import LatentBatch, StepBatch
 from drover.learner.objective import LossOutput, Needs
-from drover.learner.step import OptimizerSpec, Part
+from drover.learner.spec import OptimizerSpec
+from drover.learner.step import Part
 from tests.learner.gloo import alone
 from tests.learner.training import WEIGHTS, Rank
 

@@ -17,8 +17,10 @@ from drover.learner.batches import StepFetcher, divide, terms_of
 from drover.learner.objective import Models
 from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.ranks import Iteration
-from drover.learner.step import OptimizerSpec, Part, Stepper, StepStats
-from drover.worlds.plane.policy import ToyChain, toy_kernel
+from drover.learner.spec import OptimizerSpec
+from drover.learner.step import Part, Stepper, StepStats
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain
 from tests.learner.made_up import credit, recorded
 
 STEPS = (0, 2, 3)

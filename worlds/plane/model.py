@@ -1,23 +1,31 @@
-"""The description of the plane's policy, as recipes name it."""
+"""The description of the plane's policy and its kernel, as recipes name them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
+from drover.common.diffusion.kernels.renoise import Consistency, Renoise
+from drover.common.diffusion.spacing import Leading
 from drover.common.errors import ConfigError
 from drover.common.files import write_whole
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.policies.model import Precision, bind
 from drover.common.protocols import Policy
-from drover.worlds.plane.policy import ToyChain
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_STEPS = 5
 WEIGHTS = "toy.safetensors"
+
+
+def toy_kernel() -> Renoise:
+    """The kernel that `ToyChain` is made for: five steps at times 4, 3, 2, 1, 0, all with a density."""
+    return Renoise(NUM_STEPS, Consistency(), Leading(offset=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,8 @@ class ToyModel:
 
     def build(self, device: str) -> Policy:
         from safetensors.torch import load_file
+
+        from drover.worlds.plane.policy import ToyChain
 
         policy = ToyChain(device)
         if self.weights is not None:

@@ -14,23 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drover.common.diffusion.kernels.renoise import Consistency, Renoise
 from drover.common.diffusion.noising import DiscreteSchedule
-from drover.common.diffusion.spacing import Leading
 from drover.common.errors import MediaError
 from drover.common.media.media import Media, of_kind
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import Conditioning, Prediction
+from drover.worlds.plane.model import NUM_STEPS
 
-NUM_STEPS = 5
 CONTRACTION, DRIFT = 0.8, 0.35
 RANGE = 8.0  # media hold coordinates in [-RANGE, RANGE]; what lies outside is clipped
 LEVELS = 2**16 - 1  # 16 bits per coordinate: a resolution of 2.4e-4
-
-
-def toy_kernel() -> Renoise:
-    """The kernel `ToyChain` is made for: five steps at times 4, 3, 2, 1, 0, all with a density."""
-    return Renoise(NUM_STEPS, Consistency(), Leading(offset=0))
 
 
 class ToyChain:

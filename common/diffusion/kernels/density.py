@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from drover.common.errors import ConfigError
 from drover.common.protocols import Kernel, Prediction, Schedule
 
 
 def steps_with_density(kernel: Kernel, schedule: Schedule) -> tuple[int, ...]:
     """Indices of the steps whose std is above 0. A step that ends at clean latents often has none."""
+    import torch
+
     times = torch.tensor(kernel.times(schedule))
     probe = torch.zeros(len(times) - 1, 1)
     std = kernel.step(schedule, probe, times[:-1], times[1:], Prediction(x0=probe, noise=probe)).std

@@ -9,16 +9,16 @@ constant g: arXiv 2505.07818.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from drover.common.diffusion.gaussian import Gaussian
 from drover.common.diffusion.noising import over
 from drover.common.diffusion.spacing import Spacing
 from drover.common.errors import ConfigError
 from drover.common.protocols import Prediction, Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DiffusionRule(Protocol):
@@ -45,6 +45,8 @@ class FlowGrpo:
         return self.eta > 0
 
     def diffusion(self, level: Tensor, next_level: Tensor) -> Tensor:
+        import torch
+
         remaining = 1 - torch.where(level < 1, level, next_level)
         return self.eta * (level / remaining).sqrt()
 
@@ -63,6 +65,8 @@ class ConstantNoise:
         return self.sigma > 0
 
     def diffusion(self, level: Tensor, next_level: Tensor) -> Tensor:
+        import torch
+
         return torch.full_like(level, self.sigma)
 
 

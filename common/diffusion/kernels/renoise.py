@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import pi, sin
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from drover.common.diffusion.gaussian import Gaussian
 from drover.common.diffusion.noising import over
 from drover.common.diffusion.spacing import Spacing
 from drover.common.errors import ConfigError
 from drover.common.protocols import Prediction, Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from drover.common.errors import ConfigError
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
-from drover.common.policies.consistency import ConsistencyHead
-from drover.common.policies.guided import guided
-from drover.common.policies.lora import base_of, load_lora, save_lora, with_lora
 from drover.common.policies.model import Lora, Precision, SavedLora, bind
 from drover.common.policies.stable_diffusion.checkpoints import check_pipeline, check_scheduler, read_json
-from drover.common.policies.stable_diffusion.policy import FAMILY, StableDiffusion, load_pipeline
 from drover.common.protocols import Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drover.common.policies.stable_diffusion.policy import StableDiffusion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +51,8 @@ class StableDiffusionModel:
         return isinstance(self.lora, Lora)
 
     def check(self) -> None:
+        from drover.common.policies.stable_diffusion.policy import FAMILY
+
         folder = check_pipeline(self.checkpoint, FAMILY)
         if folder is not None:
             scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -59,6 +60,9 @@ class StableDiffusionModel:
             self._told_scale(read_json(folder / "unet" / "config.json"))
 
     def build(self, device: str) -> Policy:
+        from drover.common.policies.consistency import ConsistencyHead
+        from drover.common.policies.guided import guided
+
         policy = self._network(device)
         scheduler = policy.pipeline.scheduler
         headed: Policy = policy
@@ -68,6 +72,8 @@ class StableDiffusionModel:
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
         """``pipeline/`` for plain diffusers, or ``lora/`` for its ``load_lora_weights``."""
+        from drover.common.policies.lora import save_lora
+
         policy = self._network("cpu")
         bind(weights, policy)
         if self.lora is not None:
@@ -79,6 +85,8 @@ class StableDiffusionModel:
         return written
 
     def of_run(self, folder: Path) -> StableDiffusionModel:
+        from drover.common.policies.lora import base_of
+
         whole, adapters = folder / "pipeline", folder / "lora"
         if whole.is_dir():
             return replace(self, checkpoint=str(whole), lora=None)
@@ -88,6 +96,9 @@ class StableDiffusionModel:
 
     def _network(self, device: str) -> StableDiffusion:
         """The policy without guidance and head."""
+        from drover.common.policies.lora import load_lora, with_lora
+        from drover.common.policies.stable_diffusion.policy import StableDiffusion, load_pipeline
+
         pipeline = load_pipeline(self.checkpoint, device=device)
         told = self._told_scale(pipeline.unet.config)
         policy = StableDiffusion(pipeline, compute=self.compute, image_size=self.image_size, embedded_scale=told)

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from drover.common.diffusion.kernels.density import steps_with_density
-from drover.worlds.plane.policy import NUM_STEPS, ToyChain, read_points, toy_kernel
+from drover.worlds.plane.model import NUM_STEPS, toy_kernel
+from drover.worlds.plane.policy import ToyChain, read_points
 from tests.common.policies.sampling import distribution, start, walk
 
 

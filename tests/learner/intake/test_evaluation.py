@@ -16,7 +16,8 @@ from drover.learner.intake.evaluation import Due, Evaluation, EvaluationSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.reward_servers.serving.groups import Groups
 from drover.reward_servers.serving.server import RewardServer
-from drover.worlds.plane.policy import ToyChain, toy_kernel
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain
 
 PROMPTS = ("a", "b", "c")
 SPEC = EvaluationSpec(name="held", prompts=PROMPTS, samples_per_prompt=16, rewards=("point",), limits={"point": -2.0})

@@ -8,7 +8,8 @@ from drover.common.errors import ConfigError
 from drover.learner.examples import StepBatch
 from drover.learner.objective import Models
 from drover.learner.objectives.ddpo import Ddpo
-from drover.worlds.plane.policy import ToyChain, toy_kernel
+from drover.worlds.plane.model import toy_kernel
+from drover.worlds.plane.policy import ToyChain
 from tests.learner.made_up import by_group, measured, record
 
 NAN = math.nan

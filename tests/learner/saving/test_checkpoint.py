@@ -18,7 +18,7 @@ from drover.learner import fsdp
 from drover.learner.saving.checkpoint import Checkpoints
 from drover.learner.saving.checkpoint_files import read_state
 from drover.learner.saving.shards import HostBuffer, file_sum
-from drover.learner.step import OptimizerSpec
+from drover.learner.spec import OptimizerSpec
 from tests.learner.gloo import ROOT, alone
 from tests.learner.training import Rank
 
