@@ -31,7 +31,7 @@ ROOMS = {
     "learner": (
         "examples, overoptimisation, losses, advantages, fsdp",
         "objective, intake",
-        "ranks, objectives, reference",
+        "ranks, objectives, reference, answers",
         "batches",
         "step",
         "files, saving",

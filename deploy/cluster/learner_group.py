@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ def learn(given: dict[str, Any]) -> None:
         raise  # Redis lost what was being learned from: Ray Train starts all ranks again, from the newest checkpoint
     except DroverError as error:
         # Said before it is raised: the driver ends the run at once, where Ray Train would try the same again.
+        _say(config, broker, "traceback", traceback.format_exc())
         _say(config, broker, "failed", str(error))
         raise
     finally:

@@ -57,6 +57,9 @@ class Watcher:
             self._reports.ack(delivery)
 
     def _hear(self, report: Report) -> None:
+        if report.kind == "traceback":
+            log.error("the learner failed:\n%s", report.text)
+            return
         if report.kind != "joined":
             self.tell(report)
             return
@@ -86,9 +89,11 @@ class Watcher:
 
     def _tell_blind(self, report: Report) -> None:
         """The evaluation before training is the first that is seen of a reward: say there that it gave no value."""
-        blind = [name for name, count in by_name(report, "heldout/", "/count").items() if not count]
+        counts = by_name(report, "heldout/", "/count")
+        blind = [key.rpartition("/") for key, count in counts.items() if not count]
         if blind:
-            text = f"no held-out sample got a value of {', '.join(blind)}; without any in training, too, the run fails"
+            named = ", ".join(f"{reward} (set {held})" for held, _, reward in blind)
+            text = f"no held-out sample got a value of {named}; a task that gets none in training, too, fails the run"
             self.tell(replace(report, kind="event", text=text, scalars={}, media=()))
 
     def _keep_pictures(self, report: Report) -> None:

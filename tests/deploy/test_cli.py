@@ -271,7 +271,7 @@ def test_a_run_that_fails_leaves_exit_code_1_and_the_reason(drover, tmp_path):
         "def blind() -> RunConfig:\n    '''Never a value.'''\n    return small(rewards=(Fickle(raises=True),))\n"
     )
     code, _, err = drover("train", f"{path}:blind", "--one-process", "--json")
-    assert code == 1 and "no sample had a valid reward for 3 iterations" in one_line(err)
+    assert code == 1 and "no sample of the task 'point' had a valid reward for 3 iterations" in one_line(err)
 
 
 def test_status_of_nothing_and_of_an_unknown_run(drover):

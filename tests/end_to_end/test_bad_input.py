@@ -132,7 +132,7 @@ def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
         *("train", f"{RECIPES}:unscorable_toy", "--runs-dir", str(tmp_path), "--run-name", "run", "--plain"), env=shared
     )
     assert result.returncode == 1, result.stderr
-    assert "no sample had a valid reward" in complaint(result)
+    assert "no sample of the task 'point' had a valid reward" in complaint(result)
     assert "point-0: RuntimeError: the judge is on strike" in complaint(result)
     assert "Traceback" not in result.stderr
 
