@@ -16,6 +16,7 @@ from drover.common.types import Report
 from drover.common.weights.object_store import ObjectStorePublisher, find_directory
 from drover.deploy.cluster.connection import Connection, serve_metrics
 from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.own_log import own_log
 from drover.deploy.cluster.pools import NODE_SHARE, cause
 from drover.deploy.cluster.process_group import torch_config
 from drover.deploy.config import RunConfig
@@ -147,7 +148,7 @@ def learn(given: dict[str, Any]) -> None:
         publisher = ObjectStorePublisher(find_directory(connection.directory), DTYPES[config.weights])
     device = f"cuda:{torch.cuda.current_device()}" if given["gpus"] else "cpu"
     broker = connection.open()
-    _say(config, broker, "joined", f"learner-{rank} {address}")
+    _say(config, broker, "joined", f"learner-{rank} {address} {own_log()}")
     try:
         build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device).run()
     except BlobMissing:

@@ -38,11 +38,12 @@ def kept(folder: Path) -> Iterator[None]:
         handler.close()
 
 
-def last_lines(log: str) -> str:
-    """The end of a worker's log, indented, if that lies on this machine; "" elsewhere."""
-    with suppress(OSError), Path(log).open(encoding="utf-8", errors="replace") as file:
-        return "".join(f"\n    {line.rstrip()}" for line in deque(file, LAST_LINES))
-    return ""
+def keep_end(worker: str, path: str) -> None:
+    """Log the last lines of a worker's own log, if that lies on this machine, else its path."""
+    lines: deque[str] = deque(maxlen=LAST_LINES)
+    with suppress(OSError), Path(path).open(encoding="utf-8", errors="replace") as file:
+        lines.extend(f"\n    {line.rstrip()}" for line in file)
+    log.warning("%s wrote to %s last:%s", worker, path or "a log that is not known", "".join(lines))
 
 
 class Words(io.TextIOBase):

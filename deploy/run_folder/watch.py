@@ -15,6 +15,7 @@ from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
 from drover.deploy.run_folder.history import by_name
 from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.run_log import keep_end
 
 MOMENTS = ("before", "after")
 TOLD = ("phase", "event", "end", "failed")  # kinds of reports that run.log repeats
@@ -48,6 +49,7 @@ class Watcher:
         self.ended: str | None = None
         self.failure: str | None = None
         self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
+        self._logs: dict[str, str] = {}  # rank -> path of its log on its node
 
     def poll(self, wait_s: float) -> None:
         """Show and keep what has come."""
@@ -63,10 +65,11 @@ class Watcher:
         if report.kind != "joined":
             self.tell(report)
             return
-        rank, address = report.text.split()
+        rank, address, path = report.text.split(" ", 2)
         if rank in self.ranks:
             self.tell(replace(report, kind="event", text=f"{rank} died and was replaced"))
-        self.ranks[rank] = address
+            keep_end(rank, self._logs[rank])
+        self.ranks[rank], self._logs[rank] = address, path
 
     def tell(self, report: Report) -> None:
         """One report, of the learner's or of our own, put on the run's one clock: seconds since the command, all lives."""
