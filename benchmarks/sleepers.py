@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
 
-from drover.common.protocols import Policy, Scorer, Scores
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
+from drover.common.prompts import Prompt
+from drover.common.protocols import Conditioning, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.examples import Credit, MeasuredGroup, StepBatch
@@ -84,14 +86,16 @@ class SleepyChain(ToyChain):
         super().__init__(device)
         self._sample_s = sample_s
 
-    def decode(self, x0: Tensor) -> np.ndarray:
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
         time.sleep(self._sample_s * len(x0))
-        return super().decode(x0)
+        return super().decode(x0, cond)
 
 
 @dataclass(frozen=True)
 class SleepyPoint:
     """`ToyPoint` that takes ``sample_s`` a sample."""
+
+    takes: ClassVar[type[Media]] = Pictures
 
     sample_s: float
     name: str = "point"
@@ -99,7 +103,7 @@ class SleepyPoint:
     def load(self, device: str) -> Scorer:
         scorer = ToyPoint().load(device)
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[Prompt], media: Pictures) -> Scores:
             time.sleep(self.sample_s * len(media))
             return scorer(prompts, media)
 

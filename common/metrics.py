@@ -145,7 +145,7 @@ BLOB_WRITTEN_BYTES = _counter("blob_written_bytes", "bytes", "Tensor bytes store
 WEIGHT_VERSION = _gauge("weight_version", "", "Newest weight version in use.", "role")
 WEIGHT_SYNC_S = _histogram("weight_sync_seconds", "seconds", "Time to publish or load one version.", _SECONDS, "role")
 CANARY = _gauge(
-    "canary_tolerance_ratio", "ratio", "Canary log-prob here against the learner's, over what may be; above 1 it fails."
+    "canary_tolerance_ratio", "ratio", "Canary here against the learner's, over what may be; above 1 it fails."
 )
 LAG = _gauge("lag_versions", "versions", "Largest age of the weights that sampled the last trained batch.")
 LAG_BOUND = _gauge("lag_bound_versions", "versions", "The largest age that the run allows.")

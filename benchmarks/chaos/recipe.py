@@ -10,11 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
 
-from drover.common.protocols import Policy, Scorer, Scores
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
+from drover.common.prompts import Prompt
+from drover.common.protocols import Conditioning, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
@@ -72,15 +75,17 @@ class SlowChain(ToyChain):
         super().__init__(device)
         self._pause_s, self._journal = pause_s, journal
 
-    def decode(self, x0: Tensor) -> np.ndarray:
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
         time.sleep(self._pause_s)
         note(self._journal, "actor", len(x0))
-        return super().decode(x0)
+        return super().decode(x0, cond)
 
 
 @dataclass(frozen=True)
 class SlowPoint:
     """`ToyPoint` that takes ``pause_s`` a call, and says so."""
+
+    takes: ClassVar[type[Media]] = Pictures
 
     pause_s: float
     journal: str
@@ -89,7 +94,7 @@ class SlowPoint:
     def load(self, device: str) -> Scorer:
         scorer = ToyPoint().load(device)
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[Prompt], media: Pictures) -> Scores:
             time.sleep(self.pause_s)
             note(self.journal, "reward", len(prompts))
             return scorer(prompts, media)

@@ -20,9 +20,10 @@ from typing import Any
 import tyro
 
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.common.words import counted
 from drover.deploy.cluster.autoscale import Autoscaler, Bounds, Share, Signal
-from drover.deploy.run_folder.results import RunFolder, read_json, write_whole
+from drover.deploy.run_folder.results import RunFolder, read_json
 from drover.deploy.views.standing import state_of
 
 POOLS, SCALE = "pools.json", "scale.json"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from io import BytesIO
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
 from drover.common.errors import BlobMissing
+from drover.common.files import write_whole
+from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
 from drover.deploy.run_folder.history import by_name
+from drover.deploy.run_folder.pictures import framed
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.run_log import keep_end
 
@@ -100,11 +104,12 @@ class Watcher:
             self.tell(replace(report, kind="event", text=text, scalars={}, media=()))
 
     def _keep_pictures(self, report: Report) -> None:
-        from drover.common import tensors
-
+        """Keep the pictures of the media, whatever their kind. Without blobs there are none; the values are in the report."""
+        archive = BytesIO()
         try:
-            media = np.stack([tensors.read(self._blobs, ref).numpy() for ref in report.media])
+            shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])
+            np.savez_compressed(archive, media=shown, prompts=np.array(report.prompts))
+            write_whole(self._folder.path / f"{report.text}.npz", archive.getvalue())
         except BlobMissing:
-            return  # only pictures; the values are in the report
-        self._blobs.drop(list({ref.blob for ref in report.media}))
-        np.savez_compressed(self._folder.path / f"{report.text}.npz", media=media, prompts=np.array(report.prompts))
+            log.warning("the pictures of the evaluation %s training are gone", report.text)
+        self._blobs.drop([blob for ref in report.media for blob in ref.blobs])

@@ -2,13 +2,18 @@ import threading
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
+from drover.actors.sampler import Plain
 from drover.actors.worker import MAX_ATTEMPTS, Actor, ActorWiring
 from drover.common import tensors
-from drover.common.diffusion.canary import canary_log_prob
+from drover.common.diffusion.canary import canary
+from drover.common.diffusion.kernels.renoise import Consistency, Renoise
+from drover.common.diffusion.spacing import Leading
 from drover.common.errors import WeightSyncFailed
+from drover.common.media.blobs import read
 from drover.common.metrics import NullMeter
 from drover.common.protocols import Canary
 from drover.common.transport.memory import MemoryBroker
@@ -40,33 +45,33 @@ class Meter(NullMeter):
 class Workshop:
     """An actor with its streams, and a published version 0 of the toy's weights."""
 
-    def __init__(self, published: bool = True, **options) -> None:
+    def __init__(self, published: bool = True, policy: ToyChain | None = None, **options) -> None:
         self.broker = MemoryBroker("actor")
         keys = self.broker.keys
         self.work = self.broker.stream(keys.work, groups=("actors",))
         self.rollouts = self.broker.stream(keys.rollouts, "learner")
         self.failures = self.broker.stream(keys.measurements, "learner")
-        self.weights, self.meter, self.policy = MemoryWeights(torch.float32), Meter(), ToyChain()
+        self.weights, self.meter, self.policy = MemoryWeights(torch.float32), Meter(), policy or ToyChain()
         self.mine = self.broker.stream(keys.work, "actors")
         self.actor = Actor(
             "actor-0",
             self.policy,
-            toy_kernel(),
+            Plain(toy_kernel()),
             ActorWiring(
                 work=self.mine, rollouts=self.rollouts, failures=self.failures, blobs=self.broker.blobs(),
                 weights=self.weights, meter=self.meter,
             ),
-            fingerprint="f", storage=torch.float32, device="cpu", **options,
+            first_condition="a", fingerprint="f", storage=torch.float32, device="cpu", **options,
         )  # fmt: skip
         if published:
             self.publish(0)
 
-    def publish(self, version: int, shift: float = 0.0, canary: Canary | None = None) -> None:
+    def publish(self, version: int, shift: float = 0.0, proof: Canary | None = None) -> None:
         policy = ToyChain()
         policy.trainable.b.data += shift
-        value = canary_log_prob(policy, toy_kernel(), "cpu")
+        value = canary(policy, "a", "cpu")
         tensors_ = dict(policy.trainable.named_parameters())
-        self.weights.publish(version, tensors_, canary or Canary(value=value, tolerance=1e-6))
+        self.weights.publish(version, tensors_, proof or Canary(value=value, tolerance=1e-6))
 
     def messages(self, stream) -> list:
         return [delivery.message for delivery in stream.take(100, 0.0)]
@@ -85,9 +90,9 @@ def test_an_order_becomes_one_group_with_its_tensors_and_is_acknowledged(shop):
     assert (group.epoch, group.group, group.attempt, group.version, group.worker) == (5, 3, 1, 0, "actor-0")
     assert group.transitions.steps == (0, 1, 3) and group.latents is None
     blobs = shop.broker.blobs()
-    states, media = (tensors.read(blobs, ref) for ref in (group.transitions.states, group.media))
+    states, media = tensors.read(blobs, group.transitions.states), read(blobs, group.media)
     assert states.shape == (4, 5, 2) and tensors.read(blobs, group.transitions.log_probs).shape == (4, 3, 1)
-    assert torch.allclose(states[:, -1], states[:, 4]) and media.shape == (4, 1, 2, 3)
+    assert torch.allclose(states[:, -1], states[:, 4]) and media.pixels.shape == (4, 1, 2, 3)
     assert shop.mine.backlog()[0] == 0
     assert not shop.actor.run_once(0.0)
     assert ("drover_samples_total", 4) in shop.meter.told
@@ -99,8 +104,8 @@ def test_the_media_show_the_clean_latents_that_can_travel_too():
     shop.actor.run_once(0.0)
     (group,) = shop.messages(shop.rollouts)
     assert group.transitions is None
-    x0, media = (tensors.read(shop.broker.blobs(), ref).numpy() for ref in (group.latents, group.media))
-    assert abs(read_points(media) - x0).max() < 2e-4
+    latents = tensors.read(shop.broker.blobs(), group.latents).numpy()
+    assert abs(read_points(read(shop.broker.blobs(), group.media)) - latents).max() < 2e-4
 
 
 def test_a_group_larger_than_the_bound_goes_through_the_model_in_turns_and_is_the_same():
@@ -114,7 +119,8 @@ def test_a_group_larger_than_the_bound_goes_through_the_model_in_turns_and_is_th
         shop.actor.run_once(0.0)
         (group,) = shop.messages(shop.rollouts)
         blobs, steps = shop.broker.blobs(), group.transitions
-        made.append([tensors.read(blobs, ref) for ref in (group.media, steps.states, steps.log_probs)])
+        pixels = torch.from_numpy(read(blobs, group.media).pixels)
+        made.append([pixels, *(tensors.read(blobs, ref) for ref in (steps.states, steps.log_probs))])
     assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
     assert sizes == [1] + [3] * 5 + [3] * 5 + [2] * 5  # the canary first
 
@@ -173,7 +179,7 @@ def test_new_weights_are_taken_up_at_the_next_order(shop):
     old, new = shop.messages(shop.rollouts)
     assert (old.version, new.version) == (0, 4)
     assert shop.policy.trainable.b[0, 0].item() == 0.5
-    points = [read_points(tensors.read(shop.broker.blobs(), g.media).numpy()) for g in (old, new)]
+    points = [read_points(read(shop.broker.blobs(), g.media)) for g in (old, new)]
     moved = 0.5 * sum(0.8**i for i in range(5))
     assert (points[1] - points[0]).mean() == pytest.approx(moved, abs=1e-3)
 
@@ -186,7 +192,7 @@ def test_an_order_for_a_version_is_sampled_from_that_one_and_the_next_from_the_n
         shop.actor.run_once(0.0)
     made = shop.messages(shop.rollouts)
     assert [group.version for group in made] == [0, 4, 0, 4]
-    points = [read_points(tensors.read(shop.broker.blobs(), group.media).numpy()) for group in made]
+    points = [read_points(read(shop.broker.blobs(), group.media)) for group in made]
     assert (points[0] == points[2]).all() and (points[1] == points[3]).all()
     assert abs(points[1] - points[0]).min() > 0.5
 
@@ -241,8 +247,26 @@ def test_orders_sampled_in_one_batch_give_what_each_gives_alone():
             mine = tensors.read(together.broker.blobs(), getattr(one.transitions, name))
             theirs = tensors.read(alone.broker.blobs(), getattr(other.transitions, name))
             assert torch.allclose(mine, theirs, atol=1e-6), name
-    media = [tensors.read(s.broker.blobs(), g[2].media) for s, g in ((together, batched), (alone, single))]
-    assert torch.equal(*media)
+    media = [read(s.broker.blobs(), g[2].media).pixels for s, g in ((together, batched), (alone, single))]
+    assert np.array_equal(*media)
+
+
+def test_a_held_out_set_is_drawn_by_its_own_sampler_and_training_by_the_runs():
+    halfway = Plain(Renoise(2, Consistency(), Leading(offset=0)))  # times 2 and 0
+    shop, plain = Workshop(batch_groups=4, samplers={"short": halfway}), Workshop(batch_groups=4)
+    held = {"record": (), "draw": 0, "purpose": Purpose.EVAL}
+    orders = [order(0, draw=0), order(1, **held, task="short"), order(2, **held, task="short"), order(3, **held)]
+    orders.append(order(4, draw=0, task="short"))  # of training, under the name of the held-out set
+    made = []
+    for each in (shop, plain):
+        for item in orders:
+            each.work.put(item)
+        while each.actor.run_once(0.0):
+            pass
+        groups = sorted(each.messages(each.rollouts), key=lambda group: group.group)
+        made.append([read_points(read(each.broker.blobs(), group.media)) for group in groups])
+    assert [bool((a == b).all()) for a, b in zip(*made, strict=True)] == [True, False, False, True, True]
+    assert (made[0][1] == made[0][2]).all()
 
 
 class Poisonable(ToyChain):
@@ -256,8 +280,8 @@ class Poisonable(ToyChain):
 
 
 def test_of_a_batch_only_what_is_wrong_fails():
-    shop = Workshop(batch_groups=4)
-    shop.actor.policy = policy = Poisonable()
+    policy = Poisonable()
+    shop = Workshop(batch_groups=4, policy=policy)
     shop.publish(1)
     for item in (order(0), order(1, prompts=("poison",)), order(2, fingerprint="other"), order(3)):
         shop.work.put(item)
@@ -315,10 +339,10 @@ def test_the_last_allowed_attempt_is_sampled(shop):
 
 @pytest.mark.parametrize("off", [0.01, float("nan")])
 def test_weights_that_do_not_compute_what_the_learner_computes_are_refused(shop, off):
-    value = canary_log_prob(ToyChain(), toy_kernel(), "cpu")
+    value = canary(ToyChain(), "a", "cpu")
     shop.publish(1, 0.0, Canary(value=value + off, tolerance=1e-3))
     shop.work.put(order())
-    with pytest.raises(WeightSyncFailed, match="after loading version 1 the canary log-prob is"):
+    with pytest.raises(WeightSyncFailed, match="after loading version 1 the canary is"):
         shop.actor.run_once(0.0)
     assert shop.actor.version != 1 and shop.messages(shop.rollouts) == []
 

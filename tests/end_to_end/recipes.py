@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drover.common.protocols import Policy, Scorer, Scores
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
+from drover.common.protocols import Conditioning, FileBatch, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Sampling, Training
 from drover.deploy.recipes.shapes import shapes_ddpo
@@ -98,14 +101,16 @@ class SlowChain(ToyChain):
         super().__init__(device)
         self._pause_s = pause_s
 
-    def decode(self, x0: Tensor) -> np.ndarray:
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
         time.sleep(self._pause_s)
-        return super().decode(x0)
+        return super().decode(x0, cond)
 
 
 @dataclass(frozen=True)
 class SlowPoint:
     """`ToyPoint` that takes ``pause_s`` a call."""
+
+    takes: ClassVar[type[Media]] = Pictures
 
     pause_s: float
     name: str = "point"
@@ -113,7 +118,7 @@ class SlowPoint:
     def load(self, device: str) -> Scorer:
         scorer = ToyPoint().load(device)
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[str], media: Pictures) -> Scores:
             time.sleep(self.pause_s)
             return scorer(prompts, media)
 
@@ -122,10 +127,11 @@ class SlowPoint:
 
 @dataclass(frozen=True)
 class Unscorable:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str) -> Scorer:
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[str], media: Pictures) -> Scores:
             raise RuntimeError("the judge is on strike")
 
         return score
@@ -145,6 +151,7 @@ class Hanging:
 
 @dataclass(frozen=True)
 class Unloadable:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str) -> Scorer:
@@ -181,6 +188,6 @@ class Origin:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[np.ndarray, list[str]]:
+    def batch(self, step: int, size: int) -> FileBatch:
         points = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
-        return ToyChain().decode(torch.tensor(points)), ["anywhere"] * size
+        return FileBatch(ToyChain().decode(torch.tensor(points), {}), ["anywhere"] * size)

@@ -125,6 +125,28 @@ def test_a_ray_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> Non
     assert "no Ray answers at 127.0.0.1:1" in complaint(result)
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "localhost"])
+def test_an_address_that_is_no_head_is_refused_before_anything_starts(tmp_path: Path, address: str) -> None:
+    result = refused(tmp_path, "toy_ddpo", env={"RAY_ADDRESS": address})
+    assert result.returncode == 2
+    assert f"RAY_ADDRESS is {address!r}" in complaint(result)
+    assert "starting" not in result.stdout
+
+
+def test_a_ray_that_refuses_our_token_is_said_in_the_words_of_doctor(tmp_path: Path, shared: dict[str, str]) -> None:
+    result = refused(tmp_path, "toy_ddpo", env={**shared, "RAY_AUTH_TOKEN": "another-token-of-forty-characters-or-so"})
+    assert result.returncode == 2
+    assert "checks tokens and refuses ours; set RAY_AUTH_MODE=token" in complaint(result)
+
+
+def test_a_ray_whose_sockets_would_have_too_long_a_path_is_refused_with_the_variable_to_set(tmp_path: Path) -> None:
+    long = tmp_path / ("slurm_jobdir_of_a_user_" * 4)
+    long.mkdir()
+    result = refused(tmp_path, "toy_ddpo", env={"TMPDIR": str(long)})
+    assert result.returncode == 2
+    assert "too long for Ray's sockets" in complaint(result) and "set RAY_TMPDIR to a short folder" in complaint(result)
+
+
 def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:

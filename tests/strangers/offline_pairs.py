@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from drover.common import seeds
 from drover.common.diffusion.error import per_part, squared_error
 from drover.common.diffusion.time_laws import Uniform
+from drover.common.media.pictures import Pictures
+from drover.common.protocols import FileBatch
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.examples import Credit, LatentBatch, MeasuredGroup
-from drover.learner.files.from_files import FileBatch, FromFiles
+from drover.learner.files.from_files import FromFiles
 from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 from drover.worlds.plane.policy import LEVELS, RANGE
 
@@ -68,7 +70,7 @@ class NearAndFarSource:
         ]
         ordered = [sorted(pair, key=lambda point: float(((point - self.goal) ** 2).sum())) for pair in pairs]
         points = np.array([pair[side] for side in (0, 1) for pair in ordered])
-        return FileBatch(media_of(points), ["anywhere"] * 2 * size, np.ones((size, 1), np.float32))
+        return FileBatch(media_of(points), ["anywhere"] * 2 * size, np.ones((size, 1)))
 
 
 def recipe(*, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:
@@ -81,9 +83,9 @@ def recipe(*, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:
     )  # fmt: skip
 
 
-def media_of(points: np.ndarray) -> np.ndarray:
+def media_of(points: np.ndarray) -> Pictures:
     """The toy's media of points [N, 2]."""
     whole = ((points.clip(-RANGE, RANGE) + RANGE) / (2 * RANGE) * LEVELS).round().astype(int)
-    media = np.zeros((len(whole), 1, 2, 3), np.uint8)
-    media[:, 0, :, 0], media[:, 0, :, 1] = whole >> 8, whole & 255
-    return media
+    pixels = np.zeros((len(whole), 1, 2, 3), np.uint8)
+    pixels[:, 0, :, 0], pixels[:, 0, :, 1] = whole >> 8, whole & 255
+    return Pictures(pixels)

@@ -33,7 +33,34 @@ def test_ten_deterministic_steps_are_those_of_diffusers(either_folder):
     # Latents of random weights grow to 40; relative to their size, as the schedules differ by float32 rounding.
     assert ((latents - wanted).abs().max() / wanted.abs().max()).item() < 1e-5
     picture = (theirs(list(PROMPTS), output_type="np", **common).images * 255).round()
-    assert np.abs(policy.decode(latents).astype(int) - picture).max() <= 1
+    assert np.abs(policy.decode(latents, {}).pixels.astype(int) - picture).max() <= 1
+
+
+@pytest.fixture(params=["leading", "trailing", "linspace"])
+def spaced_folder(request, tmp_path):
+    """A pipeline whose scheduler has that spacing; linspace under Euler's, whose own it is."""
+    from diffusers import EulerDiscreteScheduler
+
+    if request.param != "linspace":
+        return write_tiny_pipeline(tmp_path / "ddim", timestep_spacing=request.param, set_alpha_to_one=True)
+    pipeline = plain(write_tiny_pipeline(tmp_path / "euler"))
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
+    pipeline.save_pretrained(tmp_path / "euler")
+    return tmp_path / "euler"
+
+
+@pytest.mark.parametrize("steps", [10, 7])
+def test_pictures_are_those_of_the_pipeline_whatever_its_times_are(spaced_folder, steps):
+    policy, theirs, noise = StableDiffusion.load(spaced_folder), plain(spaced_folder), torch.randn(3, *LATENT)
+    *_, (_, _, latents, _) = walk(policy, Renoise(steps, Ddim(eta=0.0)), noise, policy.encode(PROMPTS))
+    theirs.scheduler.set_timesteps(steps)
+    if hasattr(theirs.scheduler, "sigmas"):  # its chains begin at x0 + sigma noise, here at a x0 + s noise
+        noise = noise * (1 + theirs.scheduler.sigmas[0] ** -2).sqrt()
+    wanted = theirs(
+        list(PROMPTS), num_inference_steps=steps, guidance_scale=1.0, latents=noise, output_type="np"
+    ).images
+    difference = np.abs(policy.decode(latents).astype(int) - (wanted * 255).round())
+    assert difference.max() <= 2 and difference.mean() < 0.1  # of 255
 
 
 def test_unchanged_weights_score_what_they_sampled(either_folder):
@@ -118,15 +145,14 @@ def test_weights_kept_in_bfloat16_predict_and_decode(tiny_folder):
     half = StableDiffusion.load(tiny_folder, dtype="bfloat16")
     x = start(half, 1)
     assert half.predict(x, torch.tensor([501]), half.encode(PROMPTS[:1])).noise.dtype == torch.float32
-    assert half.decode(x).shape == (1, 16, 16, 3)
+    assert half.decode(x, {}).pixels.shape == (1, 16, 16, 3)
 
 
 def test_media_are_decoded_in_chunks_without_a_seam(tiny):
     x = start(tiny, 11)
-    media = tiny.decode(x)
-    assert media.shape == (11, 16, 16, 3)
-    assert media.dtype == np.uint8
-    assert np.abs(media[10].astype(int) - tiny.decode(x[10:])[0]).max() <= 1
+    pixels = tiny.decode(x, {}).pixels
+    assert pixels.shape == (11, 16, 16, 3)
+    assert np.abs(pixels[10].astype(int) - tiny.decode(x[10:], {}).pixels[0]).max() <= 1
 
 
 def test_latents_have_the_unets_size_unless_an_image_size_is_given(tiny, tiny_folder):
@@ -134,7 +160,7 @@ def test_latents_have_the_unets_size_unless_an_image_size_is_given(tiny, tiny_fo
     wide = StableDiffusion.load(tiny_folder, image_size=(16, 32))
     assert wide.latent_shape == (4, 8, 16)
     x = start(wide, 1)
-    assert wide.decode(wide.predict(x, torch.tensor([501]), wide.encode(["a"])).x0).shape == (1, 16, 32, 3)
+    assert wide.decode(wide.predict(x, torch.tensor([501]), wide.encode(["a"])).x0, {}).pixels.shape == (1, 16, 32, 3)
     with pytest.raises(ConfigError, match=r"\(16, 30\).*multiples of 4"):
         StableDiffusion.load(tiny_folder, image_size=(16, 30))
 
