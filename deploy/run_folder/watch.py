@@ -16,6 +16,7 @@ from drover.common.files import write_whole
 from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
+from drover.deploy.run_folder import gains
 from drover.deploy.run_folder.history import by_name
 from drover.deploy.run_folder.pictures import framed
 from drover.deploy.run_folder.results import RunFolder
@@ -80,6 +81,8 @@ class Watcher:
         report = replace(report, at_s=time.monotonic() - self._started)
         if report.media:
             self._keep_pictures(report)
+        if report.values:
+            gains.keep(self._folder.path, report.text, report.values)
         if report.kind == "update":
             report = replace(report, scalars=report.scalars | self.extra)
             self.last = dict(report.scalars)
