@@ -1,4 +1,4 @@
-"""What code of a user's own raised, in one sentence: the error, and the line of theirs that it came from."""
+"""Errors of a user's own code in one sentence: the error, and the user's line that it came from."""
 
 from __future__ import annotations
 

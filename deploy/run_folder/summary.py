@@ -43,7 +43,7 @@ def _gains(folder: RunFolder) -> dict[str, object]:
 
 
 def conclude_badly(folder: RunFolder, error: BaseException, facts: Mapping[str, object]) -> None:
-    """Leave the reason of a run that ``error`` ended. Of one that a misuse or the user ended before it began, leave nothing."""
+    """Write why ``error`` ended the run; where a misuse or the user ended it before its first update, remove its folder."""
     stopped = isinstance(error, KeyboardInterrupt)
     if (stopped or isinstance(error, ConfigError)) and not folder.begun:
         folder.discard()
