@@ -12,11 +12,14 @@ import pytest
 from tests.deploy.in_place import Done, train
 from tests.strangers import (
     clips,
+    flow_transformer,
     iteration_features,
     kinds,
     kl_to_reference,
     latent_pairs,
     offline_pairs,
+    particles,
+    sibling_steps,
     signed_errors,
 )
 
@@ -56,6 +59,28 @@ def test_offline_pairs_with_no_actor(tmp_path: Path) -> None:
     mean = done.weights.mean(dim=0)
     assert mean[0] < -0.05 and mean[1] - mean[0] > 0.1  # towards (-1, 1), from drifts that were alike
     done.conclude()
+
+
+def test_sibling_trajectories_compared_at_a_step_from_a_shared_start(tmp_path: Path) -> None:
+    done = train(sibling_steps.recipe(), tmp_path)
+    assert gain(done) > 2
+    assert watched(done, "ratio_first") == pytest.approx([1.0] * 40, abs=1e-5)
+
+
+def test_particles_resampled_in_the_middle_by_a_reward(tmp_path: Path) -> None:
+    plain, steered = (
+        train(particles.recipe(steered=how), tmp_path, name=f"steered-{how}").summary["reward_before"]["anywhere/point"]
+        for how in (False, True)
+    )
+    assert plain < -5 and steered > 0.6 * plain
+
+
+def test_a_flow_matching_transformer(tmp_path: Path) -> None:
+    done = train(flow_transformer.recipe(), tmp_path)
+    assert watched(done, "ratio_first") == pytest.approx([1.0] * 12, abs=1e-5)
+    assert gain(done, "bright/brightness") > 0.05
+    done.conclude()
+    assert done.folder.samples.exists()
 
 
 def test_a_reward_over_features_of_the_whole_iteration(tmp_path: Path) -> None:
