@@ -299,6 +299,19 @@ class GroupFailed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One reward's values of one held-out order. Example: ``Judged("pairs/taste", draw=3, each=2, values=(5.1, nan))``.
+
+    Orders of the same ``draw`` have the same prompts and the same noise in every evaluation of a run.
+    """
+
+    name: str  # SET/REWARD
+    draw: int
+    each: int  # samples of each prompt
+    values: tuple[float, ...]  # prompt by prompt; NaN where a sample has no valid value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What the learner tells whoever watches.
@@ -316,6 +329,7 @@ class Report:
     text: str = ""
     prompts: tuple[str, ...] = ()  # of the media, one per reference
     media: tuple[MediaRef, ...] = ()  # of held-out prompts; the process that shows them drops their blobs
+    values: tuple[Judged, ...] = ()  # of the evaluations before and after training
 
 
 Message = WorkItem | RolloutGroup | Measurement | GroupFailed | Report

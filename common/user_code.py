@@ -1,4 +1,4 @@
-"""What code of a user's own raised, in one sentence: the error, and the line of theirs that it came from."""
+"""Errors of a user's own code in one sentence: the error, and the user's line that it came from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from drover.common.errors import DroverError
 
+PEERS = "/torch/distributed/"  # in the paths of the files that exchange tensors with other processes
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
@@ -25,12 +26,17 @@ def sentence(error: BaseException) -> str:
 
 @contextmanager
 def in_a_sentence(doing: str) -> Iterator[None]:
-    """Turn what foreign code raises in the block into ``DroverError("DOING: KeyError: 'target' at mine.py:28")``."""
+    """Turn what foreign code raises in the block into ``DroverError("DOING: KeyError: 'target' at mine.py:28")``.
+
+    An error of torch.distributed passes: a peer died, and no code is to blame.
+    """
     try:
         yield
     except DroverError:
         raise
     except Exception as error:
+        if any(PEERS in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+            raise
         raise DroverError(f"{doing}: {sentence(error)}") from error
 
 

@@ -134,6 +134,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
     from drover.deploy.run_folder.resuming import check_newest
     from drover.deploy.run_folder.summary import conclude, conclude_badly
     from drover.deploy.views import sinks
+    from drover.deploy.views.last_words import last_words
     from drover.deploy.views.progress import progress_view
 
     started = time.monotonic()
@@ -147,6 +148,9 @@ def run(config: RunConfig, options: RunOptions) -> int:
     check_newest(config, folder.checkpoints)
     folder.summary.unlink(missing_ok=True)  # of a former life: from here on it would say what is no longer so
     facts: dict[str, object] = {"run": folder.path.name, "recipe": config.recipe}
+    prompts = dict.fromkeys(told for task in config.tasks if (told := getattr(task.prompts, "told", "")))
+    if prompts and not options.json:
+        print("\n".join(prompts))
     view = _Silent() if options.json else progress_view(folder.path.name, config.recipe, plain=options.plain or None)
     try:
         with run_log.kept(folder.path), sinks.beside(view, options.log_to, folder, config) as told:
@@ -160,7 +164,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
-        _say(summary, folder.path)
+        print("\n".join(["", *last_words(summary, folder.path)]))
     return 0 if watcher.ended == "finished" else 130
 
 
@@ -204,25 +208,6 @@ class _Silent:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-
-
-def _say(summary: dict[str, Any], folder: Path) -> None:
-    """The end of a run, for people."""
-    print()
-    for name, after in summary["reward_after"].items():
-        before = summary["reward_before"].get(name, float("nan"))
-        limit = summary["reward_limit"].get(name)
-        most = f"; a perfect generator would measure {limit:.3f} with so few samples" if limit is not None else ""
-        print(f"held-out {name}: {before:.3f} before, {after:.3f} after ({after - before:+.3f}){most}")
-    print(
-        f"{summary['updates']} updates, {summary['samples']} samples in {summary['command_s']:.0f} s; "
-        f"largest lag {summary['max_lag_seen']}"
-    )
-    for path in ("samples.png", "curves.png", "summary.json", "pipeline", "lora"):
-        if (folder / path).exists():
-            print(f"  {folder / path}")
-    if summary["ended"] != "finished":
-        print(f"stopped early; go on with the same command and --resume {summary['run']}")
 
 
 def _sample(arguments: list[str]) -> int:

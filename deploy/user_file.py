@@ -1,4 +1,4 @@
-"""A Python file of a user's own: loaded with what lies beside it, and told of in one sentence where it fails."""
+"""A Python file of a user: loaded, so that it can import the modules beside it, and described in one sentence where it fails."""
 
 from __future__ import annotations
 

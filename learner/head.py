@@ -14,6 +14,7 @@ from torch import Tensor
 from drover.common.errors import DroverError
 from drover.common.protocols import Canary, WeightPublisher
 from drover.common.types import Ending
+from drover.learner.answers import credit_of
 from drover.learner.examples import MeasuredGroup
 from drover.learner.intake.evaluation import Due
 from drover.learner.intake.intake import Intake
@@ -135,10 +136,10 @@ class Head:
         if groups is None:
             return Stop("asked")
         self._gathered = groups
-        credit = self._objective.credit(groups)
-        progress.blind = 0 if credit.terms else progress.blind + 1
-        if progress.blind >= BLIND_ITERATIONS:
-            raise DroverError(self._blind(f"for {BLIND_ITERATIONS} iterations"))
+        credit = credit_of(self._objective, groups)
+        task = groups[0].rollout.task  # that of all groups of an iteration
+        if progress.count(task, blind=not credit.terms) >= BLIND_ITERATIONS:
+            raise DroverError(self._blind(task, f"for {BLIND_ITERATIONS} iterations"))
         return Iteration(tuple(group.rollout for group in groups), credit)
 
     def settle(self, iteration: Iteration, progress: Progress, told: Updated) -> None:
@@ -214,17 +215,17 @@ class Head:
 
     def conclude(self, progress: Progress, finished: bool, weights: Mapping[str, Tensor]) -> None:
         if finished:
-            if progress.samples and progress.blind == progress.update:
-                raise DroverError(self._blind("in the whole run"))
+            for task in progress.never_valid:
+                raise DroverError(self._blind(task, "in the whole run"))
             self._evaluate("after", progress)
             self._finish_evaluating(progress)
             self._finish(weights)
         self._reporter.end(progress, "finished" if finished else "stopped")
 
-    def _blind(self, when: str) -> str:
+    def _blind(self, task: str, when: str) -> str:
         masked = self._intake.assembler.masked
         counts = ", ".join(f"{name}: {count} x {reason}" for (name, reason), count in masked.items())
-        return f"no sample had a valid reward {when}; masked so far: {counts or 'none'}"
+        return f"no sample of the task {task!r} had a valid reward {when}; masked so far: {counts or 'none'}"
 
 
 def _why_overoptimised(watch: Watch | None, progress: Progress) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drover.common.errors import ConfigError, TrainingDiverged
+from drover.common.errors import TrainingDiverged
 from drover.learner import fsdp, ranks
+from drover.learner.answers import loss_of
 from drover.learner.batches import Batches
-from drover.learner.objective import LossOutput, Models, Objective, Surveys
+from drover.learner.objective import Models, Objective, Surveys
 from drover.learner.spec import OptimizerSpec
 
 AVERAGE = "average"  # its name in the optimiser's state
@@ -86,7 +87,7 @@ class Stepper:
         for number, (batch, counts) in enumerate(part.batches, start=1):
             fsdp.sync_gradients(self._module, on=last and number == part.batches.num_batches)
             given = batch if known is None else replace(batch, known=known)
-            output = _checked(part.objective, part.objective.loss(self._models, given))
+            output = loss_of(part.objective, self._models, given)
             (part.weight * output.total / part.count if counts else output.total * 0.0).backward()
             if counts:
                 sums["loss"] += part.weight * output.total.item() / part.count
@@ -164,18 +165,3 @@ def _means(total: dict[str, float]) -> PartStats:
     terms = max(total["terms"], 1)
     watched = {name: value / terms for name, value in total.items() if name not in ("loss", "terms")}
     return PartStats(total["loss"], watched)
-
-
-def _checked(objective: Objective, output: LossOutput) -> LossOutput:
-    """Raises `ConfigError` for a loss that is no sum with the declared numbers."""
-    name = type(objective).__name__
-    if not isinstance(output, LossOutput):
-        raise ConfigError(
-            f"{name}.loss returned a {type(output).__name__}; return LossOutput(total=..., watched={{...}})"
-        )
-    if output.watched.keys() != set(objective.watched):
-        raise ConfigError(
-            f"{name}.loss watches {sorted(output.watched)}, but the objective declares {sorted(objective.watched)}; "
-            "make them equal, so that all ranks sum the same list"
-        )
-    return output

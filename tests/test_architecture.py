@@ -31,7 +31,7 @@ ROOMS = {
     "learner": (
         "examples, overoptimisation, losses, advantages, fsdp, spec",
         "objective, intake",
-        "ranks, objectives, reference held_reference",
+        "ranks, objectives, reference held_reference, answers",
         "batches",
         "step",
         "files, saving",

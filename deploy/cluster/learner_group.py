@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from drover.common.types import Report
 from drover.common.weights.object_store import ObjectStorePublisher, find_directory
 from drover.deploy.cluster.connection import Connection, serve_metrics
 from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.own_log import own_log
 from drover.deploy.cluster.pools import NODE_SHARE, cause
 from drover.deploy.cluster.process_group import torch_config
 from drover.deploy.config import RunConfig
@@ -146,13 +148,14 @@ def learn(given: dict[str, Any]) -> None:
         publisher = ObjectStorePublisher(find_directory(connection.directory), dtype_named(config.weights))
     device = f"cuda:{torch.cuda.current_device()}" if given["gpus"] else "cpu"
     broker = connection.open()
-    _say(config, broker, "joined", f"learner-{rank} {address}")
+    _say(config, broker, "joined", f"learner-{rank} {address} {own_log()}")
     try:
         build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device).run()
     except BlobMissing:
         raise  # Redis lost what was being learned from: Ray Train starts all ranks again, from the newest checkpoint
     except DroverError as error:
         # Said before it is raised: the driver ends the run at once, where Ray Train would try the same again.
+        _say(config, broker, "traceback", traceback.format_exc())
         _say(config, broker, "failed", str(error))
         raise
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ from drover.deploy.cluster.discovery import Endpoint
 from drover.deploy.cluster.environments import BUILD_S, failure, runtime_env
 from drover.deploy.cluster.worker import Place, Pool, Worker
 from drover.deploy.config import RunConfig
-from drover.deploy.run_folder.run_log import last_lines
+from drover.deploy.run_folder.run_log import keep_end
 from drover.deploy.user_file import Portable
 
 DESCRIBE_S = 5.0  # what workers get to answer a last question
@@ -30,7 +29,6 @@ DEAD_STARTS = 3  # or for as many times what it took to start: a large model tak
 LATE_S = 60.0  # a worker that is not up after so long is told of: there may be no place for it
 LONG_CALL = 5  # a reward's call that takes a fifth of the silence that ends a run is told of, once a process
 NODE_SHARE = 0.001  # of a node's mark: it says where to be, not how many fit
-log = logging.getLogger(__name__)
 OURS = re.compile(r"^drover\.common\.errors\.\w+: ")  # how Python begins the last line of a traceback of ours
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 2}
 
@@ -228,7 +226,7 @@ class Pools:
             trouble = member.known and (member.known["trouble"] or self._long_call(member.known))
             if trouble:
                 told.append(f"{name}: {trouble}")
-                self._note_log(member)
+                keep_end(name, member.known["log"])
         return told
 
     def stop(self) -> None:
@@ -267,7 +265,7 @@ class Pools:
                 self._remove(member)
                 return
             self._on_event(f"{member.place.name} died and was replaced")
-            self._note_log(member)
+            keep_end(member.place.name, member.known["log"])
             member.slow = False
         elif self._long_call(found) and not member.slow:
             member.slow = True
@@ -287,11 +285,6 @@ class Pools:
         return (
             f"one call has taken {taken_s:.0f} s so far (its log: {known['log']}); if it hangs, set reward_deadline_s"
         )
-
-    def _note_log(self, member: _Member) -> None:
-        """Keep the end of a worker's log, where it lies on this node; elsewhere its path."""
-        name, path = member.place.name, member.known["log"]
-        log.warning("%s wrote to %s last:%s", name, path or "a log that is not known", last_lines(path))
 
     def _end_wedged(self, member: _Member) -> None:
         """Kill the process where it is: one that hangs does not hear Ray either. Ray then starts another."""

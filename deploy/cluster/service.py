@@ -72,9 +72,9 @@ def train(
         def tell(kind: str, text: str) -> None:
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
+        stack.push(announce)
         if not cluster:
             placing.plan(config, placing.this_machine(config), alone=True)  # refuses before a Ray is started for it
-        stack.push(announce)
         tell("phase", "starting Ray")
         stack.enter_context(redirect_stdout(run_log.Words()))  # Ray prints what it tells of failures
         stack.enter_context(ray_session(cluster, config))

@@ -77,6 +77,11 @@ class History:
         return report
 
     @property
+    def has_ratio(self) -> bool:
+        """Whether the run's method compares probabilities: then its first step tells whether actor and learner agree."""
+        return bool(self.series("ratio_first")[1])
+
+    @property
     def last(self) -> Mapping[str, float]:
         """Scalars of the newest update; empty before the first."""
         return self.updates[-1].scalars if self.updates else {}
@@ -168,13 +173,18 @@ def duration(seconds: float | None) -> str:
 
 
 def health(history: History) -> list[tuple[str, str, str]]:
-    """(label, value, style) of what tells a healthy run: on policy at first, seldom clipped, lag in its bound, fast."""
+    """(label, value, style) of the signs of a healthy run: on policy at first, seldom clipped, lag in its bound, fast.
+
+    A method without a ratio shows its loss and the norm of its gradient instead.
+    """
     last = history.last
     facts: list[tuple[str, str, str]] = []
     if "ratio_first" in last:
         # Without lag the first step is on policy: a ratio away from 1 there is a bug, not a drift.
         off = not last.get("lag_max") and abs(last["ratio_first"] - 1) > 0.01
         facts.append(("first ratio", f"{last['ratio_first']:.4f}", "bold red" if off else ""))
+    elif "loss" in last:
+        facts += [("loss", number(last["loss"]), ""), ("gradient", number(last.get("grad_norm")), "")]
     if "clip_fraction" in last:
         facts.append(("clip", f"{last['clip_fraction']:.0%}", ""))
     if "approx_kl" in last:

@@ -57,7 +57,7 @@ def curves_png(history: History, *, title: str) -> bytes:
         ax.set_axis_off()
     if watched:
         _watch_panel(axes[len(names)], history)
-    _health_panels(list(health.subplots(1, 5)), history)
+    _health_panels(list(health.subplots(1, 5 if history.has_ratio else 4)), history)
     shares = {role: _shares(history, role) for role in ROLES}
     if not shares["evaluator"][0]:
         del shares["evaluator"]
@@ -94,16 +94,21 @@ def _watch_panel(ax: Axes, history: History) -> None:
 
 
 def _health_panels(axes: Sequence[Axes], history: History) -> None:
-    ratio, clip, kl, lag, speed = axes
-    _lines(ratio, history, "probability ratio", {"ratio_first": "first step", "ratio": "all steps"}, reference=1.0)
-    shares = {"clip_fraction_first": "first step", "clip_fraction": "all steps"}
-    _lines(clip, history, "clipped share", shares, floor=True)
-    _lines(kl, history, "approximate KL, nats", {"approx_kl": "all steps"})
+    if history.has_ratio:
+        ratio, clip, kl, lag, speed = axes
+        _lines(ratio, history, "probability ratio", {"ratio_first": "first step", "ratio": "all steps"}, reference=1.0)
+        shares = {"clip_fraction_first": "first step", "clip_fraction": "all steps"}
+        _lines(clip, history, "clipped share", shares, floor=True)
+        _lines(kl, history, "approximate KL, nats", {"approx_kl": "all steps"})
+        clip.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+        kl.yaxis.set_major_formatter(lambda nats, _: f"{nats:.3g}")
+    else:
+        loss, norm, lag, speed = axes
+        _lines(loss, history, "loss", {"loss": "all steps"})
+        _lines(norm, history, "gradient norm", {"grad_norm": "all steps"}, floor=True)
     bound = {"lag_max": "largest", "lag_mean": "mean", "max_lag": "bound"}
     _lines(lag, history, "lag, weight versions", bound, floor=True)
     _lines(speed, history, "samples per second", {"samples_per_s": "trained"}, floor=True)
-    clip.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
-    kl.yaxis.set_major_formatter(lambda nats, _: f"{nats:.3g}")
 
 
 def _lines(

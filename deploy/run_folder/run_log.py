@@ -20,7 +20,7 @@ _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
-    """Append what this process logs during the block: warnings of anyone, and what drover says of the run."""
+    """Append the records that this process logs during the block: drover's from INFO on, those of libraries from WARNING on."""
     handler = _Handler(folder / NAME, encoding="utf-8", delay=True)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("drover")
@@ -38,11 +38,12 @@ def kept(folder: Path) -> Iterator[None]:
         handler.close()
 
 
-def last_lines(log: str) -> str:
-    """The end of a worker's log, indented, if that lies on this machine; "" elsewhere."""
-    with suppress(OSError), Path(log).open(encoding="utf-8", errors="replace") as file:
-        return "".join(f"\n    {line.rstrip()}" for line in deque(file, LAST_LINES))
-    return ""
+def keep_end(worker: str, path: str) -> None:
+    """Log the last lines of a worker's own log, if that lies on this machine, else its path."""
+    lines: deque[str] = deque(maxlen=LAST_LINES)
+    with suppress(OSError), Path(path).open(encoding="utf-8", errors="replace") as file:
+        lines.extend(f"\n    {line.rstrip()}" for line in file)
+    log.warning("%s wrote to %s last:%s", worker, path or "a log that is not known", "".join(lines))
 
 
 class Words(io.TextIOBase):
@@ -55,8 +56,13 @@ class Words(io.TextIOBase):
 
 
 class _Handler(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk is told by what must be written; here it would be told once a line."""
+    """Drops the lines that it cannot write: a full disk is told of by the files that a run cannot do without."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # when it opens the file
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None: ...
 
 
 class _Formatter(logging.Formatter):

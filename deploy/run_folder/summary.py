@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 
-from drover.common.errors import ConfigError, DroverError
+from drover.common.errors import CheckpointError, ConfigError, DroverError
 from drover.common.types import Report
 from drover.common.user_code import sentence
+from drover.deploy.run_folder.gains import gains
 from drover.deploy.run_folder.pictures import paired
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.watch import MOMENTS
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 def conclude(folder: RunFolder, facts: Mapping[str, object]) -> dict[str, object]:
     """Write summary.json and the pictures of a run that is over; returns the summary. ``facts`` are added to it."""
     reports = folder.reports()
-    summary = summarise(reports) | dict(facts)
+    summary = summarise(reports) | {"heldout": _gains(folder)} | dict(facts)
     folder.write_summary(summary)
     if any(report.kind == "update" for report in reports):
         folder.draw_curves()
@@ -32,8 +34,16 @@ def conclude(folder: RunFolder, facts: Mapping[str, object]) -> dict[str, object
     return summary
 
 
+def _gains(folder: RunFolder) -> dict[str, object]:
+    try:
+        return {name: asdict(gain) for name, gain in gains(folder.path).items()}
+    except CheckpointError as error:
+        log.warning("the errors of the held-out means are left out: %s", error)
+        return {}
+
+
 def conclude_badly(folder: RunFolder, error: BaseException, facts: Mapping[str, object]) -> None:
-    """Leave the reason of a run that ``error`` ended. Of one that a misuse or the user ended before it began, leave nothing."""
+    """Write why ``error`` ended the run; where a misuse or the user ended it before its first update, remove its folder."""
     stopped = isinstance(error, KeyboardInterrupt)
     if (stopped or isinstance(error, ConfigError)) and not folder.begun:
         folder.discard()

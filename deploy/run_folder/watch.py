@@ -16,9 +16,11 @@ from drover.common.files import write_whole
 from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
+from drover.deploy.run_folder import gains
 from drover.deploy.run_folder.history import by_name
 from drover.deploy.run_folder.pictures import framed
 from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.run_log import keep_end
 
 MOMENTS = ("before", "after")
 TOLD = ("phase", "event", "end", "failed")  # kinds of reports that run.log repeats
@@ -52,6 +54,7 @@ class Watcher:
         self.ended: str | None = None
         self.failure: str | None = None
         self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
+        self._logs: dict[str, str] = {}  # rank -> path of its log on its node
 
     def poll(self, wait_s: float) -> None:
         """Show and keep the reports that have come."""
@@ -61,19 +64,25 @@ class Watcher:
             self._reports.ack(delivery)
 
     def _hear(self, report: Report) -> None:
+        if report.kind == "traceback":
+            log.error("the learner failed:\n%s", report.text)
+            return
         if report.kind != "joined":
             self.tell(report)
             return
-        rank, address = report.text.split()
+        rank, address, path = report.text.split(" ", 2)
         if rank in self.ranks:
             self.tell(replace(report, kind="event", text=f"{rank} died and was replaced"))
-        self.ranks[rank] = address
+            keep_end(rank, self._logs[rank])
+        self.ranks[rank], self._logs[rank] = address, path
 
     def tell(self, report: Report) -> None:
         """One report, of the learner's or of our own, put on the run's one clock: seconds since the command, all lives."""
         report = replace(report, at_s=time.monotonic() - self._started)
         if report.media:
             self._keep_pictures(report)
+        if report.values:
+            gains.keep(self._folder.path, report.text, report.values)
         if report.kind == "update":
             report = replace(report, scalars=report.scalars | self.extra)
             self.last = dict(report.scalars)
@@ -90,9 +99,11 @@ class Watcher:
 
     def _tell_blind(self, report: Report) -> None:
         """The evaluation before training is the first that is seen of a reward: say there that it gave no value."""
-        blind = [name for name, count in by_name(report, "heldout/", "/count").items() if not count]
+        counts = by_name(report, "heldout/", "/count")
+        blind = [key.rpartition("/") for key, count in counts.items() if not count]
         if blind:
-            text = f"no held-out sample got a value of {', '.join(blind)}; without any in training, too, the run fails"
+            named = ", ".join(f"{reward} (set {held})" for held, _, reward in blind)
+            text = f"no held-out sample got a value of {named}; a task that gets none in training, too, fails the run"
             self.tell(replace(report, kind="event", text=text, scalars={}, media=()))
 
     def _keep_pictures(self, report: Report) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drover.common import seeds
@@ -12,6 +12,17 @@ from drover.common.errors import ConfigError
 from drover.common.prompts import MAX_FIELDS_BYTES, Field, Prompt, fields_text, is_field
 from drover.common.records import BadRecord, clean, count_text, counted
 from drover.learner.files.tables import Columns, Row, Unused, read_rows
+
+
+class Told(tuple[str, ...]):
+    """Prompts of a file. ``told`` is a sentence on the file's rows, which training prints at its start."""
+
+    told: str
+
+    def __new__(cls, prompts: Iterable[str], told: str = "") -> Told:
+        made = super().__new__(cls, prompts)
+        made.told = told
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,8 @@ def read_prompts(
             f"a held-out share of {heldout} splits the {len(prompts)} prompts of {path} into {len(train)} to train on "
             f"and {len(apart)} held out; choose a share that leaves both"
         )
-    return Prompts(path.name, train, apart, unused.rows, unused.values)
+    found = Prompts(path.name, train, apart, unused.rows, unused.values)
+    return replace(found, train=Told(train, str(found)))
 
 
 def _distinct(path: Path, columns: Columns, limit: int | None, unused: Unused) -> Sequence[str]:

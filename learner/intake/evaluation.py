@@ -19,11 +19,12 @@ from drover.common.errors import ConfigError
 from drover.common.media.blobs import rows_of
 from drover.common.prompts import fields_text
 from drover.common.protocols import Sampler, Stream, WeightPublisher
-from drover.common.types import MediaRef, Purpose, WorkItem
+from drover.common.types import Judged, MediaRef, Purpose, WorkItem
 from drover.learner.examples import MeasuredGroup
 from drover.learner.intake.assembler import Assembler
 
 ORDER_SAMPLES = 16  # of an order, unless one prompt has more
+MAX_JUDGED = 100_000  # values that a report carries for comparing two moments; the means of more are sure anyway
 SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # that are kept for people, over all sets
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,9 @@ class Evaluated:
     lost: int  # orders that failed, whose samples are missing
     skipped: int  # evaluations so far, in this life of the learner, that a newer one replaced before they began
     values: dict[tuple[str, str], np.ndarray]  # (set, reward) -> valid values of all samples
+    judged: tuple[
+        Judged, ...
+    ]  # the same by order, so that two moments can be compared; () of more than MAX_JUDGED values
     limits: dict[tuple[str, str], float]  # of a perfect generator, where that is not the reward's best
     statistics: dict[tuple[str, str], float]  # (set, statistic) -> value
     prompts: tuple[str, ...]  # that are shown
@@ -195,6 +199,7 @@ class Evaluation:
             lost=len(keys) - len(groups),
             skipped=self._skipped,
             values=_values(groups),
+            judged=_judged(groups, {group: order.draw for group, order in self._open.items()}),
             limits={(spec.name, reward): limit for spec in self._specs for reward, limit in spec.limits.items()},
             statistics=_statistics(self._specs, groups),
             prompts=tuple(prompt for prompt, _ in shown),
@@ -271,6 +276,21 @@ def _values(groups: Sequence[MeasuredGroup]) -> dict[tuple[str, str], np.ndarray
         for reward, measured in group.rewards.items():
             found.setdefault((group.rollout.task, reward), []).append(measured.values[measured.valid])
     return {key: np.concatenate(values) for key, values in found.items()}
+
+
+def _judged(groups: Sequence[MeasuredGroup], draws: Mapping[int, int]) -> tuple[Judged, ...]:
+    """``draws``: order's number -> its draw."""
+    found = [
+        Judged(
+            f"{group.rollout.task}/{reward}",
+            draws[group.rollout.group],
+            group.rollout.samples_per_prompt,
+            tuple(np.where(measured.valid, measured.values, np.nan).tolist()),
+        )
+        for group in groups
+        for reward, measured in group.rewards.items()
+    ]
+    return tuple(found) if sum(len(one.values) for one in found) <= MAX_JUDGED else ()
 
 
 def _statistics(specs: Sequence[EvaluationSpec], groups: Sequence[MeasuredGroup]) -> dict[tuple[str, str], float]:

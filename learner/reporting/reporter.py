@@ -135,6 +135,7 @@ class Reporter:
                 text=text,
                 prompts=() if found is None else found.prompts,
                 media=() if found is None else found.media,
+                values=() if found is None or found.due.moment == "during" else found.judged,
             )
         )
 

@@ -19,7 +19,8 @@ class Progress:
     samples: int = 0
     max_lag_seen: int = 0
     former_s: float = 0.0
-    blind: int = 0  # iterations in a row without a valid reward
+    turns: dict[str, int] = field(default_factory=dict)  # task -> its iterations so far
+    blind: dict[str, int] = field(default_factory=dict)  # task -> its newest iterations in a row without a valid reward
     verdict: Verdict = field(default_factory=Verdict)  # of the watch over a proxy, where there is one
     started: float = field(default_factory=time.monotonic)
 
@@ -28,9 +29,21 @@ class Progress:
         """Learner seconds so far, over all its lives."""
         return self.former_s + time.monotonic() - self.started
 
+    def count(self, task: str, *, blind: bool) -> int:
+        """One more iteration of the task, ``blind`` if no sample had a valid reward; how many in a row were blind."""
+        self.turns[task] = self.turns.get(task, 0) + 1
+        self.blind[task] = self.blind.get(task, 0) + 1 if blind else 0
+        return self.blind[task]
+
+    @property
+    def never_valid(self) -> list[str]:
+        """Tasks of which no sample has ever had a valid reward."""
+        return [task for task, turns in self.turns.items() if self.blind[task] == turns]
+
     def saved(self) -> dict[str, Any]:
         """For JSON."""
-        counts = {"update": self.update, "version": self.version, "samples": self.samples, "blind": self.blind}
+        counts: dict[str, Any] = {"update": self.update, "version": self.version, "samples": self.samples}
+        counts |= {"turns": dict(self.turns), "blind": dict(self.blind)}
         return counts | {"max_lag_seen": self.max_lag_seen, "former_s": self.at_s, "verdict": self.verdict.saved()}
 
     @classmethod

@@ -214,13 +214,30 @@ def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     options = ("--iterations", 3, "--samples", 16, "--run-name", "first")
     code, out, _ = drover(*TOY, *options)
     assert code == 0
-    assert "held-out anywhere/point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
+    assert "held-out anywhere/point: -" in out and "(512 samples, the same prompts and noise" in out
+    assert "3 updates, 192 samples" in out and "summary.json" in out
     assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
     code, out, _ = drover("status")
     assert code == 0 and "first: finished; 3 updates, 192 samples; held out: anywhere/point -" in out
     assert json.loads(drover("status", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
     code, _, err = drover(*TOY, *options)
     assert code == 2 and "pass --resume" in one_line(err)
+
+
+def test_what_became_of_the_rows_of_a_prompt_file_is_said_before_training(drover, tmp_path):
+    (tmp_path / "prompts.txt").write_text("here\n\nthere\nhere\n")
+    (tmp_path / "filed.py").write_text(
+        "from dataclasses import replace\nfrom pathlib import Path\n"
+        "from drover.deploy.config import RunConfig\nfrom drover.learner.files.prompts import read_prompts\n"
+        "from tests.deploy.in_place import small\n"
+        "def filed() -> RunConfig:\n"
+        "    prompts = read_prompts(Path('prompts.txt')).train\n"
+        "    return small(iterations=1, tasks=(replace(small().tasks[0], prompts=prompts),))\n"
+    )
+    code, out, _ = drover("train", "filed.py:filed", "--one-process", "--plain")
+    said = "prompts.txt: 2 prompts, 2 to train on, 0 held out; 2 skipped (1 blank, 1 repeated)"
+    assert code == 0 and out.splitlines()[0] == said
+    assert said not in drover("train", "filed.py:filed", "--one-process", "--json")[1]
 
 
 def test_with_json_the_summary_is_all_that_is_printed(drover):
@@ -274,7 +291,7 @@ def test_a_run_that_fails_leaves_exit_code_1_and_the_reason(drover, tmp_path):
         "def blind() -> RunConfig:\n    '''Never a value.'''\n    return small(rewards=(Fickle(raises=True),))\n"
     )
     code, _, err = drover("train", f"{path}:blind", "--one-process", "--json")
-    assert code == 1 and "no sample had a valid reward for 3 iterations" in one_line(err)
+    assert code == 1 and "no sample of the task 'point' had a valid reward for 3 iterations" in one_line(err)
 
 
 def test_status_of_nothing_and_of_an_unknown_run(drover):

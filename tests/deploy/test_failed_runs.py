@@ -100,10 +100,10 @@ def test_a_reward_that_never_answers_is_told_of_before_training_and_fails_a_run_
         train = ("train", f"{recipes}:raises", "--iterations", str(iterations), "--one-process", "--plain")
         code, out, err = drover(*train, "--run-name", f"n{iterations}")
         assert code == 1, out
-        assert "event: no held-out sample got a value of point" in out or iterations == 1
-        assert "no sample had a valid reward" in one_line(err)
+        assert "event: no held-out sample got a value of point (set anywhere)" in out or iterations == 1
+        assert "no sample of the task 'point' had a valid reward" in one_line(err)
         assert re.search(r"; point-0: RuntimeError: no connection to the judge at \S*in_place\.py:\d+$", one_line(err))
-    assert drover("status")[1].count(": failed: no sample had a valid reward") == 3
+    assert drover("status")[1].count(": failed: no sample of the task 'point' had a valid reward") == 3
 
 
 def test_a_run_that_fails_on_its_way_keeps_what_it_did_and_can_be_resumed(
@@ -114,7 +114,7 @@ def test_a_run_that_fails_on_its_way_keeps_what_it_did_and_can_be_resumed(
     assert code == 1
     assert "ValueError: the judge has left at mine.py:31" in one_line(err)
     said = drover("status")[1]
-    assert said.startswith("a: failed: no sample had a valid reward for 3 iterations")
+    assert said.startswith("a: failed: no sample of the task 'point' had a valid reward for 3 iterations")
     assert (tmp_path / "runs" / "a" / "curves.png").exists()
     code, _, err = drover(*train, "--run-name", "a")
     assert code == 2

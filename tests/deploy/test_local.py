@@ -160,7 +160,10 @@ def test_samples_without_a_value_are_left_out_and_counted(tmp_path):
     ],
 )
 def test_a_reward_that_never_gives_a_value_ends_the_run_with_one_clear_error(tmp_path, reward, reason):
-    with pytest.raises(DroverError, match=f"no sample had a valid reward for 3 iterations; masked so far: .*{reason}"):
+    with pytest.raises(
+        DroverError,
+        match=f"no sample of the task 'point' had a valid reward for 3 iterations; masked so far: .*{reason}",
+    ):
         train(small(iterations=50, rewards=(reward,)), tmp_path)
 
 

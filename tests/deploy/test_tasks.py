@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from drover.common.errors import DroverError
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import FileBatch
@@ -240,3 +241,34 @@ def test_a_reward_that_hangs_costs_its_deadline_and_one_groups_samples(tmp_path)
 def test_read_points_is_what_the_pairs_of_this_file_are_drawn_with():
     media = Points((2.0, -1.0)).batch(0, 200).media
     assert abs(read_points(media).mean(0) - (2.0, -1.0)).max() < 0.05
+
+
+@dataclass(frozen=True)
+class Silent:
+    name: str
+
+    def load(self, device: str):
+        def score(prompts, media):
+            raise RuntimeError("no connection to the judge")
+
+        return score
+
+
+@pytest.mark.parametrize(
+    ("iterations", "when"), [(2, "in the whole run"), (20, "for 3 iterations")], ids=["short", "long"]
+)
+def test_a_task_of_which_no_sample_ever_had_a_valid_reward_ends_the_run_though_the_other_learns(
+    tmp_path, iterations, when
+):
+    config = replace(joint(iterations=iterations), rewards=(RIGHT, Silent("up")))
+    with pytest.raises(
+        DroverError, match=rf"no sample of the task 'up' had a valid reward {when}; masked so far: up: \d+ x"
+    ):
+        train(config, tmp_path)
+
+
+def test_a_run_knows_after_a_resume_which_tasks_have_had_a_valid_reward(tmp_path):
+    config = replace(joint(iterations=4, checkpoint_every=1), rewards=(RIGHT, Silent("up")))
+    train(config, tmp_path, stop_after=2)
+    with pytest.raises(DroverError, match="no sample of the task 'up' had a valid reward in the whole run"):
+        train(config, tmp_path, resume=True)

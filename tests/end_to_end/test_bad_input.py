@@ -13,6 +13,7 @@ from threading import Thread
 import pytest
 
 from drover.common.transport.embedded import EmbeddedRedis
+from drover.deploy.run_folder.results import RunFolder
 from drover.worlds.shapes import PIPELINE
 from tests.end_to_end.service import RECIPES, Train, drover
 
@@ -20,11 +21,15 @@ pytestmark = pytest.mark.service
 
 
 def refused(runs_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, which must fail with a message and without a traceback, and leave no run behind."""
+    """The command, which must fail with a message and no traceback. A misuse leaves no run, a failure its reason."""
     result = drover("train", *arguments, "--runs-dir", str(runs_dir), "--run-name", "run", "--plain", env=env)
     assert result.returncode in (1, 2), result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert not (runs_dir / "run").exists(), result.stdout + result.stderr
+    left = RunFolder(runs_dir / "run").read_summary()
+    if result.returncode == 2:
+        assert not (runs_dir / "run").exists(), result.stdout + result.stderr
+    else:
+        assert left is not None and f"drover: {left['reason']}" == complaint(result)
     return result
 
 
@@ -154,7 +159,7 @@ def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
         *("train", f"{RECIPES}:unscorable_toy", "--runs-dir", str(tmp_path), "--run-name", "run", "--plain"), env=shared
     )
     assert result.returncode == 1, result.stderr
-    assert "no sample had a valid reward" in complaint(result)
+    assert "no sample of the task 'point' had a valid reward" in complaint(result)
     assert "point-0: RuntimeError: the judge is on strike" in complaint(result)
     assert "Traceback" not in result.stderr
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from drover.deploy.run_folder.history import History
 from drover.deploy.run_folder.pictures import SamplePair, curves_png, samples_png
 from drover.deploy.run_folder.results import RunFolder
 from tests.deploy.made_up_run import report, run
+
+RATIOS = {"ratio_first", "clip_fraction_first", "ratio", "clip_fraction", "approx_kl"}
+LOSSES = {"loss", "grad_norm"}
 
 
 @contextmanager
@@ -196,6 +200,18 @@ def test_nothing_but_rewards_is_drawn_with_the_other_panels_empty() -> None:
     reports = [report("update", i, update=i, **{f"reward__r{r}__mean": i * r for r in range(7)}) for i in range(1, 4)]
     empty = pixels(curves_png(History(), title="$x"))
     assert np.abs(pixels(curves_png(History.of(reports), title="$x")).astype(int) - empty).mean() > 1
+
+
+def test_a_method_without_a_ratio_has_its_loss_and_gradient_drawn_and_no_zeros() -> None:
+    def drawn(reports: list[Report]) -> np.ndarray:
+        return pixels(curves_png(History.of(reports), title="x"))
+
+    ratio = [replace(each, scalars={k: v for k, v in each.scalars.items() if k not in LOSSES}) for each in run(50)]
+    assert np.array_equal(drawn(ratio), drawn(run(50))), "a method with a ratio has the same panels as ever"
+    plain = [replace(each, scalars={k: v for k, v in each.scalars.items() if k not in RATIOS}) for each in run(50)]
+    blue = (drawn(plain)[400:650] == (0x00, 0x72, 0xB2)).all(axis=-1).any(axis=0)
+    assert all(blue[x : x + 400].any() for x in range(0, 1600, 400)), "loss, gradient norm, lag, speed"
+    assert not History.of(plain).has_ratio
 
 
 def test_the_time_of_evaluators_is_drawn_where_there_are_any() -> None:

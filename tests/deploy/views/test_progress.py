@@ -80,6 +80,14 @@ def test_a_reward_without_a_value_for_every_sample_says_for_how_many_it_has_one(
         assert "99%" in next(line for line in live_text(reports, width).splitlines() if "judge" in line)
 
 
+def test_a_method_without_a_ratio_shows_its_loss_and_gradient_and_no_ratio_of_0() -> None:
+    one = report(
+        "update", 2.0, update=1, updates_total=2, reward__judge__mean=3.0, loss=-0.25, grad_norm=0.5, lag_max=0
+    )
+    assert plain_lines([one]) == ["[   0:02] update 1/2  judge 3.000  loss -0.2500  gradient 0.5000  lag 0"]
+    assert "ratio" not in live_text([one], 120)
+
+
 def test_fast_updates_share_one_line_a_second_and_the_last_is_always_shown() -> None:
     lines = plain_lines([quick_update(i, i * 0.1) for i in range(1, 36)])
     assert [line.split()[3] for line in lines] == ["1/100", "11/100", "21/100", "31/100", "35/100"]
