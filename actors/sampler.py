@@ -1,4 +1,4 @@
-"""From a start to clean latents, step by step, keeping the transitions that were asked for. Axes: B batch."""
+"""The plain sampler: from a start to clean latents, step by step, keeping the recorded ones. Axes: B batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A number that changes with the weights: how a receiver proves that what it loaded is what was published."""
+"""The canary: a number that changes with the weights, by which an actor proves that it loaded the published ones."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Final = Literal["first", "clean"]
-EVEN_STEPS = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T // n, whatever time they visit next
+EVEN_STEPS = ("DDIMScheduler", "PNDMScheduler")  # their steps go from t to t - T // n, whatever time they visit next
+DISTILLED = ("LCMScheduler", "TCDScheduler")  # of models that know only some of the times
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,12 +127,18 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
 
 
 def _final(config: Mapping[str, Any]) -> Final:
-    """Where the scheduler's path ends. Those that lack the setting, as Euler's do, end clean.
+    """Where the scheduler's path ends: as DDIM's is told to be, and clean for schedulers that read no such setting.
 
-    After leading times, the last of which is 1, such a path is ended at alphas_cumprod[0] all the same: what that leaves of
-    the noise is not seen, and it gives the last step a density.
+    Leading times, the last of which is 1, may end at alphas_cumprod[0] under any scheduler: the noise that this leaves is
+    not seen, and it gives the last step a density.
     """
-    return "clean" if config.get("set_alpha_to_one", _named_spacing(config) != "leading") else "first"
+    told = _named_spacing(config) == "leading" or _kind(config) in EVEN_STEPS
+    return "clean" if not told or config.get("set_alpha_to_one", False) else "first"
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    # Configs keep the settings of other schedulers that they were once made from; the class says which ones count.
+    return str(config.get("_class_name", "DDIMScheduler"))
 
 
 def _named_spacing(config: Mapping[str, Any]) -> str:
@@ -139,19 +146,22 @@ def _named_spacing(config: Mapping[str, Any]) -> str:
 
 
 def _spacing(config: Mapping[str, Any]) -> Spacing:
-    """The spacing of the scheduler's own times. Raises `ConfigError` for one that is not known, or not kept to."""
-    if "original_inference_steps" in config:  # of latent consistency models
+    """The spacing of the scheduler's own times.
+
+    Raises `ConfigError` for an unknown one, and for one that the scheduler itself does not keep to.
+    """
+    if _kind(config) in DISTILLED:
         return DistilledEvenly(config["original_inference_steps"])
     match _named_spacing(config):
         case "leading":
             return Leading(config.get("steps_offset", 1))
         case "trailing":
             return Trailing()
-        case "linspace" if config.get("_class_name") not in EVEN_STEPS:
+        case "linspace" if _kind(config) not in EVEN_STEPS:
             return Linspace()
         case "linspace":
             raise ConfigError(
-                f"the scheduler is a {config['_class_name']} with timestep_spacing 'linspace', whose steps of T // n leave "
+                f"the scheduler is a {_kind(config)} with timestep_spacing 'linspace', whose steps of T // n leave "
                 'the times it names: the model would be told wrong noise levels; set "timestep_spacing": "trailing" or '
                 '"leading" in scheduler/scheduler_config.json'
             )

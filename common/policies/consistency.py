@@ -1,4 +1,4 @@
-"""The head of a latent consistency model around a policy: what RLCM trains, with the `Consistency` noise rule."""
+"""The head of a latent consistency model around a policy, as RLCM trains it with the `Consistency` noise rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ConsistencyHead(Wrapped):
     """``ConsistencyHead(StableDiffusion.load("SimianLuo/LCM_Dreamshaper_v7", embedded_scale=8.0))``.
 
-    Its path ends clean whatever the checkpoint says of it: the last step of a consistency model gives x0 as predicted.
+    Its path ends clean, also where the checkpoint's scheduler does not: the last step gives x0 as predicted.
     """
 
     def __init__(self, policy: Policy, *, time_scaling: float = 10.0) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from drover.actors.sampler import Plain
+from drover.common.diffusion.kernels.renoise import Ddim
 from drover.common.errors import ConfigError, DroverError
 from drover.common.protocols import Scores
 from drover.common.weights.memory import MemoryWeights
@@ -14,6 +16,7 @@ from drover.deploy import local, roles
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.slots import Slots
 from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.policy import toy_kernel
 from tests.deploy.in_place import Crash, Fickle, small, train
 
 ENDINGS = ("trained", "empty", "failed", "stale")
@@ -190,6 +193,16 @@ def test_two_rewards_are_weighed_by_name(tmp_path):
         results[near] = done.summary["reward_after"]
     assert results[1.0]["anywhere/near"] > results[0.0]["anywhere/near"] + 1
     assert results[0.0]["anywhere/far"] > results[1.0]["anywhere/far"] + 1
+
+
+def test_a_held_out_set_is_judged_by_samples_of_its_own_sampler(tmp_path):
+    """In the plane a deterministic step leaves every point where it is, so nothing that is learned shows in that set."""
+    (usual,) = small().heldout
+    still = replace(usual, name="still", sampler=Plain(replace(toy_kernel(), rule=Ddim(eta=0.0))))
+    done = train(small(iterations=6, heldout=(usual, still)), tmp_path)
+    before, after = done.summary["reward_before"], done.summary["reward_after"]
+    assert after["anywhere/point"] > before["anywhere/point"] + 0.5
+    assert after["still/point"] == pytest.approx(before["still/point"], abs=1e-3)
 
 
 def test_only_two_checkpoints_stay(tmp_path):

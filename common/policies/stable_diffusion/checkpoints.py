@@ -18,10 +18,8 @@ from drover.common.records import BadRecord, json_object
 INDEX = "model_index.json"
 HALF = "fp16"  # the variant that is taken where a network has no weights in full precision
 BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
-DIFFUSERS, TRANSFORMERS = (
-    "diffusion_pytorch_model",
-    "model",
-)  # the names that the two libraries give to files of weights
+# The names that the two libraries give to files of weights.
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 _FIX = "give a folder written by diffusers' save_pretrained or a hub id such as stabilityai/stable-diffusion-2-1"
 
 

@@ -51,10 +51,26 @@ def test_a_latent_consistency_model_is_sampled_at_its_schedulers_times():
     from diffusers import LCMScheduler
 
     theirs = LCMScheduler()
-    schedule = DiscreteSchedule.from_diffusers(theirs.config)
+    schedule = DiscreteSchedule.from_diffusers({**theirs.config, "_class_name": "LCMScheduler"})
     for steps in range(1, 51):
         theirs.set_timesteps(steps)
         assert schedule.times(steps) == (*theirs.timesteps.tolist(), -1)
+
+
+def test_settings_of_another_scheduler_that_a_config_was_made_from_do_not_count():
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    left_over = {**BETAS, "num_train_timesteps": 1000, "original_inference_steps": 50, "_class_name": "DDIMScheduler"}
+    assert DiscreteSchedule.from_diffusers(left_over).spacing == Leading()
+    euler = EulerDiscreteScheduler.from_config(DDIMScheduler(**BETAS, set_alpha_to_one=False).config)
+    assert euler.config["set_alpha_to_one"] is False
+    found = {
+        spacing: DiscreteSchedule.from_diffusers(
+            {**euler.config, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": spacing, "clip_sample": False}
+        ).final
+        for spacing in ("leading", "trailing", "linspace")
+    }
+    assert found == {"leading": "first", "trailing": "clean", "linspace": "clean"}
 
 
 def test_a_kernel_that_names_a_spacing_follows_that():
