@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from drover.common.errors import CutOff, TransportError
+from drover.common.transport.server_check import CLUSTER, REPLICA, check_server
 
 T = TypeVar("T")
 
@@ -24,9 +25,24 @@ REPLY_TIMEOUT_S = 5.0  # also that what was sent may stay unacknowledged, where 
 BULK_TIMEOUT_S = 60.0  # of a large value that is on its way: many may share a network
 PATIENCE_S = 30.0  # a Redis that restarts is back well within this
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 2.0
-OLDEST_SERVER = (6, 2)  # the first with XAUTOCLAIM
 LOST = (failures.ConnectionError, failures.TimeoutError, OSError)
 REFUSED = (failures.AuthenticationError, failures.AuthorizationError)
+# A word of Redis' refusal, or of the name that the client gives it -> what that means, and what to do.
+REFUSALS = {
+    "NoPermission": ("refuses a command", "check the user's rights; `drover redis-user` prints those that a run needs"),
+    "ReadOnly": REPLICA,
+    "MasterDown": REPLICA,
+    "Moved": CLUSTER,
+    "CrossSlot": CLUSTER,
+    "ClusterDown": CLUSTER,
+    "MISCONF": ("cannot save its data, so it takes no writes", "make room on its volume, or see its log"),
+    "NOREPLICAS": ("has too few replicas, so it takes no writes", "see its min-replicas-to-write"),
+    "unknown command": (
+        "lacks a command that drover needs",
+        "see rename-command in its settings, or use another Redis",
+    ),
+    "DENIED": ("takes no commands from other machines", "set requirepass, and write redis://:PASSWORD@HOST:PORT"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +60,8 @@ def complete(url: str, *, password: str = "", ca: str = "") -> str:
 
     Raises `TransportError` where the URL says something else about either.
     """
+    if not password and not ca:
+        return url
     try:
         parts = urlsplit(url)
         has_password, options = bool(parts.password), parse_qs(parts.query)
@@ -61,7 +79,9 @@ def complete(url: str, *, password: str = "", ca: str = "") -> str:
             raise TransportError(f"{mask(url)} names a CA, and the environment another; keep one of them")
         query = f"ssl_ca_certs={quote(ca, safe='/')}"
         parts = parts._replace(query=f"{parts.query}&{query}" if parts.query else query)
-    return parts.geturl()
+    # `geturl` would lose the slashes of a URL without a host, such as unix:///path.
+    query, fragment = f"?{parts.query}" if parts.query else "", f"#{parts.fragment}" if parts.fragment else ""
+    return f"{parts.scheme}://{parts.netloc}{parts.path}{query}{fragment}"
 
 
 def addresses(urls: str) -> list[str]:
@@ -70,8 +90,8 @@ def addresses(urls: str) -> list[str]:
     wrong = [number for number, url in enumerate(found, 1) if not url.startswith(("redis://", "rediss://", "unix://"))]
     if wrong and len(found) > 1:  # the one that is alone is explained by `open_client`
         raise TransportError(
-            f"of {len(found)} Redis URLs with spaces between them, number {wrong[0]} does not begin with redis:// or "
-            "rediss://; %-escape a space inside a password as %20"
+            f"of {len(found)} Redis URLs with spaces between them, number {wrong[0]} does not begin with redis://, "
+            "rediss:// or unix://; %-escape a space inside a password as %20"
         )
     if len(set(found)) < len(found):
         raise TransportError(f"{mask(urls)} names one Redis twice; name each once")
@@ -98,32 +118,26 @@ def open_client(url: str, *, timeout_s: float = REPLY_TIMEOUT_S) -> redis.Redis:
         )
     except ValueError:
         raise TransportError(
-            f"{mask(url)!r} is no Redis URL; write redis://:PASSWORD@HOST:PORT, or rediss:// for TLS"
+            f"{mask(url)!r} is no Redis URL; write redis://:PASSWORD@HOST:PORT, rediss:// for TLS, or unix:///PATH"
         ) from None
 
 
-def connect(url: str) -> redis.Redis:
-    """A client whose server answered and suits drover. Tries once. Raises `TransportError` with the remedy."""
+def reach(url: str) -> tuple[redis.Redis, dict[str, Any]]:
+    """A client whose server answered, and the server's INFO. Tries once. Raises `TransportError` with the remedy."""
     client = open_client(url)
     try:
         client.ping()
-        facts: dict[str, Any] = client.info()
+        return client, client.info()
     except (failures.RedisError, OSError) as error:
         client.close()
         raise explain(error, url) from error
-    _check_server(facts, url)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client whose server answered and can serve runs. Tries once. Raises `TransportError` or `ConfigError`."""
+    client, facts = reach(url)
+    check_server(url, mask(url), facts)
     return client
-
-
-def _check_server(facts: dict[str, Any], url: str) -> None:
-    came = str(facts.get("redis_version", "0"))
-    if tuple(int(part) for part in re.findall(r"\d+", came)[:2]) < OLDEST_SERVER:
-        raise TransportError(f"{mask(url)} runs Redis {came}; drover needs 6.2 or newer")
-    if str(facts.get("maxmemory_policy", "")).startswith("allkeys"):
-        raise TransportError(
-            f"{mask(url)} evicts keys when full ({facts['maxmemory_policy']}), which loses messages without a word; "
-            "set maxmemory-policy noeviction"
-        )
 
 
 def explain(error: Exception, url: str) -> TransportError:
@@ -141,6 +155,8 @@ def explain(error: Exception, url: str) -> TransportError:
     elif "SSL" in said or "certificate" in said:
         text = "does not agree on TLS"
         fix = "use rediss:// for a TLS port and name the CA of its certificate in DROVER_REDIS_CA, else redis://"
+    elif known := [meaning for mark, meaning in REFUSALS.items() if mark in f"{type(error).__name__} {said}"]:
+        text, fix = known[0]
     elif isinstance(error, failures.InvalidResponse):
         text, fix = "answers, but not as Redis does", "check the port, and use rediss:// if it speaks TLS"
     elif isinstance(error, failures.TimeoutError):
@@ -148,7 +164,7 @@ def explain(error: Exception, url: str) -> TransportError:
     elif isinstance(error, LOST):
         text, fix = "cannot be reached", "check that it runs, its address and port, and use rediss:// if it speaks TLS"
     else:
-        text, fix = "refuses a command", "check the user's rights and that this is a primary, not a replica"
+        text, fix = "refuses a command", "see what it said"
     lost = isinstance(error, LOST) and not isinstance(error, REFUSED)
     return (CutOff if lost else TransportError)(f"Redis at {where} {text}; {fix}. It said: {said}")
 
@@ -162,29 +178,39 @@ class Link:
     """A client that outlives a restart of its server: a lost connection is retried, counted, for ``patience_s``."""
 
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
-        """Returns when the server has answered: who starts while it restarts waits as everybody does. Raises `TransportError`."""
+        """Returns when the server has answered: who starts while it restarts waits as everybody does.
+
+        Raises `TransportError`, or `ConfigError` for a server that cannot serve runs.
+        """
         self.retries = 0
         self._url = url
         self._patience_s = patience_s
         self.client = open_client(url)
         self.bulk = open_client(url, timeout_s=BULK_TIMEOUT_S)  # for large values
-        _check_server(self.call(lambda client: client.info()), url)
+        check_server(url, mask(url), self.call(lambda client: client.info()))
 
     def call(self, action: Callable[[redis.Redis], T], *, patience_s: float | None = None) -> T:
         """Run ``action``, again after a lost connection: it must bear being done twice. Raises `TransportError`."""
-        gives_up_s = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
-        wait_s = FIRST_WAIT_S
+        patience_s = self._patience_s if patience_s is None else patience_s
+        began_s, wait_s, waited = time.monotonic(), FIRST_WAIT_S, False
         while True:
             try:
-                return action(self.client)
+                answer = action(self.client)
             except (failures.RedisError, OSError) as error:
                 transient = isinstance(error, LOST) and not isinstance(error, REFUSED)
                 if isinstance(error, failures.ResponseError) and not transient and _is_for_caller(error):
                     raise
-                if not transient or time.monotonic() + wait_s > gives_up_s:
+                if not transient or time.monotonic() + wait_s > began_s + patience_s:
                     raise explain(error, self._url) from error
                 self.retries += 1
-                log.warning("lost Redis at %s, retry %d in %.2f s: %s", mask(self._url), self.retries, wait_s, error)
+                if not waited:
+                    where = mask(self._url)
+                    log.warning("Redis at %s cannot be reached; trying again for %.0f s: %s", where, patience_s, error)
+            else:
+                if waited:
+                    log.warning("Redis at %s answers again, after %.1f s", mask(self._url), time.monotonic() - began_s)
+                return answer
+            waited = True
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from drover.common.errors import TransportError
+from drover.common.errors import ConfigError, TransportError
 from drover.common.transport import connection, embedded
 from drover.common.transport.connection import connect, mask
 from drover.common.transport.embedded import EmbeddedRedis
@@ -161,7 +161,7 @@ def test_a_server_that_evicts_messages_is_refused(server):
     client = redis.Redis.from_url(server.url)
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        with pytest.raises(TransportError, match=r"allkeys-lru.*set maxmemory-policy noeviction"):
+        with pytest.raises(ConfigError, match=r"allkeys-lru.*set maxmemory-policy noeviction"):
             connect(server.url)
     finally:
         client.config_set("maxmemory-policy", "noeviction")

@@ -194,11 +194,11 @@ def test_a_wrong_password_and_a_closed_port_are_told_without_the_password(
         assert "hunter2" not in report(found)
 
 
-def test_a_redis_beyond_this_machine_wants_a_password_and_is_better_off_with_tls() -> None:
-    assert of(redis_server.guard("redis://far:6379"), "redis").fix.startswith("set requirepass")
-    assert of(redis_server.guard("redis://:secret@far:6379"), "redis", "advice").fix.startswith("use rediss://")
-    assert redis_server.guard("rediss://:secret@far:6379") == []
-    assert redis_server.guard("redis://localhost:6379") == []
+def test_a_redis_beyond_this_machine_is_better_off_with_tls() -> None:
+    (found,) = redis_server.tls("redis://:secret@far:6379")
+    assert found.state == "advice" and found.fix.startswith("use rediss://")
+    assert redis_server.tls("rediss://:secret@far:6379") == []
+    assert redis_server.tls("redis://localhost:6379") == redis_server.tls("unix:///run/redis.sock") == []
 
 
 def test_no_ray_at_the_address_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
