@@ -6,7 +6,6 @@ Given to the command as ``recipe.py:chaos``. With ``max_lag 0`` what it learns i
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from drover.common.protocols import Policy, Scorer, Scores
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.model import ToyModel
-from drover.worlds.plane.policy import ToyChain
+from drover.worlds.plane.slow import Slow, SlowChain, SlowToy
 
 SCHEME = "file:"  # not a plain path: a run that is resumed asks whether the files that it names still say the same
 
@@ -51,8 +49,8 @@ def chaos(
     return replace(
         config,
         recipe="chaos",
-        model=SlowToy(pause_s, where),
-        rewards=(SlowPoint(pause_s, where),),
+        model=NotingToy(pause_s / samples, where),
+        rewards=(NotingReward(Slow(ToyPoint(), pause_s / samples), where),),
         checkpoint_every=checkpoint_every,
         lease_s=lease_s,
         stall_s=stall_s,
@@ -60,42 +58,44 @@ def chaos(
 
 
 @dataclass(frozen=True)
-class SlowToy(ToyModel):
-    """The toy whose decoder takes ``pause_s`` a group, and says so."""
+class NotingToy(SlowToy):
+    """`SlowToy` that notes the samples it has drawn."""
 
-    pause_s: float = 0.0
-    journal: str = ""
+    journal: str
 
     def build(self, device: str) -> Policy:
-        return SlowChain(device, self.pause_s, self.journal)
+        return NotingChain(device, self.sample_s, self.journal)
 
 
-class SlowChain(ToyChain):
-    def __init__(self, device: str, pause_s: float, journal: str) -> None:
-        super().__init__(device)
-        self._pause_s, self._journal = pause_s, journal
+class NotingChain(SlowChain):
+    def __init__(self, device: str, sample_s: float, journal: str) -> None:
+        super().__init__(device, sample_s)
+        self._journal = journal
 
     def decode(self, x0: Tensor) -> np.ndarray:
-        time.sleep(self._pause_s)
+        media = super().decode(x0)
         note(self._journal, "actor", len(x0))
-        return super().decode(x0)
+        return media
 
 
 @dataclass(frozen=True)
-class SlowPoint:
-    """`ToyPoint` that takes ``pause_s`` a call, and says so."""
+class NotingReward:
+    """A slow reward that notes the samples it has measured."""
 
-    pause_s: float
+    slow: Slow
     journal: str
-    name: str = "point"
+
+    @property
+    def name(self) -> str:
+        return self.slow.name
 
     def load(self, device: str) -> Scorer:
-        scorer = ToyPoint().load(device)
+        scorer = self.slow.load(device)
 
         def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
-            time.sleep(self.pause_s)
+            scores = scorer(prompts, media)
             note(self.journal, "reward", len(prompts))
-            return scorer(prompts, media)
+            return scores
 
         return score
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from drover.common.protocols import Policy, Scorer, Scores
+from drover.common.protocols import Scorer, Scores
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.files.pretraining import Pretraining
 from drover.learner.objectives.joint import Joint
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.model import ToyModel
 from drover.worlds.plane.policy import ToyChain
+from drover.worlds.plane.slow import Slow, SlowToy
 
 
 def slow_toy(
     *,
-    iterations: int = 40,
+    iterations: int = 20,
     groups: int = 4,
     samples: int = 64,
     max_lag: int = 0,
@@ -36,7 +34,7 @@ def slow_toy(
     lease_s: float = 2.0,
     stall_s: float = 120.0,
 ) -> RunConfig:
-    """The toy with actors and rewards that take their time, so that there is a middle to be killed in."""
+    """The toy whose actors and reward take ``pause_s`` for a group, so that there is a middle to be killed in."""
     config = toy_ddpo(
         iterations=iterations,
         groups=groups,
@@ -49,8 +47,9 @@ def slow_toy(
     return replace(
         config,
         recipe="slow_toy",
-        model=SlowToy(pause_s),
-        rewards=(SlowPoint(pause_s),),
+        model=SlowToy(pause_s / samples),
+        rewards=(Slow(ToyPoint(), pause_s / samples),),
+        heldout=(replace(config.heldout[0], samples_per_prompt=samples),),
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
         lease_s=lease_s,
@@ -88,43 +87,6 @@ def unloadable_toy(*, iterations: int = 30) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class SlowToy(ToyModel):
-    """The toy whose decoder takes ``pause_s`` a group."""
-
-    pause_s: float = 0.0
-
-    def build(self, device: str) -> Policy:
-        return SlowChain(device, self.pause_s)
-
-
-class SlowChain(ToyChain):
-    def __init__(self, device: str, pause_s: float) -> None:
-        super().__init__(device)
-        self._pause_s = pause_s
-
-    def decode(self, x0: Tensor) -> np.ndarray:
-        time.sleep(self._pause_s)
-        return super().decode(x0)
-
-
-@dataclass(frozen=True)
-class SlowPoint:
-    """`ToyPoint` that takes ``pause_s`` a call."""
-
-    pause_s: float
-    name: str = "point"
-
-    def load(self, device: str) -> Scorer:
-        scorer = ToyPoint().load(device)
-
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
-            time.sleep(self.pause_s)
-            return scorer(prompts, media)
-
-        return score
-
-
-@dataclass(frozen=True)
 class Unscorable:
     name: str = "point"
 
@@ -143,9 +105,9 @@ class Unloadable:
         raise FileNotFoundError("no weights at judge.safetensors")
 
 
-def rich_toy(*, pause_s: float = 0.02, seed: int = 0) -> RunConfig:
+def rich_toy(*, pause_s: float = 0.05, seed: int = 0) -> RunConfig:
     """The toy with two tasks, a pretraining step after each round, a moving average and evaluations in between."""
-    config = slow_toy(iterations=40, groups=2, samples=32, pause_s=pause_s, checkpoint_every=3)
+    config = slow_toy(groups=2, samples=32, pause_s=pause_s, checkpoint_every=3)
     point = config.rewards[0]
     tasks = tuple(replace(config.tasks[0], name=name) for name in ("first", "second"))
     return replace(

@@ -11,11 +11,11 @@ import torch
 from drover.common.types import Report
 from tests.deploy.in_place import Done, train
 from tests.end_to_end.recipes import slow_toy
-from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same
+from tests.end_to_end.service import ALL_TRAINED, SLOW_TOY, UPDATES, Train, account, assert_same
 
 pytestmark = pytest.mark.service
 
-EVERY = 8
+EVERY = 4
 
 
 def evaluations(run: Train | Done) -> list[Report]:
@@ -36,11 +36,11 @@ def test_evaluators_judge_each_version_as_one_process_does_and_training_learns_t
         found = evaluations(run)
         assert_same(run.weights, reference)
         assert "evaluator-0 died and was replaced" in run.events
-    assert account(summary)["trained"] == 40 * 4
+    assert account(summary) == ALL_TRAINED
     assert [report.version for report in found] == [report.scalars["update"] for report in found]
-    assert (found[0].version, found[-1].version) == (0, 40)
-    assert {report.scalars["heldout/point/count"] for report in found} == {512.0}  # nothing was lost with the evaluator
+    assert (found[0].version, found[-1].version) == (0, UPDATES)
+    assert {report.scalars["heldout/point/count"] for report in found} == {64.0}  # nothing was lost with the evaluator
     assert all(report.version % EVERY == 0 for report in found)
-    assert len(found) + int(found[-1].scalars["evaluation/skipped"]) == 1 + 40 // EVERY
+    assert len(found) + int(found[-1].scalars["evaluation/skipped"]) == 1 + UPDATES // EVERY
     for report in found:
         assert report.scalars["heldout/point/mean"] == wanted[report.version], report.version
