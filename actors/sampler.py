@@ -1,6 +1,6 @@
 """One group from noise to clean latents, keeping only the transitions that were asked for.
 
-Axes: N samples, K recorded steps, U distinct stored states.
+Axes: N samples, K recorded steps, U distinct stored states, S parts of a sample.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Recording:
     before: tuple[int, ...]
     after: tuple[int, ...]
     states: Tensor  # [N, U, *latent] in the storage dtype
-    log_probs: Tensor  # [N, K] float32
+    log_probs: Tensor  # [N, K, S] float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Chain:
     times: tuple[int, ...]  # [num_steps + 1]
     x0: Tensor  # [B, *latent] float32
     states: dict[int, Tensor]  # position along the chain -> [B, *latent] float32
-    log_probs: dict[int, Tensor]  # step -> [B]
+    log_probs: dict[int, Tensor]  # step -> [B, S]
 
     @classmethod
     def joined(cls, parts: Sequence[Chain]) -> Chain:

@@ -68,7 +68,6 @@ class Actor:
         storage: torch.dtype,
         device: str,
         role: Role = "actor",
-        keep_x0: bool = False,
         batch_groups: int = 1,
         batch_samples: int = 1024,
     ) -> None:
@@ -77,7 +76,7 @@ class Actor:
         ``batch_samples`` bounds the memory: what is more goes through the model in turns.
         """
         self.name, self.policy, self.kernel, self.wiring = name, policy, kernel, wiring
-        self.fingerprint, self.storage, self.device, self.keep_x0 = fingerprint, storage, device, keep_x0
+        self.fingerprint, self.storage, self.device = fingerprint, storage, device
         self.batch_groups, self.batch_samples, self.role = batch_groups, batch_samples, role
         self.version = -1
         self._stopping: Callable[[], bool] = lambda: False
@@ -226,7 +225,9 @@ class Actor:
     ) -> None:
         stem = f"{item.epoch}.{item.purpose}.{item.group}.{attempt}.{self.name}"
         refs = self._store(f"{stem}/media", {"media": media})
-        x0 = self._store(f"{stem}/x0", {"x0": trajectory.x0})["x0"] if self.keep_x0 else None
+        latents = None
+        if item.keep_latents:
+            latents = self._store(f"{stem}/latents", {"x0": trajectory.x0.to(self.storage)})["x0"]
         transitions = None
         if trajectory.recording is not None:
             transitions = self._store_recording(f"{stem}/steps", trajectory.recording)
@@ -243,7 +244,7 @@ class Actor:
                 samples_per_prompt=item.samples_per_prompt,
                 fingerprint=self.fingerprint,
                 media=refs["media"],
-                x0=x0,
+                latents=latents,
                 transitions=transitions,
                 worker=self.name,
                 sampling_s=sampling_s,

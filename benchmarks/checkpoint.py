@@ -20,9 +20,10 @@ from torch import nn
 
 from benchmarks import measure
 from benchmarks.measure import Spread
+from drover.common.files import write_all
 from drover.deploy.local import process_group
 from drover.learner.saving.checkpoint import Checkpoints
-from drover.learner.saving.shards import CHUNK, write_all
+from drover.learner.saving.shards import CHUNK
 
 SIZES_MB = (13.0, 1700.0)  # weights and moments: the shapes UNet, a sixth of that of Stable Diffusion 1.5
 LAYER_VALUES = 1 << 20  # as many as a large layer of Stable Diffusion has

@@ -29,7 +29,8 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.measure import Spread
 from drover.deploy.config import RunConfig
-from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.options import Training
+from drover.deploy.recipes.shapes import shapes_ddpo
 
 GOAL = 0.90
 FIRST_UPDATE = 3  # the run is steady from here on
@@ -228,7 +229,7 @@ def compare(config: RunConfig, unit: Unit, start: Moment, end: Moment) -> dict[s
         "sampling": groups * config.kernel.num_steps * unit.sample_step,
         "decoding": groups * unit.decode,
         "encoding": 2 * _new_prompts(config, int(start.scalars["update"]), iterations) * unit.encode,
-        "learning": taught * config.samples * config.record.count * unit.learn,
+        "learning": taught * config.samples * (config.record.count if config.record else 1) * unit.learn,
         "optimizer": iterations * config.updates * unit.optimizer,
     }
     wall_s, cpu_s = end.wall_s - start.wall_s, end.cpu_s - start.cpu_s
@@ -272,7 +273,7 @@ def main() -> None:
     facts = measure.machine()
     torch.set_num_threads(1)
     iterations, repeats, calls = (8, 1, 5) if chosen.quick else (16, 3, 30)
-    config = shapes_ddpo(iterations=iterations)
+    config = shapes_ddpo(training=Training(iterations=iterations, groups=64, samples=8))
     last = iterations - config.max_lag - 1  # then the last orders are out, and the actors begin to run dry
     alone = Alone(config)
     sides: dict[str, Callable[[], Any]] = {

@@ -53,10 +53,16 @@ def collect(runs_dir: Path, seeds: Sequence[int], rounds: int) -> tuple[Found, d
             for metric in METRICS:
                 sign = -1 if metric in FALLS else 1
                 if model == "joint":
-                    found["base"][metric].append(sign * summary["reward_before"][metric])
-                found[model][metric].append(sign * summary["reward_after"][metric])
+                    found["base"][metric].append(sign * of_set(summary["reward_before"], metric))
+                found[model][metric].append(sign * of_set(summary["reward_after"], metric))
             seconds[model].append(summary["command_s"])
     return found, seconds
+
+
+def of_set(results: dict[str, float], metric: str) -> float:
+    """The result of a reward that one held-out set measures; results are named SET/REWARD."""
+    (value,) = (value for key, value in results.items() if key.endswith(f"/{metric}"))
+    return value
 
 
 def run(runs_dir: Path, model: str, seed: int, rounds: int, done: str) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _rollout(group: int, media: TensorRef) -> RolloutGroup:
         samples_per_prompt=SAMPLES,
         fingerprint="0" * 16,
         media=media,
-        x0=None,
+        latents=None,
         transitions=None,
         worker="actor-0",
         sampling_s=0.0,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from drover.common.protocols import Kernel, Policy
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.examples import Credit, MeasuredGroup, StepBatch
-from drover.learner.objective import LossOutput
+from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 from drover.learner.objectives.ddpo import Ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.slow import Slow, SlowToy
@@ -45,11 +45,16 @@ def sleepers(
         reward_batch: Samples of one call of it.
         seed: Of the noise.
     """
-    config = toy_ddpo(iterations=iterations, groups=groups, samples=samples, max_lag=max_lag, seed=seed)
+    config = toy_ddpo()
     (heldout,) = config.heldout
     return replace(
         config,
         recipe="sleepers",
+        iterations=iterations,
+        groups=groups,
+        samples=samples,
+        max_lag=max_lag,
+        seed=seed,
         model=SlowToy(rollout_s),
         rewards=(Slow(ToyPoint(), reward_s),),
         objective=SleepyDdpo(Ddpo(weights={"point": 1.0}, clip=0.2, normalise="batch"), learn_s),
@@ -66,17 +71,16 @@ class SleepyDdpo:
     ddpo: Ddpo
     sample_s: float
 
-    @property
-    def rewards(self) -> tuple[str, ...]:
-        return self.ddpo.rewards
+    learns_from: ClassVar[BatchKind] = StepBatch
+    watched: ClassVar[tuple[str, ...]] = Ddpo.watched
 
     @property
-    def needs_groups(self) -> bool:
-        return self.ddpo.needs_groups
+    def needs(self) -> Needs:
+        return self.ddpo.needs
 
-    def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
+    def credit(self, groups: Sequence[MeasuredGroup]) -> Credit:
         time.sleep(self.sample_s * sum(group.rollout.num_samples for group in groups))
         return self.ddpo.credit(groups)
 
-    def loss(self, policy: Policy, kernel: Kernel, batch: StepBatch) -> LossOutput:
-        return self.ddpo.loss(policy, kernel, batch)
+    def loss(self, models: Models, batch: StepBatch) -> LossOutput:
+        return self.ddpo.loss(models, batch)

@@ -67,14 +67,17 @@ CASES = (
 class Sized:
     """A policy with a model's sizes and none of its work: how many bytes travel does not depend on their values."""
 
+    parts = 1
+    empty = ""
+
     def __init__(self, case: Case) -> None:
         self.schedule: Schedule = DiscreteSchedule(torch.linspace(0.999, 0.005, 1000, dtype=torch.float64))
         self.latent_shape = case.latent_shape
         self.trainable: nn.Module = nn.Linear(1, 1)
         self._side = case.image_size
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return {"text": torch.zeros(len(prompts), 1)}
+    def encode(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return {"text": torch.zeros(len(names), 1)}
 
     def predict(self, x: Tensor, time: Tensor, cond: object) -> Prediction:
         return Prediction(x0=x * 0.1, noise=x)
@@ -85,8 +88,11 @@ class Sized:
     def to_latents(self, media: np.ndarray) -> Tensor:
         return torch.zeros(len(media), *self.latent_shape)
 
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: object) -> Tensor:
-        return noise.flatten(1).square().mean(1)
+    def output(self, x: Tensor, time: Tensor, cond: object) -> Tensor:
+        return x
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return noise
 
 
 class Published:

@@ -50,7 +50,7 @@ class BlobTooLarge(DroverError, ValueError):
 
 
 class CheckpointError(DroverError):
-    """A checkpoint cannot be written or read."""
+    """A checkpoint, or another file of a run, cannot be written or read."""
 
 
 class TrainingDiverged(DroverError, ArithmeticError):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPConnection, HTTPException
 from socketserver import ThreadingMixIn
 from threading import Lock, Thread
 from types import TracebackType
@@ -35,6 +38,9 @@ MAX_OPEN_VALUES = 64
 PROCESS_METRICS = ("process_cpu_seconds_total", "process_resident_memory_bytes")
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
+MOST_PAGE_BYTES = 64 << 20  # of one answer; a thousand workers have some 30 MB of metrics together
+
+log = logging.getLogger(__name__)
 
 Page = Callable[[], tuple[str, bytes]]
 """What a path answers: content type and body."""
@@ -83,12 +89,13 @@ class PrometheusMeter:
             server = make_server(
                 host, port, _answering(make_wsgi_app(self.registry), pages or {}), _server(host), _Silent
             )
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
+        except (OSError, OverflowError, UnicodeError) as error:  # the last two: no port, no host name
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 fix = "stop what listens there, or choose another port (0 takes a free one)"
             else:
                 fix = "choose an address of this machine and a port you may open (0 takes a free one)"
-            raise ConfigError(f"cannot serve metrics on {host}:{port} ({error.strerror}); {fix}.") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot serve metrics on {host}:{port} ({reason}); {fix}.") from error
         thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
         return MetricsServer(server, thread), server.server_port
@@ -140,15 +147,51 @@ class MetricsServer:
 
 # ------------------------------------------------------------------------------------------ pages as text
 
-_SERIES = re.compile(r"([a-zA-Z_:][\w:]*)(\{?)")
+_SERIES = re.compile(
+    r"([a-zA-Z_:][\w:]*)"  # its name,
+    r"(?:\{(.*)\})?"  # labels,
+    r" +((?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?Inf|NaN)"  # value,
+    r"(?: +-?\d+)?) *"  # and time
+)
+
+
+def fetch(address: str, path: str, *, timeout_s: float) -> str:
+    """The text that a process of ours serves at HOST:PORT, asked without any proxy; "" where there is none.
+
+    By now the port may be another program's, whatever that answers.
+    """
+    ends_s = time.monotonic() + timeout_s
+    try:
+        connection = HTTPConnection(address, timeout=timeout_s)  # it knows of no proxies, and follows no redirections
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = b""
+            while part := answer.read1(1 << 16):
+                body += part
+                if time.monotonic() > ends_s or len(body) > MOST_PAGE_BYTES:
+                    raise TimeoutError("the answer does not end")
+            return body.decode() if answer.status == 200 and not answer.length else ""
+        finally:
+            connection.close()
+    except (OSError, HTTPException, ValueError) as error:
+        log.info("no page from %s: %s", address, error)
+        return ""
 
 
 def merged(pages: Iterable[tuple[Mapping[str, str], str]]) -> str:
-    """Several processes' pages as one: each series gets the labels of its page, but for those that it has itself."""
+    """Several processes' pages as one: each series gets the labels of its page, but for those that it has itself.
+
+    A page that is no metrics is left out: its port changed hands.
+    """
     families: dict[str, tuple[dict[str, str], list[str]]] = {}  # name -> HELP and TYPE, series: never torn apart
     for labels, page in pages:
+        lines = page.split("\n")  # a label may hold what other programs take for the end of a line
+        if not all(_is_metrics(line) for line in lines):
+            log.info("no metrics but another program's page for %s", labels)
+            continue
         series: list[str] = []
-        for line in page.splitlines():
+        for line in lines:
             if line.startswith(("# HELP ", "# TYPE ")):
                 headings, series = families.setdefault(line.split(" ", 3)[2], ({}, []))
                 headings.setdefault(line[:6], line)
@@ -166,16 +209,18 @@ def read(page: str) -> list[tuple[str, dict[str, str], float]]:
     ]
 
 
+def _is_metrics(line: str) -> bool:
+    return not line or line.startswith("#") or _SERIES.fullmatch(line) is not None
+
+
 def _labelled(line: str, labels: Mapping[str, str]) -> str:
-    match = _SERIES.match(line)
+    match = _SERIES.fullmatch(line)
     assert match is not None, line
-    name, brace = match.groups()
-    rest = line[match.end() :]
-    own = f",{rest}" if brace else ""  # inside a quoted value a quote is escaped, so `,role="` can only begin a label
-    added = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items() if f',{key}="' not in own)
-    if not brace:
-        return f"{name}{{{added}}}{rest}" if added else line
-    return f"{name}{{{added}{',' if added else ''}{rest}"
+    name, own, value = match.groups()
+    # Inside a quoted value a quote is escaped, so `,role="` can only begin a label.
+    added = [f'{key}="{_escaped(said)}"' for key, said in labels.items() if f',{key}="' not in f",{own or ''}"]
+    both = ",".join([*added, *([own] if own else [])])
+    return f"{name}{{{both}}} {value}" if both else f"{name} {value}"
 
 
 def _escaped(value: str) -> str:

@@ -25,6 +25,7 @@ LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
     "part": frozenset({*PARTS, OTHER}),
     "ending": frozenset(ending.value for ending in Ending),
     "reward": None,
+    "set": None,
     "stream": None,
     "reader": None,
     "server": None,
@@ -120,7 +121,7 @@ REWARD_DELAY_S = _histogram(
 )
 SCORED_SAMPLES = _counter("scored_samples", "", "Samples that reward servers answered for, masked ones too.", "reward")
 REWARD_MEAN = _gauge("reward_mean", "", "Mean of the last trained batch, in the reward's own unit.", "reward")
-HELDOUT_MEAN = _gauge("heldout_reward_mean", "", "Mean of the newest evaluation on held-out prompts.", "reward")
+HELDOUT_MEAN = _gauge("heldout_reward_mean", "", "Mean of the newest evaluation on held-out prompts.", "set", "reward")
 MASKED_SAMPLES = _counter("masked_samples", "", "Samples without a valid value.", "reward", "reason")
 
 QUEUE_BACKLOG = _gauge(
@@ -153,16 +154,20 @@ OPTIMIZER_STEP_S = _histogram("optimizer_step_seconds", "seconds", "Time of one 
 RATIO_FIRST = _gauge(
     "first_step_probability_ratio", "ratio", "Mean probability ratio of the first optimizer step; 1 on policy."
 )
-CLIP_FRACTION = _gauge("clipped_ratio", "ratio", "Share of probability ratios the last iteration clipped.")
-GRAD_NORM = _gauge("gradient_norm", "", "Gradient norm before clipping, last optimizer step.")
-LOSS = _gauge("loss", "", "Loss of the last iteration.")
+CLIP_FRACTION = _gauge(
+    "clipped_ratio", "ratio", "Share of clipped probability ratios, mean over the iteration's optimizer steps."
+)
+GRAD_NORM = _gauge("gradient_norm", "", "Gradient norm before clipping, mean over the iteration's optimizer steps.")
+LOSS = _gauge("loss", "", "Loss, mean over the iteration's optimizer steps.")
 OVEROPTIMISATION_GAP = _gauge(
     "overoptimisation_gap",
     "",
-    "Held-out rise of the watched proxy less that of the truth, each in its first standard deviations.",
+    "Held-out gain of the learned reward minus that of the true one, each in its first standard deviations.",
 )
 
-ROLE_S = _counter("role_seconds", "seconds", "Where a role's time goes; the parts add up to its life.", "role", "part")
+ROLE_S = _counter(
+    "role_seconds", "seconds", "Time of a role by part; the parts add up to the time since its start.", "role", "part"
+)
 WORKERS = _gauge("workers", "", "Processes that serve metrics.", "role")
 WORKER_DEATHS = _counter("worker_deaths", "", "Processes that died and were replaced.", "role")
 RESERVED_CPUS = _gauge("reserved_cpus", "", "CPUs set aside for the role's processes.", "role")

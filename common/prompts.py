@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Self
+from typing import Self, TypeGuard
 
 from drover.common.errors import ConfigError
 
 Field = str | int | float | bool | None | list[str | int | float | bool | None]
 MAX_FIELDS_BYTES = 4096  # of one prompt, as JSON: orders stay small
+_NONE: Mapping[str, Field] = MappingProxyType({})  # shared, as most prompts of a large file have no fields
 
 
 class Prompt(str):
     """A prompt that is a string to models, and carries ``fields`` for the rewards that read them.
 
     Example: ``Prompt("two red apples", {"objects": ["apple", "apple"], "count": 2})``. It equals, hashes and encodes like
-    its text alone. Raises `ConfigError` for fields that are no JSON scalars or short lists of them.
+    its text alone; its repr, of which a run's identity is made, has the fields. Raises `ConfigError` for fields that are no
+    JSON scalars or short lists of them.
     """
 
     __slots__ = ("fields",)
@@ -25,9 +28,15 @@ class Prompt(str):
 
     def __new__(cls, text: str, fields: Mapping[str, Field] | None = None) -> Self:
         prompt = super().__new__(cls, text)
-        _check(text, fields or {})
-        prompt.fields = MappingProxyType(dict(fields or {}))
+        prompt.fields = _NONE
+        if fields:
+            _check(text, fields)
+            prompt.fields = MappingProxyType(dict(fields))
         return prompt
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return f"Prompt({text}, {dict(self.fields)!r})" if self.fields else text
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Field]]]:
         return type(self), (str(self), dict(self.fields))
@@ -45,14 +54,21 @@ def with_fields(prompts: Sequence[str], texts: Sequence[str]) -> tuple[Prompt, .
     return tuple(Prompt(prompt, one) for prompt, one in zip(prompts, found, strict=True))
 
 
+def is_field(value: object) -> TypeGuard[Field]:
+    """Whether a value can be a field: a text, finite number, truth value or None, or a list of these."""
+    items = value if isinstance(value, list) else [value]
+    return all(
+        math.isfinite(item) if isinstance(item, float) else item is None or isinstance(item, str | int)
+        for item in items
+    )
+
+
 def _check(text: str, fields: Mapping[str, Field]) -> None:
-    scalars = (str, int, float, bool, type(None))
     for name, value in fields.items():
-        items = value if isinstance(value, list) else [value]
-        if not isinstance(name, str) or not all(isinstance(item, scalars) for item in items):
+        if not isinstance(name, str) or not is_field(value):
             raise ConfigError(
-                f"field {name!r} of prompt {text!r} is a {type(value).__name__}, wanted a text, number, truth value or a "
-                "list of these"
+                f"field {name!r} of prompt {text!r} is a {type(value).__name__}, wanted a text, finite number, truth value "
+                "or a list of these"
             )
     size = len(json.dumps(dict(fields)))
     if size > MAX_FIELDS_BYTES:

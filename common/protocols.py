@@ -57,14 +57,37 @@ class Policy(Protocol):
     def latent_shape(self) -> tuple[int, ...]: ...
 
     @property
+    def parts(self) -> int:
+        """How many parts of a sample can be judged apart: 1, or the size of the first latent axis (frames, agents)."""
+
+    @property
     def trainable(self) -> nn.Module:
         """The module that learns. Its parameters with ``requires_grad`` are what is published and saved."""
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning rows for the prompts, in order, without gradient. Cached per prompt by the caller's choice."""
+    @property
+    def empty(self) -> str | None:
+        """The name of the empty condition: "" for text. None for a model that guidance cannot be put on."""
+
+    def encode(self, names: Sequence[str]) -> Conditioning:
+        """Conditioning rows in the order of the names, without gradient.
+
+        A name is a prompt, or an item of the model's own collection of conditions.
+        """
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        """Prediction at x [B, ...], time [B], float32 results whatever the autocast regime."""
+        """Prediction at x [B, ...], time [B], under guidance where there is some: samples and densities follow it.
+
+        Float32 whatever the autocast regime.
+        """
+
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """[B, ...] the network's own output in float32, in the form it was trained to. Without guidance, with gradient."""
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """[B, ...] the output that pretraining regressed on, in float32, for x = a x0 + s noise.
+
+        Raises `ConfigError` for a model that was not trained to denoise.
+        """
 
     def decode(self, x0: Tensor) -> np.ndarray:
         """Media [B, H, W, 3] uint8 of clean latents [B, ...]. Without gradient."""
@@ -73,12 +96,6 @@ class Policy(Protocol):
         """Clean latents [B, ...] float32 on the policy's device, of media [B, H, W, 3] uint8. Without gradient.
 
         The inverse of `decode`, up to what the autoencoder loses; for learning from real pictures.
-        """
-
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """[B] mean squared error of the network's own output at the noised latents, in the form it was pretrained on.
-
-        Without guidance, with gradient.
         """
 
 

@@ -4,7 +4,7 @@ A *group* is the unit of work: all samples of one or several prompts that are ju
 ``WorkItem`` -> ``RolloutGroup`` -> one ``Measurement`` per reward -> one ending. Messages carry references;
 tensors travel as blobs (`common/tensors.py`).
 
-Axes in the comments: N samples of a group, K recorded steps, U stored states.
+Axes in the comments: N samples of a group, K recorded steps, U stored states, S parts of a sample.
 """
 
 from __future__ import annotations
@@ -81,12 +81,13 @@ class WorkItem:
     Example: ``WorkItem(epoch=0, group=17, purpose=Purpose.TRAIN, task="composition", rewards=("composition",),
     prompts=("a red circle",), samples_per_prompt=8, seed=4, draw=17, record=(0, 2, 3, 5, 6), fingerprint="9f3c...")``.
 
-    ``epoch`` rises when the learner restarts, so that answers to orders of a former life are recognised.
-    ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed:
-    samples are derived from (seed, purpose, group, sample index), never from who samples them. ``record`` lists the
-    indices of the denoising steps whose transitions are wanted; empty means only the final image matters.
-    ``task`` says what it is for, of what the run learns; only ``rewards`` measure it. ``version`` names the weights that
-    it must be sampled from, and no others; None means the newest there are when an actor begins with it.
+    ``epoch`` rises when the learner restarts, so that answers to orders from before the restart are recognised.
+    ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed. The
+    noise of a sample is derived from (seed, purpose, ``draw``, sample index), never from the actor that samples it. ``draw``
+    equals ``group`` in training and counts from 0 in each evaluation, so that evaluations repeat their noise.
+    ``record`` lists the indices of the denoising steps whose transitions are wanted; ``keep_latents`` asks for the clean
+    latents. ``task`` names the task or the held-out set; only ``rewards`` measure the group. ``version`` names the only
+    weights that may sample it; None means the newest at the moment an actor begins.
     """
 
     epoch: int
@@ -101,6 +102,7 @@ class WorkItem:
     record: tuple[int, ...]
     fingerprint: str
     version: int | None = None
+    keep_latents: bool = False
 
     def __post_init__(self) -> None:
         _check_size(self.prompts, self.samples_per_prompt)
@@ -128,15 +130,16 @@ class Transitions:
     before: tuple[int, ...]  # [K] indices into U
     after: tuple[int, ...]  # [K] indices into U
     states: TensorRef  # [N, U, *latent]
-    log_probs: TensorRef  # [N, K] float32, mean nats per latent dimension, of the stored states
+    log_probs: TensorRef  # [N, K, S] float32, mean nats per latent dimension, of the stored states
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in (self.steps, self.times, self.next_times, self.before, self.after)}
         if len(lengths) != 1:
             raise ValueError(f"steps, times, next_times, before and after must be equally long, got {sorted(lengths)}")
-        if len(self.states.shape) < 2 or self.log_probs.shape != (self.states.shape[0], len(self.steps)):
+        wanted = (*self.states.shape[:1], len(self.steps), *self.log_probs.shape[2:3])
+        if len(self.states.shape) < 2 or len(wanted) != 3 or self.log_probs.shape != wanted:
             raise ValueError(
-                f"states [N, U, ...] and log_probs [N, {len(self.steps)}] disagree: "
+                f"states [N, U, ...] and log_probs [N, {len(self.steps)}, S] disagree: "
                 f"got {self.states.shape} and {self.log_probs.shape}"
             )
         if any(not 0 <= index < self.states.shape[1] for index in (*self.before, *self.after)):
@@ -158,7 +161,7 @@ class RolloutGroup:
     samples_per_prompt: int
     fingerprint: str
     media: TensorRef | None  # [N, H, W, 3] uint8; rewards read it, the learner never does
-    x0: TensorRef | None  # [N, *latent], for objectives that learn from clean latents
+    latents: TensorRef | None  # [N, *latent] clean, where the order asked for them
     transitions: Transitions | None
     worker: str
     sampling_s: float
@@ -166,7 +169,7 @@ class RolloutGroup:
     def __post_init__(self) -> None:
         _check_size(self.prompts, self.samples_per_prompt)
         states = None if self.transitions is None else self.transitions.states
-        for name, ref in (("media", self.media), ("x0", self.x0), ("transitions.states", states)):
+        for name, ref in (("media", self.media), ("latents", self.latents), ("transitions.states", states)):
             if ref is not None and ref.shape[:1] != (self.num_samples,):
                 raise ValueError(f"{name} must have {self.num_samples} rows, one per sample, got shape {ref.shape}")
 
@@ -177,7 +180,13 @@ class RolloutGroup:
     @property
     def blobs(self) -> tuple[str, ...]:
         """Ids of every blob this group refers to, each once."""
-        refs = [self.media, self.x0]
+        media = () if self.media is None else (self.media.blob,)
+        return (*media, *self.learned_blobs)
+
+    @property
+    def learned_blobs(self) -> tuple[str, ...]:
+        """Ids of the blobs that the learner reads, each once."""
+        refs = [self.latents]
         if self.transitions is not None:
             refs += [self.transitions.states, self.transitions.log_probs]
         return tuple(dict.fromkeys(ref.blob for ref in refs if ref is not None))

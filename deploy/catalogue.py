@@ -1,22 +1,35 @@
-"""Which recipes there are: the modules of `drover.deploy.recipes`, each with a function of its own name, and users' files."""
+"""Which recipes there are: the public functions of `drover.deploy.recipes` that return a `RunConfig`, and users' files."""
 
 from __future__ import annotations
 
-import importlib.util
+import ast
+import importlib
 import inspect
-import pkgutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
 from drover.common.errors import ConfigError
 from drover.deploy import recipes as package
-from drover.deploy.config import RunConfig
+from drover.deploy import user_file
 
-Recipe = Callable[..., RunConfig]
+if TYPE_CHECKING:
+    from drover.deploy.config import RunConfig
+
+    Recipe = Callable[..., RunConfig]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A recipe of drover's: the module that defines it, and the first line of its docstring."""
+
+    module: str
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -49,16 +62,25 @@ class RunOptions:
     """Print nothing but the summary, as JSON."""
 
 
-def recipes() -> dict[str, Recipe]:
-    """Every shipped recipe by name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    return {name: getattr(importlib.import_module(f"{package.__name__}.{name}"), name) for name in names}
+def recipes() -> dict[str, Shipped]:
+    """Every shipped recipe by name. Reads their source and imports none of them."""
+    found = {}
+    for path in Path(package.__file__ or "").parent.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and _is_recipe(node):
+                sentence = (ast.get_docstring(node) or "").partition("\n")[0]
+                found[node.name] = Shipped(f"{package.__name__}.{path.stem}", sentence)
+    return dict(sorted(found.items()))
+
+
+def _is_recipe(node: ast.FunctionDef) -> bool:
+    return not node.name.startswith("_") and node.returns is not None and ast.unparse(node.returns) == "RunConfig"
 
 
 def find(name: str) -> Recipe:
     """A shipped recipe by name, or ``path/to/file.py:function``. Raises `ConfigError`."""
     if ":" in name:
-        return _from_file(*name.rsplit(":", 1))
+        return user_file.load(*name.rsplit(":", 1))
     known = recipes()
     if name not in known:
         close = get_close_matches(name, known, n=1)
@@ -68,46 +90,98 @@ def find(name: str) -> Recipe:
             else f"there are {', '.join(known)}; your own: path/to/file.py:function"
         )
         raise ConfigError(f"there is no recipe {name!r}; {hint}")
-    return known[name]
-
-
-def _from_file(path: str, function: str) -> Recipe:
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}; write path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"_recipe_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file; write path/to/file.py:function")
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module while they are made
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]  # other processes cannot import it: what it defines travels to them by value
-    recipe = getattr(module, function, None)
-    if not callable(recipe):
-        raise ConfigError(f"{path} defines no function {function!r}")
+    recipe: Recipe = getattr(importlib.import_module(known[name].module), name)
     return recipe
 
 
-def parse(recipe: Callable[..., RunConfig], arguments: list[str]) -> tuple[RunConfig, RunOptions]:
+def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
     """The run that these arguments describe. Exits with help or usage errors as tyro prints them."""
     import tyro
 
-    own = inspect.signature(recipe).parameters
+    with _importable(recipe):
+        return tyro.cli(
+            _command(recipe),
+            prog=f"drover train {recipe.__name__}",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
 
-    def train(*, run: Any, **parameters: Any) -> tuple[RunConfig, RunOptions]:
-        return recipe(**parameters), run
 
-    train.__doc__ = inspect.getdoc(recipe)
-    hints = inspect.get_annotations(recipe, eval_str=True)
+def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
+    """The recipe as a function of what tyro fills in: its parameters, and ``run``, the options of every run."""
+    own = user_file.parameters(recipe)
+    groups = {name: _group(parameter.annotation) for name, parameter in own.items()}
+
+    def train(*, run: RunOptions, **given: Any) -> tuple[RunConfig, RunOptions]:
+        from drover.deploy.config import RunConfig
+
+        parameters = {name: _copy(value, groups[name]) for name, value in given.items()}
+        return user_file.call(recipe, parameters, wanted=RunConfig), run
+
     option = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions, default=RunOptions())
-    signature = inspect.Signature([*(p.replace(annotation=hints[name]) for name, p in own.items()), option])
+    signature = inspect.Signature([*map(_as_options, own.values()), option])
+    train.__doc__ = inspect.getdoc(recipe)
     train.__signature__ = signature  # type: ignore[attr-defined]
-    train.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
-    result: tuple[RunConfig, RunOptions] = tyro.cli(
-        train,
-        prog=f"drover train {recipe.__name__}",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    train.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return train
+
+
+@contextmanager
+def _importable(recipe: Recipe) -> Iterator[None]:
+    """The module of a user's file, where tyro looks for the annotations and the source of the dataclasses that it defines."""
+    if recipe.__module__ in sys.modules:
+        yield
+        return
+    module = ModuleType(recipe.__module__)
+    vars(module).update(inspect.unwrap(recipe).__globals__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+
+
+def _group(hint: Any) -> type | None:
+    """The dataclass whose fields are options, where the hint is one, with or without `Only`."""
+    kind = get_args(hint)[0] if _only(hint) else hint
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
+def _only(hint: Any) -> tuple[str, ...]:
+    from drover.deploy.options import Only
+
+    return next((mark.names for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Only)), ())
+
+
+def _as_options(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter as tyro fills it in: of a group, a copy of its class that shows the offered fields and checks nothing.
+
+    tyro would put the sentence of a `ConfigError` into a frame of its own; unchecked, the error comes from the recipe's call.
+    """
+    kind = _group(parameter.annotation)
+    if kind is None:
+        return parameter
+    form = _form(kind, _only(parameter.annotation) or tuple(field.name for field in fields(kind)))
+    default = parameter.default
+    return parameter.replace(annotation=form, default=default if default is parameter.empty else _copy(default, form))
+
+
+def _form(kind: Any, offered: tuple[str, ...]) -> type:
+    from tyro import conf
+
+    hints, suppress = get_type_hints(kind, include_extras=True), cast(Any, conf.Suppress)
+    return make_dataclass(
+        kind.__name__,
+        [(field.name, suppress[hints[field.name]]) for field in fields(kind) if field.name not in offered],
+        bases=(kind,),
+        frozen=kind.__dataclass_params__.frozen,
+        kw_only=True,
+        namespace={"__doc__": (inspect.getdoc(kind) or "").partition("\n")[0], "__post_init__": lambda self: None},
     )
-    return result
+
+
+def _copy(value: Any, kind: type | None) -> Any:
+    """The same fields in another class; the value itself where no class is given."""
+    if kind is None:
+        return value
+    return kind(**{field.name: getattr(value, field.name) for field in fields(kind) if field.init})

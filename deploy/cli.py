@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import signal
+import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from drover.common.errors import ConfigError, DroverError
+from drover.common.stopping import stop_on_signals
 from drover.deploy import catalogue
-from drover.deploy.catalogue import RunOptions
-from drover.deploy.config import RunConfig
+from drover.deploy.views.output import tolerant
 
 if TYPE_CHECKING:
+    from drover.deploy.catalogue import RunOptions
+    from drover.deploy.config import RunConfig
     from drover.deploy.run_folder.results import Resume, RunFolder
 
 T = TypeVar("T")
 
+_TILDE = re.compile(r"((?:--[\w-]+=)?)(~[\w.-]*(?:/.*)?)")
+
 USAGE = """\
 drover: fine-tune diffusion models with reinforcement learning, on a laptop or a cluster
 
-  drover recipes                      what can be trained
-  drover train RECIPE [--option ...]  train; RECIPE is a name from that list or a file.py:function of yours
-  drover train RECIPE --help          the recipe's parameters, with their defaults
-  drover sample --model M --prompts P pictures from a pipeline folder or a run
-  drover status [RUN]                 how runs stand or ended
-  drover scale RUN --rollout 8        change the pools of a run while it runs
-  drover plan RUN                     which pools it should have, from what it measured
-  drover serve REWARD                 answer a reward over HTTP, for runs elsewhere
-  drover redis-user RUN               the Redis user that can do what a run needs, and no more
-  drover doctor [RECIPE]              check this machine, its Ray and Redis, and say what to mend
-  drover bench [NAME] [--quick]       measure; in a checkout of the repository
+From a first run to its pictures:
+  drover doctor                        check this machine, its Ray and Redis, and say what to mend
+  drover recipes                       list what can be trained
+  drover train RECIPE --help           show a recipe's options with their defaults
+  drover train RECIPE [--option ...]   train; RECIPE is a name from that list or a path/to/file.py:function of yours
+  drover status [RUN]                  show how runs stand or ended
+  drover train RECIPE --resume RUN     go on with a run that was stopped
+  drover sample --model runs/RUN --prompts "a red circle"   draw pictures with the fine-tuned model
+
+While a run trains on a cluster:
+  drover plan RUN                      say which pools it should have, from what it measured
+  drover scale RUN --rollout 8         change its pools
+  drover serve REWARD                  answer a reward over HTTP, for runs elsewhere
+  drover redis-user RUN                print the Redis user that can do what a run needs, and no more
+
+To change drover itself:
+  drover bench [NAME] [--quick]        measure, in a checkout of the repository
 
 Every command takes --help. A run leaves runs/NAME/: summary.json, metrics.jsonl, curves.png, samples.png, checkpoints/
 and the fine-tuned model."""
@@ -43,7 +54,24 @@ and the fine-tuned model."""
 
 def main() -> None:
     """Entry point. Errors that a user can act on are one line; exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
-    arguments = sys.argv[1:]
+    arguments = [_with_home(word) for word in sys.argv[1:]]
+    with tolerant() as out:
+        code = _answer(arguments)
+        if loss := out.loss():
+            _complain(f"not all of the output could be written ({loss}); make room there, or send it elsewhere")
+            trained = arguments[:1] == ["train"]  # its results are in the run folder, whatever became of the lines
+            code = code if trained else max(code, 1)
+    sys.exit(code)
+
+
+def _with_home(word: str) -> str:
+    """``--runs-dir=~/runs`` and ``~/runs`` with the home's path: behind "=" and in quotes no shell puts it there."""
+    match = _TILDE.fullmatch(word)
+    return match[1] + os.path.expanduser(match[2]) if match else word
+
+
+def _answer(arguments: list[str]) -> int:
+    """Do what the words ask for; the exit code."""
     commands: dict[str, Callable[[list[str]], int]] = {
         "recipes": _recipes,
         "train": _train,
@@ -58,49 +86,53 @@ def main() -> None:
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
-        sys.exit(0 if arguments else 2)
+        return 0 if arguments else 2
     if arguments[0] not in commands:
-        _fail(f"there is no command {arguments[0]!r}; the commands are {', '.join(commands)}", code=2)
+        return _complain(f"there is no command {arguments[0]!r}; the commands are {', '.join(commands)}", code=2)
     try:
-        sys.exit(commands[arguments[0]](arguments[1:]))
+        return commands[arguments[0]](arguments[1:])
     except ConfigError as error:
-        _fail(str(error), code=2)
+        return _complain(str(error), code=2)
     except DroverError as error:
-        _fail(str(error), code=1)
+        return _complain(str(error), code=1)
     except KeyboardInterrupt:
-        _fail("interrupted; what came after the newest checkpoint is lost", code=130)
+        lost = "; what came after the newest checkpoint is lost" if arguments[0] == "train" else ""
+        return _complain(f"interrupted{lost}", code=130)
 
 
-def _fail(message: str, *, code: int) -> None:
+def _complain(message: str, *, code: int = 1) -> int:
+    """Say it where errors go; the exit code."""
     print(f"drover: {message}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 def _recipes(arguments: list[str]) -> int:
-    """The recipes with their first sentence."""
-    found = {name: inspect.getdoc(function) or "" for name, function in catalogue.recipes().items()}
-    if "--json" in arguments:
-        print(json.dumps({name: text.splitlines()[0] for name, text in found.items()}, indent=2))
-        return 0
-    for name, text in found.items():
-        print(f"{name}\n    {text.splitlines()[0]}")
+    """List the recipes with their first sentence."""
+    found = {name: shipped.sentence for name, shipped in catalogue.recipes().items()}
+    as_text = "\n".join(f"{name}\n    {sentence}" for name, sentence in found.items())
+    print(json.dumps(found, indent=2) if "--json" in arguments else as_text)
     return 0
 
 
 def _train(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        print("\nrecipes: " + ", ".join(catalogue.recipes()))
+        print(
+            "usage: drover train RECIPE [--option ...]; RECIPE is a path/to/file.py:function of yours or one of these:\n"
+        )
+        _recipes([])
         return 0 if arguments else 2
     recipe = catalogue.find(arguments[0])
     config, options = catalogue.parse(recipe, arguments[1:])
     return run(config, options)
 
 
+@tolerant()
 def run(config: RunConfig, options: RunOptions) -> int:
     """Train and leave the run folder; the exit code."""
     from drover.deploy.cluster.jobs import check_job
+    from drover.deploy.run_folder import run_log
     from drover.deploy.run_folder.resuming import check_newest
+    from drover.deploy.run_folder.summary import conclude, conclude_badly
     from drover.deploy.views import sinks
     from drover.deploy.views.progress import progress_view
 
@@ -110,22 +142,21 @@ def run(config: RunConfig, options: RunOptions) -> int:
         check_job(options.runs_dir)
     folder = _open_folder(config, options)
     if options.resume_if_begun and folder.finished:
-        print(folder.summary.read_text() if options.json else f"{folder.path} is finished")
+        print(json.dumps(folder.read_summary(), indent=2) if options.json else f"{folder.path} is finished")
         return 0
     check_newest(config, folder.checkpoints)
     folder.summary.unlink(missing_ok=True)  # of a former life: from here on it would say what is no longer so
-    name = folder.path.name
-    stopping = _stop_on_signals()
-    view = _Silent() if options.json else progress_view(name, config.recipe, plain=options.plain or None)
+    facts: dict[str, object] = {"run": folder.path.name, "recipe": config.recipe}
+    view = _Silent() if options.json else progress_view(folder.path.name, config.recipe, plain=options.plain or None)
     try:
-        with sinks.beside(view, options.log_to, folder, config) as told:
-            watcher = _train_in_place(config, folder, told, stopping, options, name)
-    except Exception:
-        folder.discard_unless_begun()
+        with run_log.kept(folder.path), sinks.beside(view, options.log_to, folder, config) as told:
+            watcher = _train_in_place(config, folder, told, stop_on_signals(), options)
+    except BaseException as error:
+        conclude_badly(folder, error, facts)
         raise
-    summary = watcher.conclude(
-        {"command_s": round(time.monotonic() - started, 2), "run": name, "recipe": config.recipe}
-    )
+    facts |= {"ended": watcher.ended or "stopped", "command_s": round(time.monotonic() - started, 2)}
+    summary = conclude(folder, facts)
+    folder.release()
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
@@ -149,7 +180,7 @@ def _open_folder(config: RunConfig, options: RunOptions) -> RunFolder:
 
 
 def _train_in_place(
-    config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions, name: str
+    config: RunConfig, folder: RunFolder, view: Any, stopping: Callable[[], bool], options: RunOptions
 ) -> Any:
     if options.one_process:
         from drover.common.metrics import NullMeter
@@ -160,7 +191,8 @@ def _train_in_place(
     from drover.deploy.cluster.monitor import Listen
 
     metrics = Listen(options.metrics_host, options.metrics_port)
-    return cluster.train(config, folder, view, stopping, run=name, autoscale=options.autoscale, metrics=metrics)
+    run = folder.path.name
+    return cluster.train(config, folder, view, stopping, run=run, autoscale=options.autoscale, metrics=metrics)
 
 
 class _Silent:
@@ -172,20 +204,6 @@ class _Silent:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-
-
-def _stop_on_signals() -> Callable[[], bool]:
-    """Ctrl-C and SIGTERM ask for an orderly stop; the second Ctrl-C does not wait for it."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: object) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return lambda: bool(asked)
 
 
 def _say(summary: dict[str, Any], folder: Path) -> None:
@@ -247,7 +265,9 @@ def _redis_user(arguments: list[str]) -> int:
 def _doctor(arguments: list[str]) -> int:
     from drover.deploy.commands import doctor
 
-    return doctor.run(_options(doctor.DoctorOptions, "doctor", arguments))
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # then come the recipe's own options
+    options = _options(doctor.DoctorOptions, "doctor", arguments[:end])
+    return doctor.run(replace(options, recipe=(*options.recipe, *arguments[end + 1 :])))
 
 
 def _options(kind: type[T], command: str, arguments: list[str]) -> T:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, get_args
 
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
 from drover.common.protocols import Kernel, Reward
+from drover.deploy.config_checks import (
+    check_measured,
+    check_method,
+    check_names,
+    check_parts,
+    check_sources,
+    check_watch,
+)
 from drover.learner.batches import By
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.examples import LatentBatch
+from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import Order, RecordSteps, Task
 from drover.learner.loop import LearnerSpec
 from drover.learner.objective import Objective
 from drover.learner.overoptimisation import Watch
+from drover.learner.reference import Reference
 from drover.learner.step import OptimizerSpec
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -33,23 +43,36 @@ class Pools:
     """How many processes of each role, and how many CPU threads each of them computes with."""
 
     actors: int = 1
-    evaluators: int = 0  # processes as large as an actor's that do evaluations alone; 0: the actors do them
-    actor_groups: int = 1  # orders an actor samples in one batch; 1 gives the same bits whatever waits together
-    actor_samples: int = 1024  # samples that go through an actor's model at once; bounds its memory
-    reward_servers: int = 1  # processes of each reward
-    reward_gpus: float = 0.0  # GPUs of each of them, also shares of one; 0: they compute on the CPU
-    share_rewards: bool = False  # rewards without packages of their own live in the same processes: less memory
-    reward_batch: int = 64  # samples of one call of a reward; a group that is larger is scored alone
-    reward_deadline_s: float = 0.0  # a call that takes longer is left behind and its samples masked; 0: none may hang
-    reward_loops: int = 1  # scoring loops in each of them; more suit a reward that waits rather than computes
+    """Rollout processes; 0 where a run learns from files alone and evaluates nothing."""
+    evaluators: int = 0
+    """Further processes, as large as an actor's, that do evaluations alone, beside training; 0: the actors do them."""
+    actor_groups: int = 1
+    """Prompts that an actor samples in one batch; 1 gives the same bits whatever waits together."""
+    actor_samples: int = 1024
+    """Samples that go through an actor's model at once; bounds its memory."""
+    reward_servers: int = 1
+    """Processes of each reward's pool."""
+    reward_gpus: float = 0.0
+    """GPUs of each of those, also shares of one; 0: they compute on the CPU."""
+    share_rewards: bool = False
+    """Rewards without packages of their own live in the same processes, which takes less memory."""
+    reward_batch: int = 64
+    """Samples of one call of a reward; a group that is larger is scored alone."""
+    reward_deadline_s: float = 0.0
+    """Seconds after which a call is left behind and its samples are masked; 0: no call can hang."""
+    reward_loops: int = 1
+    """Scoring loops in each process of a reward; more suit a reward that waits rather than computes."""
     learner_ranks: int = 1
+    """FSDP ranks."""
     actor_threads: int = 1
+    """CPU threads of each rollout process."""
     learner_threads: int = 1
+    """CPU threads of each learner rank."""
 
     def __post_init__(self) -> None:
-        counts = {field.name: getattr(self, field.name) for field in fields(self) if field.type == "int"}
-        spare = counts.pop("evaluators")
-        if min(counts.values()) < 1 or spare < 0 or self.reward_gpus < 0:
+        counts = (self.actor_groups, self.actor_samples, self.reward_servers, self.reward_batch, self.reward_loops)
+        sizes = (self.learner_ranks, self.actor_threads, self.learner_threads)
+        if min(*counts, *sizes) < 1 or min(self.actors, self.evaluators, self.reward_gpus) < 0:
             raise ConfigError(f"every pool needs at least one process, one thread and one sample of a call, got {self}")
         if not (math.isfinite(self.reward_deadline_s) and self.reward_deadline_s >= 0):
             raise ConfigError(f"reward_deadline_s is seconds, or 0 for none; got {self.reward_deadline_s}")
@@ -71,19 +94,20 @@ class RunConfig:
     model: Model
     kernel: Kernel
     rewards: tuple[Reward, ...]
-    objective: Objective
     tasks: tuple[Task, ...]
     heldout: tuple[EvaluationSpec, ...]
-    record: RecordSteps
     optimizer: OptimizerSpec
     iterations: int
     groups: int
     samples: int
     batch_size: int
+    objective: Objective | None = None
+    record: RecordSteps | None = None
+    reference: Reference | None = None
     updates: int = 1
     updates_by: By = "samples"
     reduction: Literal["mean", "sum"] = "mean"
-    pretraining: Pretraining | None = None
+    files: FromFiles | None = None
     evaluate_every: int = 0
     watch: Watch | None = None
     max_lag: int = 1
@@ -99,34 +123,23 @@ class RunConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        names = [reward.name for reward in self.rewards]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"two rewards share a name: {names}; give one of them another")
-        asked = [
-            self.objective.rewards,
-            *(task.rewards for task in self.tasks),
-            *(held.rewards for held in self.heldout),
-        ]
-        unknown = {name for some in asked for name in some} - set(names)
-        if unknown:
-            raise ConfigError(f"{sorted(unknown)} is to be measured, but the rewards are {names}; add or rename one")
-        if not self.tasks or not self.heldout:
-            raise ConfigError("a run needs at least one task and one held-out set")
-        if not self.kernel.stochastic:
-            raise ConfigError("this kernel is deterministic and gives no density to learn from; use eta > 0")
-        if self.record.first > self.kernel.num_steps:
-            raise ConfigError(
-                f"cannot record from the first {self.record.first} steps of a chain of {self.kernel.num_steps}; "
-                "lower first or raise the number of steps"
-            )
-        if self.samples < 1:
-            raise ConfigError(f"samples must be at least 1, got {self.samples}")
-        if self.objective.needs_groups and self.samples < 2:
-            raise ConfigError("advantages within a group need at least 2 samples of each prompt; raise --samples")
+        check_parts(self)
+        check_names(self)
+        check_sources(self)
+        check_measured(self)
+        check_method(self)
+        check_watch(self)
         for name in ("stall_s", "lease_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a positive number of seconds, got {getattr(self, name)}")
         self.learner_spec()  # checks the counts
+
+    @property
+    def method(self) -> Objective:
+        """The objective that the weights follow: of the samples, or of the files where a run learns from those alone."""
+        objective = self.objective or (self.files.objective if self.files is not None else None)
+        assert objective is not None, "checked when built"
+        return objective
 
     @property
     def fingerprint(self) -> str:
@@ -138,7 +151,7 @@ class RunConfig:
         """The learner's part of it."""
         return LearnerSpec(
             iterations=self.iterations,
-            groups=self.groups,
+            groups=self.groups if self.tasks else 0,
             updates=self.updates,
             updates_by=self.updates_by,
             reduction=self.reduction,
@@ -149,13 +162,14 @@ class RunConfig:
                 groups=self.groups,
                 samples_per_prompt=self.samples,
                 record=self.record,
+                keep_latents=self.method.learns_from is LatentBatch,
                 seed=self.seed,
                 fingerprint=self.fingerprint,
             ),
             evaluation=self.heldout,
             evaluate_every=self.evaluate_every,
             watch=self.watch,
-            pretraining=self.pretraining,
+            files=self.files,
             optimizer=self.optimizer,
             checkpoint_every=self.checkpoint_every,
             canary_tolerance=CANARY_TOLERANCE[self.weights],

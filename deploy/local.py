@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from drover.common.errors import DroverError
 from drover.common.protocols import Meter
 from drover.common.tensors import DTYPES
 from drover.common.transport import keys
@@ -55,7 +56,13 @@ def train(config: RunConfig, folder: RunFolder, view: View, meter: Meter, stoppi
 
     with process_group(folder.path):
         learner = build_learner(config, broker, weights, meter, folder=folder.path, device=device, wait=others_work)
-        learner.run()
+        try:
+            learner.run()
+        except DroverError as error:
+            troubles = [f"{server.name}: {server.trouble}" for server in servers if server.trouble]
+            if not troubles:
+                raise
+            raise DroverError("; ".join([str(error), *troubles])) from error
     watcher.poll(0.0)
     broker.close()
     return watcher

@@ -23,21 +23,36 @@ from torch import Tensor
 
 from drover.actors.worker import Actor, ActorWiring, Role, never
 from drover.common.diffusion.kernels.density import require_density
+from drover.common.errors import DroverError
 from drover.common.metrics import Account
-from drover.common.protocols import Meter, Stream, WeightPublisher, WeightSubscriber
+from drover.common.protocols import (
+    Meter,
+    Policy,
+    Reward,
+    Scorer,
+    SetScorer,
+    Stream,
+    WeightPublisher,
+    WeightSubscriber,
+)
 from drover.common.tensors import DTYPES
 from drover.common.transport import keys
 from drover.common.transport.broker import Broker
 from drover.common.types import Purpose
+from drover.common.user_code import in_a_sentence
 from drover.deploy.config import RunConfig
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.resuming import check, describe
+from drover.learner import fsdp
+from drover.learner.head import Follower, Head, Lead
 from drover.learner.intake.assembler import Assembler
 from drover.learner.intake.evaluation import Evaluation
 from drover.learner.intake.feeder import Feeder
 from drover.learner.intake.intake import Intake, LearnerStreams
 from drover.learner.intake.slots import Ledger, Slots
 from drover.learner.loop import Learner, LearnerWiring
+from drover.learner.objective import Models
+from drover.learner.reporting.reporter import Reporter
 from drover.learner.saving.checkpoint import Checkpoints
 from drover.reward_servers.serving.server import RewardServer, RewardWiring
 
@@ -92,7 +107,7 @@ def build_actor(
     )
     return Actor(
         name,
-        config.model.build(device),
+        _built(config, device),
         config.kernel,
         wiring,
         fingerprint=config.fingerprint,
@@ -131,11 +146,27 @@ def build_reward_server(
     return RewardServer(
         name,
         reward,
-        description.load(device),
+        _loaded(description, device),
         wiring,
         max_batch=config.pools.reward_batch,
         deadline_s=config.pools.reward_deadline_s or None,
     )
+
+
+def _loaded(reward: Reward, device: str) -> Scorer | SetScorer:
+    with in_a_sentence(f"the reward {reward.name} cannot be loaded"):
+        scorer = reward.load(device)
+    if not (callable(scorer) or isinstance(scorer, SetScorer)):
+        came = "None" if scorer is None else f"a {type(scorer).__name__}"
+        raise DroverError(
+            f"the reward {reward.name} cannot be used: its load returned {came}; return the function that scores"
+        )
+    return scorer
+
+
+def _built(config: RunConfig, device: str) -> Policy:
+    with in_a_sentence("the model cannot be loaded"):
+        return config.model.build(device)
 
 
 def build_learner(
@@ -156,35 +187,60 @@ def build_learner(
     checkpoints = Checkpoints(folder / "checkpoints")
     chosen = checkpoints.choose()
     told = [*chosen.told, *_changes(config, folder, chosen.folder)]
-    intake = streams = None
+    lead: Lead = Follower()
     if dist.get_rank() == 0:
-        streams = learner_streams(config, broker)
         assert publisher is not None
-        intake = build_intake(config, streams, publisher, account, wait)
-
-    def finish(weights: Mapping[str, Tensor]) -> None:
-        config.model.save(weights, folder)
-
+        lead = _build_head(config, broker, publisher, meter, account, folder, wait)
     wiring = LearnerWiring(
+        lead=lead,
         blobs=broker.blobs(),
         checkpoints=checkpoints,
         recipe=describe(config),
         meter=meter,
         account=account,
-        intake=intake,
-        streams=streams,
-        publisher=publisher,
-        finish=finish,
-        stopping=lambda: streams is not None and bool(streams.control.take(1, 0.0)),
     )
-    policy = config.model.build(device)
-    require_density(config.kernel, policy.schedule, range(config.record.first))
-    learner = Learner(config.learner_spec(), policy, config.kernel, config.objective, wiring, device=device)
+    policy = _built(config, device)
+    if config.record is not None:
+        require_density(config.kernel, policy.schedule, range(config.record.first))
+    fsdp.shard(policy.trainable, device)
+    reference = None if config.reference is None else config.reference.hold(config.model, policy, device)
+    models = Models(policy, config.kernel, None if reference is None else reference.policy)
+    learner = Learner(config.learner_spec(), models, config.method, wiring, device=device, reference=reference)
     if chosen.folder is not None:
         learner.resume(chosen.folder)
     for text in told:
         learner.tell(text)
     return learner
+
+
+def _build_head(
+    config: RunConfig,
+    broker: Broker,
+    publisher: WeightPublisher,
+    meter: Meter,
+    account: Account,
+    folder: Path,
+    wait: Callable[[], None] | None,
+) -> Head:
+    """Rank 0's connections to the other roles."""
+    spec, streams = config.learner_spec(), learner_streams(config, broker)
+    intake = build_intake(config, streams, publisher, account, wait)
+    reporter = Reporter(
+        intake, streams, meter, account, updates_total=spec.iterations, max_lag=spec.max_lag, watch=spec.watch
+    )
+
+    def finish(weights: Mapping[str, Tensor]) -> None:
+        config.model.save(weights, folder)
+
+    return Head(
+        spec.head,
+        config.method,
+        intake,
+        publisher,
+        reporter,
+        finish=finish,
+        stopping=lambda: bool(streams.control.take(1, 0.0)),
+    )
 
 
 def _changes(config: RunConfig, folder: Path, checkpoint: Path | None) -> list[str]:

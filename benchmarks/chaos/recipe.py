@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from drover.common.protocols import Policy, Scorer, Scores
-from drover.deploy.config import RunConfig
+from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.slow import Slow, SlowChain, SlowToy
@@ -38,19 +38,16 @@ def chaos(
 ) -> RunConfig:
     """The toy, whose actors and rewards take their time and keep a journal."""
     where = f"{SCHEME}{journal.resolve()}"
-    config = toy_ddpo(
+    return replace(
+        toy_ddpo(),
+        recipe="chaos",
+        model=NotingToy(pause_s / samples, where),
+        rewards=(NotingReward(Slow(ToyPoint(), pause_s / samples), where),),
         iterations=iterations,
         groups=groups,
         samples=samples,
         max_lag=max_lag,
-        actors=actors,
-        learner_ranks=learner_ranks,
-    )
-    return replace(
-        config,
-        recipe="chaos",
-        model=NotingToy(pause_s / samples, where),
-        rewards=(NotingReward(Slow(ToyPoint(), pause_s / samples), where),),
+        pools=Pools(actors=actors, learner_ranks=learner_ranks),
         checkpoint_every=checkpoint_every,
         lease_s=lease_s,
         stall_s=stall_s,

@@ -66,8 +66,14 @@ class Fleet:
     def config(self) -> RunConfig:
         """A run whose slots are enough to keep every actor busy while as many groups are scored and collected."""
         groups = max(4, ceil(1.5 * self.actors / (self.max_lag + 1)))
-        config = toy_ddpo(groups=groups, samples=self.load.samples, max_lag=self.max_lag, iterations=1_000_000)
-        return replace(config, stall_s=120.0)
+        return replace(
+            toy_ddpo(),
+            iterations=1_000_000,
+            groups=groups,
+            samples=self.load.samples,
+            max_lag=self.max_lag,
+            stall_s=120.0,
+        )
 
 
 def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], TensorRef, Transitions]:
@@ -75,7 +81,7 @@ def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], TensorRe
     media = torch.zeros(load.samples, load.pixels, load.pixels, 3, dtype=torch.uint8)
     states = torch.zeros(*load.states_shape, dtype=tensors.DTYPES[load.dtype])
     media_parts, media_refs = tensors.pack("", {"media": media})
-    recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps)}
+    recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps, 1)}
     parts, refs = tensors.pack("", recording)
     steps = tuple(range(load.steps))
     transitions = Transitions(
@@ -128,7 +134,7 @@ def _actor(
                     samples_per_prompt=item.samples_per_prompt,
                     fingerprint=item.fingerprint,
                     media=replace(media, blob=f"{stem}/media"),
-                    x0=None,
+                    latents=None,
                     transitions=replace(
                         transitions,
                         states=replace(transitions.states, blob=f"{stem}/steps"),

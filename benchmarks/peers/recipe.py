@@ -10,7 +10,8 @@ import numpy as np
 
 from drover.common.protocols import Reward, Scorer, Scores, SetScorer
 from drover.deploy.config import Pools, RunConfig
-from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.options import Training
+from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.step import OptimizerSpec
@@ -69,7 +70,8 @@ def peer_setting(
         seed: Of prompts and noise.
     """
     config = shapes_ddpo(
-        reward="jpeg_small", iterations=iterations, groups=1, samples=BATCH, max_lag=max_lag, seed=seed
+        reward="jpeg_small",
+        training=Training(iterations=iterations, groups=1, samples=BATCH, batch_size=40, max_lag=max_lag, seed=seed),
     )
     reward: Reward = JpegSize("small")
     if reward_sleep_s:
@@ -82,7 +84,6 @@ def peer_setting(
         heldout=(EvaluationSpec(name="kinds", prompts=PROMPTS[:2], samples_per_prompt=4, rewards=(reward.name,)),),
         record=RecordSteps(count=5, first=10),
         optimizer=OptimizerSpec(lr=lr, weight_decay=1e-4),
-        batch_size=40,
         checkpoint_every=max(1, iterations),
         pools=Pools(
             actors=actors,

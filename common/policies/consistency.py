@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from drover.common.diffusion.noising import over
 from drover.common.diffusion.prediction import consistency_x0
 from drover.common.errors import ConfigError
-from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
+from drover.common.policies.wrapped import Wrapped
+from drover.common.protocols import Conditioning, Prediction
 
 
-class ConsistencyHead:
+class ConsistencyHead(Wrapped):
     """``ConsistencyHead(StableDiffusion.load("SimianLuo/LCM_Dreamshaper_v7", embedded_scale=8.0))``."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.schedule: Schedule = policy.schedule
-        self.latent_shape = policy.latent_shape
-
-    @property
-    def trainable(self) -> nn.Module:
-        return self.policy.trainable
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self.policy.encode(prompts)
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
         """x0 of the head, and the noise that belongs to it: x = a x0 + s noise still holds."""
@@ -34,13 +20,7 @@ class ConsistencyHead:
         a, s = (over(coefficient, x) for coefficient in self.schedule.coefficients(time))
         return Prediction(x0=x0, noise=(x - a * x0) / s)
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        return self.policy.decode(x0)
-
-    def to_latents(self, media: np.ndarray) -> Tensor:
-        return self.policy.to_latents(media)
-
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Refused: it pulls x0 to the mean of all pictures that fit x, where a consistency model names one of them."""
         raise ConfigError(
             "a consistency model was distilled, not trained to denoise, and the denoising loss would undo that; "

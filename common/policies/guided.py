@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from drover.common.errors import ConfigError
 from drover.common.policies.conditioning import concat
-from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
+from drover.common.policies.wrapped import Wrapped
+from drover.common.protocols import Conditioning, Policy, Prediction
 
-UNCONDITIONAL = "uncond."  # before the name of each tensor of the empty prompt
+UNCONDITIONAL = "uncond."  # before the name of each tensor of the empty condition
 
 
-class Guided:
+class Guided(Wrapped):
     """``Guided(policy, scale=5.0)``: uncond + scale x (cond - uncond), in one doubled forward.
 
     Guidance multiplies the noise between two evaluations of the branches by up to sqrt(scale^2 + (scale - 1)^2).
@@ -28,23 +28,23 @@ class Guided:
     def __init__(self, policy: Policy, scale: float) -> None:
         if scale == 1:
             raise ConfigError("a guidance scale of 1 is no guidance at twice the price; use the policy without Guided")
-        self.policy = policy
+        if policy.empty is None:
+            raise ConfigError(
+                "this model is told its guidance scale and has no empty condition to be guided away from; set the scale "
+                "as the guidance of the model, and none for the sampler"
+            )
+        super().__init__(policy)
         self.scale = scale
-        self.schedule: Schedule = policy.schedule
-        self.latent_shape = policy.latent_shape
+        self._empty_name = policy.empty
         self._empty: Conditioning | None = None
 
-    @property
-    def trainable(self) -> nn.Module:
-        return self.policy.trainable
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The policy's rows, and beside each the empty prompt's under "uncond.<name>", as views of one row."""
+    def encode(self, names: Sequence[str]) -> Conditioning:
+        """The policy's rows, and beside each the empty condition's under "uncond.<name>", as views of one row."""
         if self._empty is None:
-            self._empty = self.policy.encode([""])
-        count = len(prompts)
+            self._empty = self.policy.encode([self._empty_name])
+        count = len(names)
         empty = {f"{UNCONDITIONAL}{name}": row.expand(count, *row.shape[1:]) for name, row in self._empty.items()}
-        return {**self.policy.encode(prompts), **empty}
+        return {**self.policy.encode(names), **empty}
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
         with_prompt = _conditional(cond)
@@ -52,15 +52,9 @@ class Guided:
         both = self.policy.predict(torch.cat([x, x]), torch.cat([time, time]), concat([without, with_prompt]))
         return Prediction(x0=self._combine(both.x0), noise=self._combine(both.noise))
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        return self.policy.decode(x0)
-
-    def to_latents(self, media: np.ndarray) -> Tensor:
-        return self.policy.to_latents(media)
-
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """The policy's own, given the prompts: guidance combines two denoisers and is none itself."""
-        return self.policy.denoising_loss(x0, noise, time, _conditional(cond))
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """The policy's own, given the condition: guidance combines two denoisers and is none itself."""
+        return self.policy.output(x, time, _conditional(cond))
 
     def _combine(self, both: Tensor) -> Tensor:
         """x0 and noise are linear in the network's output, so guiding them is guiding it."""

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from drover.common.errors import ConfigError
-from drover.common.policies.folders import quiet_libraries, replacing
-from drover.common.policies.stable_diffusion.checkpoints import first_line
+from drover.common.files import replacing
+from drover.common.hub import first_line, quiet_diffusers
 from drover.common.protocols import Policy
 
 P = TypeVar("P", bound=Policy)
@@ -53,7 +53,7 @@ def save_lora(policy: Policy, folder: str | Path, *, base: str) -> None:
     module: Any = policy.trainable
     if not getattr(module, "peft_config", None):
         raise ConfigError("the policy has no adapters to save; build it with with_lora, or use save_pipeline")
-    with replacing(folder) as written, quiet_libraries():
+    with replacing(folder) as written, quiet_diffusers():
         from diffusers import StableDiffusionPipeline
 
         # The file of XL is the same: the UNet's layers by name.
@@ -77,7 +77,7 @@ def load_lora(policy: Policy, folder: Path) -> None:
     """Put adapters that `save_lora` wrote on the policy, to sample with. Raises `ConfigError` where they do not fit."""
     module: Any = policy.trainable
     try:
-        with quiet_libraries():
+        with quiet_diffusers():
             module.load_lora_adapter(str(folder), prefix="unet", weight_name=WEIGHTS, local_files_only=True)
     # What the library raises for damaged or foreign files depends on the file.
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -17,6 +17,9 @@ from drover.common.protocols import Policy
 class Model(Protocol):
     """Frozen and cheap; part of the recipe's fingerprint through its repr."""
 
+    @property
+    def adapters(self) -> bool: ...
+
     def check(self) -> None:
         """Raise `ConfigError` for what `build` would refuse, as far as that is seen within a second."""
 

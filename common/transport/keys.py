@@ -6,10 +6,10 @@
 | ``evaluation``   | stream | learner                | evaluators (``evaluators``)            | acknowledged        |
 | ``rollouts``     | stream | actors, evaluators     | rewards (``reward:NAME``), ``learner`` | acknowledged by all |
 | ``measurements`` | stream | reward servers, actors | learner (``learner``)                  | acknowledged        |
-| ``reports``      | stream | learner                | who started the run (``watcher``)      | acknowledged        |
-| ``dead``         | stream | anyone who buries      | people                                 | 10,000 newer        |
-| ``weights``      | hash   | learner                | actors                                 | the run ends        |
-| ``blob:ID``      | string | actors, reward servers | whoever holds a `TensorRef`            | dropped, or expired |
+| ``reports``      | stream | learner                | driver (``watcher``)                   | acknowledged        |
+| ``control``      | stream | driver                 | learner (``learner``)                  | acknowledged        |
+| ``dead``         | stream | every reader           | people                                 | 10,000 newer        |
+| ``blob:ID``      | string | actors, reward servers | roles that hold a `TensorRef`          | dropped, or expired |
 
 Failures (`GroupFailed`) travel to the learner on ``measurements``. Where a run has no evaluators, the orders of its
 evaluations are among the actors' own on ``work``.
@@ -75,10 +75,6 @@ class Keys:
     @property
     def dead(self) -> str:
         return f"drover:{self.run}:dead"
-
-    @property
-    def weights(self) -> str:
-        return f"drover:{self.run}:weights"
 
     def blob(self, blob: str) -> str:
         return f"drover:{self.run}:blob:{blob}"

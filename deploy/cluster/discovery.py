@@ -8,18 +8,15 @@ a port that could be named.
 from __future__ import annotations
 
 import json
-import logging
-import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from drover.common.exporter import merged
+from drover.common.exporter import fetch, merged
+from drover.common.metrics import BUILD_INFO
 
 FETCH_S = 3.0  # well within Prometheus' own ten
 FETCHERS = 32  # pages fetched at once
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +64,6 @@ def everything(run: str, endpoints: Mapping[str, Endpoint], pages: Mapping[str, 
 
 
 def _fetch(address: str) -> str:
-    """A page of metrics; "" where there is none."""
-    try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=FETCH_S) as answer:
-            page: bytes = answer.read()
-            return page.decode()
-    except OSError as error:
-        log.info("no metrics from %s: %s", address, error)
-        return ""
+    """A worker's page of metrics; "" where there is none, or where the port is another program's by now."""
+    page = fetch(address, "/metrics", timeout_s=FETCH_S)
+    return page if BUILD_INFO.name in page else ""

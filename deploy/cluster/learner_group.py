@@ -19,6 +19,7 @@ from drover.deploy.cluster.pools import NODE_SHARE, cause
 from drover.deploy.cluster.process_group import torch_config
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import Streams, build_learner, use_threads
+from drover.deploy.user_file import Portable
 
 GROUP = "learner"  # the custom resource that marks the nodes meant for it
 RESTARTS = 3  # times a dead group is started again, from its newest checkpoint, without a newer one since
@@ -32,7 +33,12 @@ class LearnerGroup:
     """Ray Train's ``fit`` blocks until the group is done, so a Ray task on the driver's node waits for it."""
 
     def __init__(self, config: RunConfig, connection: Connection, folder: Path, *, gpus: float) -> None:
-        self._given = {"config": config, "connection": connection, "folder": str(folder.resolve()), "gpus": gpus}
+        self._given = {
+            "config": Portable(config),
+            "connection": connection,
+            "folder": str(folder.resolve()),
+            "gpus": gpus,
+        }
         self._cpus, self._gpus = float(config.pools.learner_threads), gpus
         self._end: Any = None
 
@@ -96,7 +102,7 @@ def _trainer(given: dict[str, Any]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    pools, gpus = given["config"].pools, given["gpus"]
+    pools, gpus = given["config"].value.pools, given["gpus"]
     return TorchTrainer(
         learn,
         train_loop_config=given,
@@ -129,7 +135,7 @@ def learn(given: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    config: RunConfig = given["config"]
+    config: RunConfig = given["config"].value
     connection: Connection = given["connection"]
     rank = dist.get_rank()
     logs.configure(f"learner-{rank}", connection.run)

@@ -1,4 +1,4 @@
-"""Whether a Ray has room for what a run asks of it at first. Pure: sees what nodes have, knows no Ray.
+"""Whether a Ray has room for the processes that a run begins with. Pure: sees what nodes have, knows no Ray.
 
 Ray itself waits for room for ever, without a word. Sums and single requests are compared, no packing is tried: what is
 refused here could never be placed; what is not, may still wait, and is told of then (`pools.py`, `driver.py`).
@@ -6,17 +6,22 @@ refused here could never be placed; what is not, may still wait, and is told of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
 from drover.common.errors import ConfigError
+from drover.common.words import counted
 from drover.deploy.cluster.learner_group import GROUP as LEARNER
 from drover.deploy.cluster.worker import Pool, pools_of
 from drover.deploy.config import RunConfig
 
-FIX = "lower --actors, --actor-threads or --learner-ranks, or add nodes"
 CPU, GPU = "CPU", "GPU"
+LOWER = {
+    CPU: "lower --actors, --actor-threads or --learner-ranks",
+    GPU: "lower --reward-gpus, --reward-servers, --actors or --learner-ranks",
+}
 FINEST = 10_000  # parts of a GPU that Ray can tell apart
 SLACK = 1e-6
 
@@ -43,16 +48,30 @@ def asks(config: RunConfig, pools: Sequence[Pool], gpus: float) -> list[Ask]:
     ]
 
 
-def check(asked: Sequence[Ask], nodes: Sequence[Resources], *, claim_cpus: bool) -> None:
-    """Raises `ConfigError` where that can never be placed. ``claim_cpus``: CPUs are not shared."""
-    missing = shortage(asked, nodes, claim_cpus=claim_cpus)
-    if missing:
-        raise ConfigError(f"{missing}; {FIX}")
+def this_machine(config: RunConfig) -> list[Resources]:
+    """The one node of a Ray that the run starts itself. A GPU that torch cannot use is none."""
+    import torch
+
+    learner = config.pools.learner_ranks * config.pools.learner_threads
+    return [{CPU: float(max(learner, os.cpu_count() or 1)), GPU: float(torch.cuda.device_count())}]
 
 
-def shortage(asked: Sequence[Ask], nodes: Sequence[Resources], *, claim_cpus: bool = True) -> str:
-    """What is missing for sure, in words; "" where nothing is."""
-    names = (CPU, GPU) if claim_cpus else (GPU,)
+def plan(config: RunConfig, nodes: Sequence[Resources], *, alone: bool) -> tuple[list[Pool], float]:
+    """The run's pools on these nodes, and the GPUs of each learner rank. Raises `ConfigError` where they have no room.
+
+    ``alone``: the Ray is this machine's own, whose CPUs all processes share.
+    """
+    gpus = gpus_each(config, nodes, alone=alone)
+    pools = pools_of(config, gpus=gpus)
+    if missing := shortage(asks(config, pools, gpus), nodes, alone=alone):
+        raise ConfigError(missing)
+    return pools, gpus
+
+
+def shortage(asked: Sequence[Ask], nodes: Sequence[Resources], *, alone: bool = False) -> str:
+    """How much is missing for sure and what to do, in words; "" where there may be room."""
+    names = (GPU,) if alone else (CPU, GPU)
+    out = "or use a cluster" if alone else "or add nodes"
     marked = {mark for node in nodes for mark in node}
     groups: dict[str, list[Ask]] = {"": list(asked)}
     for ask in asked:
@@ -60,18 +79,18 @@ def shortage(asked: Sequence[Ask], nodes: Sequence[Resources], *, claim_cpus: bo
             groups.setdefault(ask.mark, []).append(ask)
     for mark, members in groups.items():
         there = [node for node in nodes if not mark or node.get(mark, 0) > 0]
-        where = f"its nodes marked {mark} have" if mark else "the cluster has"
+        where = f"the nodes marked {mark} have" if mark else "this machine has" if alone else "the cluster has"
         for name in names:
             wanted = sum(ask.count * ask.each[name] for ask in members)
             have = sum(node.get(name, 0.0) for node in there)
             if wanted > have + SLACK:
-                whom = "" if not mark else f" for {', '.join(ask.role for ask in members)}"
-                return f"this run asks Ray for {wanted:g} {name}s{whom}, {where} {have:g}"
+                sum_of = " + ".join(f"{ask.count} {ask.role} x {ask.each[name]:g}" for ask in members if ask.each[name])
+                return f"this run asks for {counted(wanted, name)} ({sum_of}), {where} {have:g}; {LOWER[name]}, {out}"
         for ask in members if mark else [ask for ask in asked if ask.mark not in marked]:
             if not any(all(node.get(name, 0.0) + SLACK >= ask.each[name] for name in names) for node in there):
-                each = " and ".join(f"{ask.each[name]:g} {name}s" for name in names if ask.each[name])
+                each = " and ".join(counted(ask.each[name], name) for name in names if ask.each[name])
                 kin = f" marked {mark}" if mark else ""
-                return f"each process of {ask.role} asks Ray for {each} of one node, and none{kin} has that"
+                return f"each process of {ask.role} asks for {each} of one node, and no node{kin} has that; {LOWER[CPU]}, {out}"
     return ""
 
 

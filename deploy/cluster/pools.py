@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drover.common.errors import DroverError
+from drover.common.words import counted
 from drover.deploy.cluster.connection import Connection
 from drover.deploy.cluster.discovery import Endpoint
 from drover.deploy.cluster.environments import BUILD_S, failure, runtime_env
 from drover.deploy.cluster.worker import Place, Pool, Worker
 from drover.deploy.config import RunConfig
+from drover.deploy.user_file import Portable
 
 DESCRIBE_S = 5.0  # what workers get to answer a last question
 STOP_S = 15.0  # what workers get to finish what they hold
@@ -122,7 +124,7 @@ class Pools:
             **({"resources": {pool.group: NODE_SHARE}} if pool.group in self._marks else {}),
             **runtime_env(pool.packages),
         }
-        handle = ray.remote(**options)(Worker).remote(place, self._config, self._connection)
+        handle = ray.remote(**options)(Worker).remote(place, Portable(self._config), self._connection)
         self._members[place.name] = _Member(place, handle, handle.run.remote(), time.monotonic())
 
     # ------------------------------------------------------------------------------------------ watch
@@ -163,11 +165,11 @@ class Pools:
                 continue
             for member in away:  # those that were asked for a moment later too: one line, not one each
                 member.late = True
-            asked = f"{pool.cpus:g} CPUs" if self._claim_cpus else "no CPU of its own"
+            asked = counted(pool.cpus, "CPU") if self._claim_cpus else "no CPU of its own"
             where = f" on a node marked {pool.group}" if pool.group in self._marks else ""
             self._on_event(
                 f"{len(away)} of {len(self._active(pool.name))} workers of the pool {pool.name} are not up after "
-                f"{late_s:.0f} s; each asks for {asked} and {pool.gpus:g} GPUs{where}; `ray status` says what there is"
+                f"{late_s:.0f} s; each asks for {asked} and {counted(pool.gpus, 'GPU')}{where}; `ray status` says what there is"
             )
 
     def preparing(self) -> list[str]:

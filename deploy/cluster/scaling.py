@@ -21,7 +21,7 @@ import tyro
 
 from drover.common.errors import ConfigError
 from drover.deploy.cluster.autoscale import Autoscaler, Bounds, Share, Signal
-from drover.deploy.run_folder.results import write_whole
+from drover.deploy.run_folder.results import read_json, write_whole
 
 POOLS, SCALE = "pools.json", "scale.json"
 ROLLOUT, EVALUATION = "rollout", "evaluation"
@@ -76,12 +76,9 @@ def _facts(folder: Path) -> dict[str, Any]:
     """What the driver noted of its pools."""
     if not folder.is_dir():
         raise ConfigError(f"there is no run {folder.name!r} in {folder.parent}; `drover status` lists them")
-    try:
-        facts: dict[str, Any] = json.loads((folder / POOLS).read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder.name} is not running: it has no {POOLS}; only a running run can be scaled"
-        ) from error
+    facts: dict[str, Any] | None = read_json(folder / POOLS, dict, "a run that is under way writes another")
+    if facts is None or not {"sizes", "bounds"} <= facts.keys():
+        raise ConfigError(f"{folder.name} is not running: it has no whole {POOLS}; only a running run can be scaled")
     return facts
 
 

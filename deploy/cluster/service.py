@@ -30,7 +30,6 @@ from drover.deploy.cluster.learner_group import LearnerGroup
 from drover.deploy.cluster.monitor import Listen, Monitor
 from drover.deploy.cluster.pools import Pools
 from drover.deploy.cluster.scaling import Scaling, bounds
-from drover.deploy.cluster.worker import pools_of
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import Streams
 from drover.deploy.run_folder.results import RunFolder, write_whole
@@ -71,16 +70,17 @@ def train(
         def tell(kind: str, text: str) -> None:
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
+        alone = RAY_ADDRESS not in os.environ
+        if alone:
+            placing.plan(config, placing.this_machine(config), alone=True)  # refuses before a Ray is started for it
         tell("phase", "starting Ray")
         stack.enter_context(_ray(config))
-        gpus = _gpus_each(config)
-        wanted = pools_of(config, gpus=gpus)
-        placing.check(placing.asks(config, wanted, gpus), _nodes(), claim_cpus=RAY_ADDRESS in os.environ)
+        wanted, gpus = placing.plan(config, _nodes(), alone=alone)
         bounded = bounds(autoscale, [pool.name for pool in wanted])
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
         on_event = partial(tell, "event")
-        pools = Pools(config, connection, wanted, claim_cpus=RAY_ADDRESS in os.environ, on_event=on_event)
+        pools = Pools(config, connection, wanted, claim_cpus=not alone, on_event=on_event)
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
@@ -150,11 +150,13 @@ def _ray(config: RunConfig) -> Iterator[None]:
         check_answers(os.environ[RAY_ADDRESS])
         ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False, logging_level="error")
     else:
+        (here,) = placing.this_machine(config)
         # The roles of a laptop share its cores: workers ask for none, so that Ray refuses none that a run is scaled to.
         context = ray.init(
             address="local",
             namespace=NAMESPACE,
-            num_cpus=max(config.pools.learner_ranks * config.pools.learner_threads, os.cpu_count() or 1),
+            num_cpus=int(here["CPU"]),
+            num_gpus=int(here["GPU"]),
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
@@ -180,14 +182,6 @@ def check_answers(address: str) -> None:
         raise ConfigError(
             f"no Ray answers at {address} ({error.strerror or error}); correct RAY_ADDRESS, or unset it to start one here"
         ) from error
-
-
-def _gpus_each(config: RunConfig) -> float:
-    """See `placing.gpus_each`. A GPU of this machine that torch cannot use is none."""
-    import torch
-
-    alone = RAY_ADDRESS not in os.environ  # else the driver's own node may have none
-    return 0.0 if alone and not torch.cuda.device_count() else placing.gpus_each(config, _nodes(), alone=alone)
 
 
 def _nodes() -> list[dict[str, float]]:

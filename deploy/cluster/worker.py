@@ -19,6 +19,7 @@ from drover.deploy.cluster.connection import Connection, serve_metrics
 from drover.deploy.cluster.environments import packages_of
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import build_actor, build_reward_server, use_threads
+from drover.deploy.user_file import Portable
 from drover.reward_servers.serving.server import RewardServer
 
 ROLLOUT, EVALUATION = "rollout", "evaluation"
@@ -78,7 +79,7 @@ def pools_of(config: RunConfig, *, gpus: float) -> list[Pool]:
     ]
     actors = Pool(ROLLOUT, "actor", pools.actors, pools.actor_threads, gpus)
     spare = Pool(EVALUATION, "evaluator", pools.evaluators, pools.actor_threads, gpus)
-    return [*rewards, actors, *([spare] if spare.size else [])]
+    return [*rewards, *(pool for pool in (actors, spare) if pool.size)]
 
 
 Served = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -101,8 +102,8 @@ class Worker:
     is first once its lease ends.
     """
 
-    def __init__(self, place: Place, config: RunConfig, connection: Connection) -> None:
-        pool = place.pool
+    def __init__(self, place: Place, given: Portable[RunConfig], connection: Connection) -> None:
+        pool, config = place.pool, given.value
         logs.configure(place.name, connection.run)
         use_threads(pool.threads)
         meter, self._metrics = serve_metrics(connection.metrics_host)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 
 from drover.common.errors import ConfigError
+from drover.common.words import counted
 from drover.deploy.commands.checks import machine
 from drover.deploy.commands.checks import recipe as recipes
 from drover.deploy.commands.checks.finding import Finding, guarded, problem
@@ -25,7 +25,7 @@ class DoctorOptions:
     """Check this machine, its Ray and Redis, and a recipe; exit code 1 when something would make a run fail."""
 
     recipe: tyro.conf.Positional[tuple[str, ...]] = ()
-    """A recipe to check as well; its options after --: drover doctor shapes_ddpo -- --actors 6."""
+    """A recipe to check as well; its options come last, after --: drover doctor shapes_ddpo -- --actors 6."""
     runs_dir: Path = Path("runs")
     """Where run folders are to be made."""
     environments: bool = False
@@ -67,18 +67,19 @@ def _build(words: tuple[str, ...]) -> tuple[RunConfig | None, list[Finding]]:
     if not words:
         return None, []
     try:
-        return recipes.build(words), []
+        built = recipes.build(words)
     except ConfigError as error:
         return None, [problem("recipe", error)]
+    return (None, [built]) if isinstance(built, Finding) else (built, [])
 
 
 def report(findings: list[Finding]) -> str:
     """For people: a line for each finding, and below a problem what to do."""
-    lines = []
+    lines, indent = [], " " * len(SIGNS["ok"])
     for finding in findings:
-        lines.append(f"{SIGNS[finding.state]}{finding.check}: {finding.found}")
+        lines.append(f"{SIGNS[finding.state]}{finding.check}: {finding.found}".replace("\n", f"\n{indent}"))
         if finding.fix:
-            lines.append(f"{' ' * len(SIGNS['ok'])}-> {finding.fix}")
-    count = Counter(finding.state for finding in findings)
-    lines.append(f"{count['problem']} problems" if count["problem"] else "ready to train")
+            lines.append(f"{indent}-> {finding.fix}")
+    problems = sum(finding.state == "problem" for finding in findings)
+    lines.append(counted(problems, "problem") if problems else "ready to train")
     return "\n".join(lines)

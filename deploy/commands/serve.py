@@ -7,9 +7,9 @@ import inspect
 import json
 import logging
 import pkgutil
-import signal
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from drover.common import log as logs
 from drover.common import secrets
 from drover.common.errors import ConfigError
 from drover.common.protocols import Reward
+from drover.common.stopping import stop_on_signals
 from drover.deploy.catalogue import find
 from drover.deploy.cluster.connection import LOOPBACK, serve_metrics
 from drover.reward_servers import rewards as package
@@ -66,7 +67,7 @@ class ServeOptions:
 
 
 def run(options: ServeOptions) -> int:
-    """Answer until SIGINT or SIGTERM; the exit code."""
+    """Answer until it is asked to stop (`drover.common.stopping`); the exit code."""
     token = secrets.from_environment(TOKEN)
     if not token:
         raise ConfigError(NO_TOKEN)
@@ -79,14 +80,15 @@ def run(options: ServeOptions) -> int:
         reward.name, reward.load(options.device or _device()), meter,
         max_batch=options.max_batch, deadline_s=options.deadline_s,
     )  # fmt: skip
-    stop = _stop_on_signals()
+    stopping = stop_on_signals()
     with window, Endpoint((options.host, options.port), token, window.score, limits=limits, tls=tls) as server:
         _announce(options, reward.name, server, metrics)
         answering = threading.Thread(target=server.serve_forever, name="answering", daemon=True)
         answering.start()
         try:
-            while not stop.wait(LOOK_S):
+            while not stopping():
                 window.check()
+                time.sleep(LOOK_S)
         finally:
             server.shutdown()
     return 0
@@ -165,10 +167,3 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _stop_on_signals() -> threading.Event:
-    asked = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    return asked

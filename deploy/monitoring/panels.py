@@ -115,11 +115,11 @@ def learning() -> tuple[Row, ...]:
                 Panel(
                     title="Reward by name, held out",
                     of=(m.HELDOUT_MEAN,),
-                    queries=(Query(newest(m.HELDOUT_MEAN, "reward"), "{{reward}}"),),
+                    queries=(Query(newest(m.HELDOUT_MEAN, "set", "reward"), "{{set}}/{{reward}}"),),
                     span=12,
                 ),
                 Panel(
-                    title="Overoptimisation: rise of the watched proxy less that of the truth",
+                    title="Reward hacking: gain of the learned reward minus gain of the true one",
                     of=(m.OVEROPTIMISATION_GAP,),
                     queries=(Query(newest(m.OVEROPTIMISATION_GAP), "gap"),),
                     note="Only where the recipe watches for it.",

@@ -1,1 +1,1 @@
-"""One recipe, one file: a function whose keyword parameters are its command-line options, returning a `RunConfig`."""
+"""The shipped recipes: public functions that return a `RunConfig`; their keyword parameters are options of the command line."""

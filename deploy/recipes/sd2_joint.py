@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
@@ -11,9 +13,9 @@ from drover.common.policies.model import Lora
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.common.protocols import Reward
 from drover.deploy.config import Pools, RunConfig
+from drover.deploy.options import Only, RealPictures, Sampling, Training
 from drover.learner.files.folder import ImageFolder
 from drover.learner.files.pairs import Pairs
-from drover.learner.files.pretraining import Pretraining
 from drover.learner.files.prompts import read_prompts
 from drover.learner.files.templates import objects, occupation_prompts, pair_prompts
 from drover.learner.files.webdataset import WebDataset
@@ -36,6 +38,13 @@ CLIP_PX = 512  # on a side; other sizes get the same bound on the log-prob of a 
 EVALUATED = 100  # held-out prompts that are drawn for each evaluation
 PARITY_SAMPLES = 100  # of an occupation: fewer would mostly measure their own sampling floor
 
+ClusterPools = Annotated[
+    Pools,
+    Only(
+        "actors", "evaluators", "actor_samples", "reward_servers", "reward_gpus", "reward_batch", "reward_deadline_s",
+        "learner_ranks",
+    ),
+]  # fmt: skip
 TaskName = Literal["preference", "composition", "fairness"]
 PreferenceName = Literal["image_reward", "pick_score", "clip_score", "learned_preference"]
 
@@ -55,38 +64,32 @@ def sd2_joint(
     tasks: tuple[TaskName, ...] = ("preference", "composition", "fairness"),
     image_size: int = 512,
     rounds: int = 1000,
-    groups: int = 128,
-    samples: int = 16,
-    steps: int = 50,
-    trained_steps: int = 5,
-    guidance: float = 7.0,
-    lr: float = 2e-6,
+    training: Annotated[
+        Training, Only("groups", "samples", "batch_size", "max_lag", "evaluate_every", "seed")
+    ] = Training(groups=128, samples=16, batch_size=16),
+    sampling: Sampling = Sampling(steps=50, trained_steps=5, guidance=7.0),
+    optimizer: Annotated[OptimizerSpec, Only("lr", "ema")] = OptimizerSpec(lr=2e-6, grad_clip=math.inf),
     task_weights: tuple[float, ...] = (),
     rooted: bool = True,
     parity_credit: Literal["shared", "leave_one_out"] = "shared",
-    pretraining_batch: int = 2048,
-    pretraining_weight: float = 1.0,
-    pretraining_combined: bool = False,
+    pictures: RealPictures = RealPictures(pretraining_batch=2048),
     lora_rank: int = 0,
-    ema: float = 0.0,
     compute: Literal["float32", "bfloat16"] = "bfloat16",
-    batch_size: int = 16,
-    max_lag: int = 1,
-    evaluate_every: int = 0,
-    actors: int = 88,
-    evaluators: int = 0,
-    actor_samples: int = 16,
-    reward_servers: int = 8,
-    reward_gpus: float = 0.25,
-    reward_batch: int = 64,
-    reward_deadline_s: float = 120.0,
-    learner_ranks: int = 32,
-    seed: int = 0,
+    pools: ClusterPools = Pools(
+        actors=88, actor_samples=16, reward_servers=8, reward_gpus=0.25, reward_deadline_s=120.0, learner_ranks=32
+    ),
 ) -> RunConfig:
     """The paper's run: three tasks in turn, five steps shared by an iteration, then a step on real pictures.
 
     The same for Stable Diffusion 1.5 and SDXL: give their checkpoint and image size. Where nothing else is said, the default
     is the paper's or its released configuration's; "ours" is neither's.
+
+    An iteration samples 128 prompts with 16 samples each, as the paper has it for parity. The trained steps are drawn anew
+    for each iteration, with an optimiser step each; batch_size is the paper's on a GPU.
+    Ours: max_lag 1, so that actors sample while the learner learns (the paper is strictly on-policy, 0); no evaluations but
+    before and after; pretraining_weight 1, for the paper gives none (pretraining_combined is its eq. 8 as printed). Ours are
+    all pools but the GPUs in sum, 128: 88 sample, a prompt's samples at once, 32 learn and 8 judge, each of the four rewards
+    with 8 processes of a quarter GPU; and a reward's deadline, which is far longer than a call takes.
 
     Args:
         prompts: Text, JSONL, CSV or Parquet with what people ask for, such as DiffusionDB's metadata table, the paper's.
@@ -105,42 +108,18 @@ def sd2_joint(
         tasks: Which to train, in which order; the order is ours.
         image_size: Pixels on a side.
         rounds: Iterations of each task; the paper converges in about 1000.
-        groups: Prompts per iteration: 128 with 16 samples each, as the paper has it for parity.
-        samples: Samples of each prompt.
-        steps: DDIM steps of a sample, eta 1.
-        trained_steps: How many of them are trained, drawn anew for each iteration; an optimiser step each.
-        guidance: Classifier-free guidance scale, the same in sampling and training.
-        lr: AdamW's constant learning rate.
         task_weights: Of each task; default: all alike.
         rooted: Parity as the root of the summed squares. The paper's text says so, its formula does not.
         parity_credit: What a sample is given: the parity of its set, as in the paper, or what it changes.
-        pretraining_batch: Pictures of a pretraining step.
-        pretraining_weight: Of its loss; ours, as the paper gives none.
-        pretraining_combined: Add that loss to every step instead, as the paper's eq. 8 prints it.
         lora_rank: 0 trains the whole UNet, as the paper does; otherwise adapters of this rank.
-        ema: Share of the moving average of weights that an update keeps; 0 for none, as in the paper.
         compute: Autocast regime, of sampling and training alike; the release samples in float32, which biases its ratio.
-        batch_size: Recorded steps per micro-batch of a learner rank: the paper's batch on a GPU.
-        max_lag: How many versions old the weights that sampled a group may be. Ours is 1, so that actors sample while the
-            learner learns; the paper is strictly on-policy, 0.
-        evaluate_every: Iterations between evaluations on held-out prompts; 0, ours, for before and after alone.
-        actors: Rollout processes, a GPU each. Ours: of the paper's 128 GPUs 88 sample, 32 learn and 8 judge.
-        evaluators: Further rollout processes that do evaluations alone, beside training; 0: the actors do them.
-        actor_samples: Samples that go through an actor's UNet at once: a prompt's; ours.
-        reward_servers: Processes of each of the four rewards' pools; ours.
-        reward_gpus: GPUs of each of those; 0 for none. Ours.
-        reward_batch: Samples of one call of a reward; ours.
-        reward_deadline_s: Seconds after which a call is left behind and its samples are masked; 0 for none. Ours: far longer
-            than a call takes.
-        learner_ranks: FSDP ranks, a GPU each.
-        seed: Of prompts and noise.
     """
     if task_weights and len(task_weights) != len(tasks):
         raise ConfigError(f"{len(tasks)} tasks need as many task_weights, got {task_weights}")
     if not tasks or len(set(tasks)) < len(tasks):
         raise ConfigError(f"tasks must name each task at most once and at least one; got {tasks}")
-    asked = read_prompts(prompts, heldout=heldout_share, seed=seed)
-    people = read_prompts(portraits, heldout=0.2, seed=seed) if portraits else None
+    asked = read_prompts(prompts, fields=(), heldout=heldout_share, seed=training.seed)
+    people = read_prompts(portraits, fields=(), heldout=0.2, seed=training.seed) if portraits else None
     occupations = occupation_prompts()
     train_portraits = people.train if people else occupations[: len(occupations) * 4 // 5]
     heldout_portraits = people.heldout if people else occupations[len(occupations) * 4 // 5 :]
@@ -162,12 +141,12 @@ def sd2_joint(
         recipe="sd2_joint",
         model=StableDiffusionModel(
             checkpoint=checkpoint,
-            guidance=guidance,
+            guidance=sampling.guidance,
             compute=compute,
             image_size=(image_size, image_size),
             lora=Lora(rank=lora_rank, alpha=float(lora_rank)) if lora_rank else None,
         ),
-        kernel=Renoise(steps, Ddim(eta=1.0)),
+        kernel=Renoise(sampling.steps, Ddim(eta=1.0)),
         rewards=(*judges.values(), evenly),
         objective=Joint(
             tasks={name: Ddpo(weights={judges[name].name: 1.0}, clip=clip, normalise="batch") for name in tasks},
@@ -195,39 +174,14 @@ def sd2_joint(
                 limits={"parity": -uniform_floor(PARITY_SAMPLES, len(tone_classes), rooted=rooted)},
             ),
         ),
-        record=RecordSteps(count=trained_steps, first=steps, shared=True),
-        optimizer=OptimizerSpec(lr=lr, weight_decay=1e-2, grad_clip=float("inf"), ema=ema),
-        pretraining=(
-            Pretraining(
-                pairs=_pairs(pretraining, image_size),
-                batch_size=pretraining_batch,
-                weight=pretraining_weight,
-                combined=pretraining_combined,
-            )
-            if pretraining
-            else None
-        ),
-        iterations=rounds * len(tasks),
-        groups=groups,
-        samples=samples,
-        updates=trained_steps,
+        record=RecordSteps(count=sampling.trained_steps, first=sampling.steps, shared=True),
+        optimizer=optimizer,
+        files=pictures.of(_pairs(pretraining, image_size)) if pretraining else None,
         updates_by="steps",
         reduction="sum",
-        batch_size=batch_size,
         storage="float16",
-        evaluate_every=evaluate_every,
-        max_lag=max_lag,
-        pools=Pools(
-            actors=actors,
-            evaluators=evaluators,
-            actor_samples=actor_samples,
-            reward_servers=reward_servers,
-            reward_gpus=reward_gpus,
-            reward_batch=reward_batch,
-            reward_deadline_s=reward_deadline_s,
-            learner_ranks=learner_ranks,
-        ),
-        seed=seed,
+        pools=pools,
+        **asdict(replace(training, iterations=rounds * len(tasks), updates=sampling.trained_steps)),
     )
 
 

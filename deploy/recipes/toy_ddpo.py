@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Annotated
+
 from drover.deploy.config import Pools, RunConfig
+from drover.deploy.options import LearningRate, Only, Processes, Training
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
 from drover.learner.objectives.ddpo import Ddpo
@@ -14,29 +18,13 @@ from drover.worlds.plane.policy import NUM_STEPS, toy_kernel
 
 def toy_ddpo(
     *,
-    iterations: int = 150,
-    groups: int = 4,
-    samples: int = 128,
-    lr: float = 0.05,
-    max_lag: int = 1,
-    actors: int = 1,
-    evaluators: int = 0,
-    learner_ranks: int = 1,
-    seed: int = 0,
+    training: Annotated[Training, Only("iterations", "groups", "samples", "max_lag", "seed")] = Training(
+        iterations=150, groups=4, samples=128, batch_size=4096
+    ),
+    optimizer: LearningRate = OptimizerSpec(lr=0.05, weight_decay=0.0, grad_clip=100.0),
+    pools: Processes = Pools(),
 ) -> RunConfig:
-    """Move the end point of a five-step chain to (-1, 1): reward from about -6.4 to -2.0, the best the noise allows.
-
-    Args:
-        iterations: Times new samples are drawn and learned from.
-        groups: Prompts per iteration.
-        samples: Samples of each prompt.
-        lr: AdamW's learning rate.
-        max_lag: How many versions old the weights that sampled a group may be; 0 is strictly on-policy.
-        actors: Rollout processes.
-        evaluators: Further rollout processes that do evaluations alone, beside training; 0: the actors do them.
-        learner_ranks: FSDP ranks.
-        seed: Of prompts and noise.
-    """
+    """Move the end point of a five-step chain to (-1, 1): reward from about -6.4 to -2.0, the best the noise allows."""
     return RunConfig(
         recipe="toy_ddpo",
         model=ToyModel(),
@@ -46,12 +34,7 @@ def toy_ddpo(
         tasks=(Task(name="point", prompts=("anywhere",), rewards=("point",)),),
         heldout=(EvaluationSpec(name="anywhere", prompts=("anywhere",), samples_per_prompt=512, rewards=("point",)),),
         record=RecordSteps(count=NUM_STEPS, first=NUM_STEPS),
-        optimizer=OptimizerSpec(lr=lr, weight_decay=0.0, grad_clip=100.0),
-        iterations=iterations,
-        groups=groups,
-        samples=samples,
-        batch_size=4096,
-        max_lag=max_lag,
-        pools=Pools(actors=actors, evaluators=evaluators, learner_ranks=learner_ranks),
-        seed=seed,
+        optimizer=optimizer,
+        pools=pools,
+        **asdict(training),
     )

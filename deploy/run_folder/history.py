@@ -14,7 +14,8 @@ PACE_UPDATES = 10  # the time to go follows the pace of this many last updates
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """One evaluation. ``when`` is "before", "during" or "after"; ``means`` and ``counts`` are by reward name.
+    """One evaluation. ``when`` is "before", "during" or "after"; ``means`` and ``counts`` are by
+    "SET/REWARD".
 
     ``watched`` is what a watch over a proxy found: `drover.learner.overoptimisation.Verdict.hear`.
     """
@@ -67,7 +68,7 @@ class History:
             means = by_name(report, "heldout/", "/mean")
             counts, watched = by_name(report, "heldout/", "/count"), by_name(report, "overoptimisation/")
             self.evals.append(HeldOut(report.text, update_index(report), means, counts, watched))
-            self._meet(means)
+            self._meet(_rows(means))
         elif report.kind == "event":
             self.events.append(report)
         elif report.kind == "end":
@@ -83,9 +84,9 @@ class History:
         """(update indices, finite values) of one scalar of the updates."""
         return _finite((update_index(report), report.scalars.get(name, math.nan)) for report in self.updates)
 
-    def held_out(self, reward: str) -> tuple[list[int], list[float]]:
-        """(update indices, finite means) of one reward's evaluations, in order."""
-        return _finite((held.update, held.means.get(reward, math.nan)) for held in self.evals)
+    def held_out(self, name: str) -> tuple[list[int], list[float]]:
+        """(update indices, finite means) of the evaluations of "SET/REWARD", or of a reward's first set, in order."""
+        return _finite((held.update, of_row(held.means, name)) for held in self.evals)
 
     def watched(self, what: str) -> tuple[list[int], list[float]]:
         """(update indices, finite values) of "truth", "proxy" or their "gap" at the evaluations, in order."""
@@ -107,6 +108,20 @@ class History:
 
     def _meet(self, names: Iterable[str]) -> None:
         self.rewards += [name for name in names if name not in self.rewards]
+
+
+def _rows(means: Iterable[str]) -> list[str]:
+    """The row of each "SET/REWARD": a reward's own row for its first set, one of its own for every further set."""
+    first: dict[str, str] = {}
+    for key in means:
+        first.setdefault(key.rpartition("/")[2], key)
+    return [key.rpartition("/")[2] if key in first.values() else key for key in means]
+
+
+def of_row(means: Mapping[str, float], name: str) -> float:
+    """The mean that belongs to a row's name; NaN without one."""
+    found = (value for key, value in means.items() if key == name or key.rpartition("/")[2] == name)
+    return means.get(name, next(found, math.nan))
 
 
 def _finite(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:

@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, written whole or not at all. Knows no role and starts nothing.
 
-``runs/NAME/`` holds ``metrics.jsonl`` (one report a line), ``summary.json``, ``curves.png``, ``samples.png`` and
-``checkpoints/``.
+``runs/NAME/`` holds ``metrics.jsonl`` (one report a line), ``run.log``, ``summary.json``, ``curves.png``, ``samples.png``
+and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from drover.common.errors import CheckpointError, ConfigError
 from drover.common.types import Report
 from drover.deploy.run_folder.history import History
 from drover.deploy.run_folder.pictures import SamplePair, curves_png, samples_png
 
+T = TypeVar("T")
+
 Resume = Literal["never", "must", "may"]
 """Whether a run of that name is begun, gone on with, or either."""
 
 log = logging.getLogger(__name__)
+LOCK = ".lock"
 DRIVER = "driver"  # its name among the workers in the file of metric targets
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -39,6 +42,7 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
+        self.targets = self.path / "metrics_targets.json"
         self.curves = self.path / "curves.png"
         self.samples = self.path / "samples.png"
         self.checkpoints = self.path / "checkpoints"
@@ -52,14 +56,17 @@ class RunFolder:
                 f"run name {name!r} cannot be a folder; use letters, digits, '.', '-' and '_' (at most 100), "
                 "starting with a letter, digit or '_'."
             )
+        if str(root).startswith("~"):
+            raise ConfigError(f"{str(root)!r} names no folder here; write the whole path of the folder of runs.")
         folder = cls(Path(root) / name)
         started = folder.path.is_dir() and any(folder.path.iterdir())
+        anew = started and resume == "never" and folder._ended == "failed" and not folder.begun
         if resume == "must" and not started:
             raise ConfigError(
                 f"no run to resume at {folder.path}; begin it with --run-name {name}, or correct the name."
             )
-        if started and resume == "never":
-            state = "finished" if folder.summary.exists() else "started"
+        if started and resume == "never" and not anew:
+            state = folder._ended or "started"
             raise ConfigError(
                 f"{folder.path} holds a {state} run; pass --resume {name} to go on with it, "
                 "or another --run-name to begin anew."
@@ -71,22 +78,50 @@ class RunFolder:
                 f"cannot create {folder.path} ({error.strerror}); make room or choose another place."
             ) from error
         folder._lock = _hold(folder.path)
-        if started:
+        if anew:
+            folder._empty()
+        elif started:
             folder._cut_torn_line()
         return folder
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
-        return self.summary.exists() and json.loads(self.summary.read_text()).get("ended") == "finished"
+        """Whether the run has come to its end, and its summary says so; a damaged one is written anew by going on."""
+        return self._ended == "finished"
 
-    def discard_unless_begun(self) -> None:
-        """Remove the folder of a run that failed before its first update: its name is free again."""
-        begun = any(self.checkpoints.iterdir()) or any(report.kind == "update" for report in self.reports())
-        if not begun:
-            if self._lock is not None:
-                self._lock.close()  # NFS keeps an open file's folder
-            shutil.rmtree(self.path, ignore_errors=True)  # why the run failed is what is to be told
+    @property
+    def begun(self) -> bool:
+        """Whether there is an update or a checkpoint to lose."""
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return saved or any(report.kind == "update" for report in self.reports())
+
+    def release(self) -> None:
+        """The run is over: this process no longer holds the folder."""
+        if self._lock is not None:
+            with suppress(OSError):
+                self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+    def discard(self) -> None:
+        """Remove the folder: the name is free again."""
+        self.release()  # NFS keeps an open file's folder
+        shutil.rmtree(self.path, ignore_errors=True)  # why the run failed is what is to be told
+
+    @property
+    def _ended(self) -> str:
+        """As its summary says; "" without a whole one."""
+        with suppress(CheckpointError):
+            return str((self.read_summary() or {}).get("ended", ""))
+        return ""
+
+    def _empty(self) -> None:
+        """Remove what a run left that failed before it began, but for the lock."""
+        for path in self.path.iterdir():
+            if path.is_dir() and path != self.checkpoints:
+                shutil.rmtree(path)
+            elif path.is_file() and path.name != LOCK:
+                path.unlink()
 
     def append(self, report: Report) -> None:
         """Add one line to metrics.jsonl. A line that cannot be written whole is taken back."""
@@ -116,12 +151,28 @@ class RunFolder:
         """All reports of metrics.jsonl, in order; what was not finite is NaN. A torn last line is left out."""
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        try:
+            lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        except OSError as error:
+            raise _unreadable(self.metrics, error) from error
         return [_report(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, start=1)]
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """summary.json, which a run has once it has ended. Raises `CheckpointError` where it is damaged."""
+        return read_json(self.summary, dict, f"and --resume {self.path.name} writes another")
+
+    def driver(self) -> str | None:
+        """HOST:PORT where the driver has everyone's metrics, of a run that noted it. Raises `CheckpointError` for damage."""
+        fix = "a run that is under way writes another"
+        try:
+            groups = read_json(self.targets, list, fix) or []
+            return next((group["targets"][0] for group in groups if group["labels"]["worker"] == DRIVER), None)
+        except (KeyError, IndexError, TypeError) as error:
+            raise _damaged(self.targets, error, fix) from error
 
     def note_metrics(self, groups: Sequence[Mapping[str, object]]) -> None:
         """Replace metrics_targets.json: where every role's metrics are, as Prometheus' file discovery reads it."""
-        write_whole(self.path / "metrics_targets.json", (json.dumps(groups, indent=2) + "\n").encode())
+        write_whole(self.targets, (json.dumps(groups, indent=2) + "\n").encode())
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Replace summary.json."""
@@ -148,9 +199,9 @@ def _hold(folder: Path) -> IO[str]:
     """Keep other processes from running the same folder; the lock ends with this process, however it ends."""
     import fcntl
 
-    file = (folder / ".lock").open("a+")
+    file = (folder / LOCK).open("a+")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.seek(0)
         raise ConfigError(
@@ -163,6 +214,24 @@ def _hold(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def holder(lock: Path) -> tuple[bool | None, str]:
+    """(Whether a process runs the folder of this lock, or None where that cannot be seen; the process that took it last)."""
+    import fcntl
+
+    try:
+        with lock.open() as file:
+            by = file.read()
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True, by
+            except OSError:  # storage that knows no locks
+                return None, by
+            return False, by
+    except FileNotFoundError:
+        return False, ""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -178,6 +247,32 @@ def write_whole(path: Path, content: bytes) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise _not_written(path, error) from error
+
+
+def read_json(path: Path, kind: type[T], fix: str) -> T | None:
+    """What `write_whole` wrote there as JSON; None where there is no such file.
+
+    Raises `CheckpointError` where it is damaged: that error says to delete it, and then ``fix``.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise _damaged(path, error, fix) from error
+    if not isinstance(content, kind):
+        raise _damaged(path, TypeError(f"it holds a {type(content).__name__}, wanted a {kind.__name__}"), fix)
+    return content
+
+
+def _damaged(path: Path, error: Exception, fix: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); delete it, {fix}")
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {path} ({error.strerror}); make it readable")
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

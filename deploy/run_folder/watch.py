@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
-from drover.common import tensors
 from drover.common.errors import BlobMissing
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
-from drover.deploy.run_folder.pictures import SamplePair
 from drover.deploy.run_folder.results import RunFolder
 
 MOMENTS = ("before", "after")
+TOLD = ("phase", "event", "end", "failed")  # kinds of reports that run.log repeats
+log = logging.getLogger(__name__)
 
 
 class View(Protocol):
@@ -73,69 +73,20 @@ class Watcher:
             report = replace(report, scalars=report.scalars | self.extra)
             self.last = dict(report.scalars)
         self._folder.append(report)
+        if report.kind in TOLD:
+            log.info("%s: %s", report.kind, report.text)
         self._view.update(report)
         if report.kind == "end":
             self.ended = report.text
         if report.kind == "failed":
             self.failure = report.text
 
-    def conclude(self, facts: Mapping[str, object]) -> dict[str, object]:
-        """Write summary.json and the pictures; returns the summary. ``facts`` are added to it."""
-        reports = self._folder.reports()
-        summary = summarise(reports) | dict(facts)
-        self._folder.write_summary(summary)
-        self._folder.draw_curves()
-        pictures = {moment: self._folder.path / f"{moment}.npz" for moment in MOMENTS}
-        if all(path.exists() for path in pictures.values()):
-            before, after = (np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS)
-            self._folder.draw_samples(
-                SamplePair(
-                    before=before["media"],
-                    after=after["media"],
-                    prompts=before["prompts"].tolist(),
-                )
-            )
-        return summary
-
     def _keep_pictures(self, report: Report) -> None:
+        from drover.common import tensors
+
         try:
             media = np.stack([tensors.read(self._blobs, ref).numpy() for ref in report.media])
         except BlobMissing:
             return  # only pictures; the values are in the report
         self._blobs.drop(list({ref.blob for ref in report.media}))
         np.savez_compressed(self._folder.path / f"{report.text}.npz", media=media, prompts=np.array(report.prompts))
-
-
-def summarise(reports: list[Report]) -> dict[str, object]:
-    """The numbers of a run: held-out reward before and after by name, and what it took."""
-    last = next((r for r in reversed(reports) if r.kind in ("end", "update")), None)
-    updates = [r for r in reports if r.kind == "update"]
-    ledger = {key.removeprefix("ledger/"): int(value) for key, value in _scalars(last) if key.startswith("ledger/")}
-    return {
-        "reward_before": _heldout(reports, "before"),
-        "reward_after": _heldout(reports, "after"),
-        "reward_limit": _heldout(reports, "after", "limit"),
-        "updates": int(dict(_scalars(last)).get("update", 0)),
-        "samples": int(dict(_scalars(last)).get("samples", 0)),
-        "wall_s": round(last.at_s, 2) if last else 0.0,
-        "first_update_s": round(updates[0].at_s, 2) if updates else None,
-        "max_lag_seen": int(max((r.scalars.get("lag_max", 0.0) for r in updates), default=0)),
-        "ledger": ledger,
-        "ended": last.text if last is not None and last.kind == "end" else "interrupted",
-    }
-
-
-def _scalars(report: Report | None) -> list[tuple[str, float]]:
-    return [] if report is None else list(report.scalars.items())
-
-
-def _heldout(reports: list[Report], moment: str, what: str = "mean") -> dict[str, float]:
-    """By reward name, at the newest evaluation of that moment."""
-    found = [r for r in reports if r.kind == "eval" and r.text == moment]
-    if not found:
-        return {}
-    return {
-        name.split("/")[1]: value
-        for name, value in found[-1].scalars.items()
-        if name.startswith("heldout/") and name.endswith(f"/{what}")
-    }

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-import urllib.request
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from drover.common import metrics
-from drover.common.exporter import read
+from drover.common.exporter import fetch, read
 from drover.common.metrics import Metric
 from drover.common.types import Report
 from drover.deploy.run_folder.history import History, by_name
-from drover.deploy.run_folder.results import DRIVER, RunFolder
-from drover.deploy.run_folder.watch import summarise
+from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.state import RunState, run_state
+from drover.deploy.run_folder.summary import summarise
 
 REACH_S = 5.0  # to the driver, which asks every worker
 START = "process_start_time_seconds"
@@ -29,14 +27,22 @@ Page = list[tuple[str, dict[str, str], float]]
 
 
 def standing(folder: RunFolder) -> dict[str, Any]:
-    """The summary of a run that ended, or what its reports say so far; and under "now" what `now` says."""
-    reports = folder.reports()
-    if folder.summary.exists():
-        found: dict[str, Any] = json.loads(folder.summary.read_text())
-        return found | {"now": now(History.of(reports), [])}
-    quiet_s = time.time() - folder.metrics.stat().st_mtime if folder.metrics.exists() else None
-    told = {"ended": None, "quiet_s": None if quiet_s is None else round(quiet_s, 1)}
-    return summarise(reports) | told | {"now": now(History.of(reports), page(folder))}
+    """The state of a run; the summary of one that ended, else what its reports say so far; and under "now" what `now` says.
+
+    Raises `CheckpointError` where a file of the run is damaged.
+    """
+    reports, state = folder.reports(), state_of(folder)
+    quiet_s = None if state.quiet_s is None else round(state.quiet_s, 1)
+    told = {"state": state.name, "reason": state.reason, "quiet_s": quiet_s}
+    summary = folder.read_summary()
+    if summary is not None:
+        return summarise(reports) | summary | told | {"now": now(History.of(reports), [])}
+    return summarise(reports) | {"ended": None} | told | {"now": now(History.of(reports), page(folder))}
+
+
+def state_of(folder: RunFolder) -> RunState:
+    """How it stands, by its folder and, where that does not tell, by whether its driver answers."""
+    return run_state(folder, lambda: bool(page(folder)))
 
 
 def now(history: History, page: Page) -> dict[str, Any]:
@@ -49,6 +55,8 @@ def now(history: History, page: Page) -> dict[str, Any]:
     return {
         "live": bool(page),
         "update": last.get("update"),
+        "updates_total": last.get("updates_total"),
+        "phase": history.phase,
         "rewards": {name: _newest(history.series(f"reward/{name}/mean")[1]) for name in history.rewards},
         "held_out": {name: _newest(history.held_out(name)[1]) for name in history.rewards},
         "lag": last.get("lag_max"),
@@ -74,23 +82,15 @@ def now(history: History, page: Page) -> dict[str, Any]:
 
 def page(folder: RunFolder) -> Page:
     """What the run's processes say of themselves, by way of its driver; nothing where that is not to be reached from here."""
-    address = _driver(folder.path / "metrics_targets.json")
+    address = folder.driver()
     if address is None:
         return []
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics/all", timeout=REACH_S) as answer:
-            found = read(answer.read().decode())
-    except (OSError, ValueError) as error:
+        found = read(fetch(address, "/metrics/all", timeout_s=REACH_S))
+    except ValueError as error:
         log.info("no metrics from %s: %s", address, error)
         return []
     return [series for series in found if series[1].get("run") == folder.path.name]  # another may have the port by now
-
-
-def _driver(path: Path) -> str | None:
-    if not path.exists():
-        return None
-    found: list[dict[str, Any]] = json.loads(path.read_text())
-    return next((group["targets"][0] for group in found if group["labels"].get("worker") == DRIVER), None)
 
 
 def _throughput(page: Page) -> dict[str, float]:

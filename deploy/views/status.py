@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from drover.common.errors import ConfigError
-from drover.deploy.run_folder.history import duration, number
+from drover.common.errors import ConfigError, DroverError
+from drover.deploy.run_folder.history import duration, number, of_row
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.views.standing import standing
 
@@ -47,14 +48,7 @@ class StatusOptions:
 
 def run(options: StatusOptions) -> int:
     """Print; the exit code."""
-    if options.run:
-        folders = [options.runs_dir / options.run]
-        if not folders[0].is_dir():
-            raise ConfigError(f"there is no run {options.run!r} in {options.runs_dir}; `drover status` lists them")
-    else:
-        found = (path for path in options.runs_dir.glob("*") if (path / "metrics.jsonl").exists())
-        folders = sorted(found, key=lambda path: -(path / "metrics.jsonl").stat().st_mtime)
-    states = {folder.name: standing(RunFolder(folder)) for folder in folders}
+    states = _one(options) if options.run else _all(options.runs_dir)
     if options.json:
         print(json.dumps(states, indent=2))
     elif not states:
@@ -67,16 +61,52 @@ def run(options: StatusOptions) -> int:
     return 0
 
 
+def _one(options: StatusOptions) -> dict[str, dict[str, Any]]:
+    folder = options.runs_dir / options.run
+    if not folder.is_dir():
+        raise ConfigError(f"there is no run {options.run!r} in {options.runs_dir}; `drover status` lists them")
+    return {options.run: standing(RunFolder(folder))}
+
+
+def _all(runs_dir: Path) -> dict[str, dict[str, Any]]:
+    """Name -> where that run stands, or {"damaged": why that is unknown}; newest first."""
+    found = (path for path in runs_dir.glob("*") if (path / "metrics.jsonl").exists())
+    states: dict[str, dict[str, Any]] = {}
+    for folder in sorted(found, key=lambda path: -(path / "metrics.jsonl").stat().st_mtime):
+        try:
+            states[folder.name] = standing(RunFolder(folder))
+        except DroverError as error:
+            states[folder.name] = {"damaged": str(error)}
+    return states
+
+
 def line(name: str, state: Mapping[str, Any]) -> str:
     """One run in one line."""
+    if "damaged" in state:
+        return f"{name}: damaged; {state['damaged']}"
     rewards = state["reward_after"] or state["reward_before"]
     told = ", ".join(f"{reward} {value:.3f}" for reward, value in rewards.items())
-    ended = state["ended"] or f"running or killed, last heard of {_ago(state['quiet_s'])}"
-    return f"{name}: {ended}; {state['updates']} updates, {state['samples']} samples; held out: {told or 'not evaluated yet'}"
+    done = f"{state['updates']} updates, {state['samples']} samples"
+    return f"{name}: {_state(name, state)}; {done}; held out: {told or 'not evaluated yet'}"
 
 
-def _ago(quiet_s: float | None) -> str:
-    return "never" if quiet_s is None else f"{quiet_s:.1f} s ago"
+def _state(name: str, state: Mapping[str, Any]) -> str:
+    """Its state, and what to do about it."""
+    now, quiet_s = state["now"], state["quiet_s"]
+    heard = "no report yet" if quiet_s is None else f"last report {quiet_s:.1f} s ago"
+    since = (
+        "ever"
+        if quiet_s is None
+        else f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(time.time() - quiet_s))}"
+    )
+    words = {
+        "starting": f"starting ({now['phase']}, {heard})",
+        "running": f"running (update {now['update'] or 0:.0f} of {now['updates_total'] or 0:.0f}, {heard})",
+        "stopped": f"stopped, go on with --resume {name}",
+        "failed": f"failed: {state['reason']}",
+        "lost": f"lost: its process is gone, no report {since}; go on with --resume {name}",
+    }
+    return words.get(state["state"], state["state"])
 
 
 # -------------------------------------------------------------------------------------------- of one run
@@ -125,7 +155,11 @@ def _rewards(state: Mapping[str, Any]) -> str:
     now, before = state["now"], state["reward_before"]
     return "   ".join(
         f"{name} {number(value)}"
-        + (f" (held out {number(before.get(name))} -> {number(held)})" if (held := now["held_out"].get(name)) else "")
+        + (
+            f" (held out {number(of_row(before, name))} -> {number(held)})"
+            if (held := now["held_out"].get(name))
+            else ""
+        )
         for name, value in now["rewards"].items()
     )
 

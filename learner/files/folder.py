@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from drover.common.errors import ConfigError
+from drover.common.picture_files import SUFFIXES
+from drover.common.records import BadRecord, a_text, clean, count_text, decoded, file_bytes
 from drover.learner.files.pairs import ShuffledPairs
-from drover.learner.files.pictures import MAX_BYTES, SUFFIXES
-from drover.learner.files.records import BadRecord, clean, count_text
-from drover.learner.files.tables import read_columns
+from drover.learner.files.tables import Columns, Unused, read_rows
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # as Hugging Face's imagefolder
 FILE_NAME = "file_name"
@@ -39,31 +38,31 @@ class ImageFolder:
         tables = [self.folder / name for name in TABLES if (self.folder / name).is_file()]
         if len(tables) > 1:
             raise ConfigError(f"{self.folder} holds {' and '.join(table.name for table in tables)}; leave one of them")
-        skipped: Counter[str] = Counter()
-        captions = self._from_table(tables[0], skipped) if tables else self._from_names(skipped)
+        unused = Unused()
+        captions = self._from_table(tables[0], unused) if tables else self._from_names(unused)
         if not captions:
             wanted = f"named in {tables[0].name}" if tables else "with a .txt beside it"
-            raise ConfigError(f"{self.folder} holds no picture {wanted}{count_text(skipped)}; add some")
-        return ShuffledPairs(FolderRecords(self.folder, captions), skipped, seed=seed, resolution=self.resolution)
+            raise ConfigError(f"{self.folder} holds no picture {wanted}{count_text(unused.rows)}; add some")
+        return ShuffledPairs(FolderRecords(self.folder, captions), unused.rows, seed=seed, resolution=self.resolution)
 
-    def _from_table(self, table: Path, skipped: Counter[str]) -> dict[str, str | None]:
+    def _from_table(self, table: Path, unused: Unused) -> dict[str, str | None]:
         """Picture -> caption, in the table's order."""
         captions: dict[str, str | None] = {}
-        for name, caption in read_columns(table, (FILE_NAME, self.caption), skipped):
+        for row in read_rows(table, Columns((FILE_NAME, self.caption)), unused):
             try:
-                picture, text = _inside(clean(name)), clean(caption)
+                picture, text = _inside(a_text(row.get(FILE_NAME))), clean(row.get(self.caption))
             except BadRecord as bad:
-                skipped[bad.reason] += 1
+                unused.rows[bad.reason] += 1
                 continue
-            skipped["repeated"] += picture in captions
+            unused.rows["repeated"] += picture in captions
             captions.setdefault(picture, text)
         return captions
 
-    def _from_names(self, skipped: Counter[str]) -> dict[str, str | None]:
+    def _from_names(self, unused: Unused) -> dict[str, str | None]:
         """Picture -> None, sorted: the caption is read with the picture."""
         found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         captioned = [path for path in found if path.with_suffix(".txt").is_file()]
-        skipped["no_caption"] += len(found) - len(captioned)
+        unused.rows["no caption"] += len(found) - len(captioned)
         return {path.relative_to(self.folder).as_posix(): None for path in captioned}
 
 
@@ -81,30 +80,18 @@ class FolderRecords:
         picture = self._folder / name
         if caption is None:
             caption = _caption_beside(picture)
-        return _bytes(picture, "no_picture"), caption
+        return file_bytes(picture, "no picture"), caption
 
 
 def _inside(name: str) -> str:
-    """The name, which must stay in the folder: tables come from elsewhere."""
+    """The name as it is, which must stay in the folder: tables come from elsewhere. Raises `BadRecord`."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise BadRecord("outside_folder")
+        raise BadRecord("outside the folder")
+    if not name.strip():
+        raise BadRecord("blank")
     return name
 
 
 def _caption_beside(picture: Path) -> str:
-    try:
-        return clean(_bytes(picture.with_suffix(".txt"), "no_caption").decode())
-    except UnicodeDecodeError:
-        raise BadRecord("not_utf8") from None
-
-
-def _bytes(path: Path, reason: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BadRecord(reason) from error
-    if len(data) > MAX_BYTES:
-        raise BadRecord("too_large")
-    return data
+    return clean(decoded(file_bytes(picture.with_suffix(".txt"), "no caption")))

@@ -15,8 +15,8 @@ import torch
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
-from drover.learner.files.pictures import decode
-from drover.learner.files.records import BadRecord, count_text
+from drover.common.picture_files import square
+from drover.common.records import BadRecord, count_text
 
 Batch = tuple[np.ndarray, list[str]]
 
@@ -82,7 +82,7 @@ class ShuffledPairs:
                 continue
             try:
                 picture, caption = self._records.read(index)
-                return decode(picture, self._resolution), caption
+                return square(picture, self._resolution), caption
             except BadRecord as bad:
                 self._bad[index] = bad.reason
         raise ConfigError(f"none of {num_records} pictures with captions can be used{count_text(self.skipped)}")

@@ -1,77 +1,135 @@
-"""Prompts from a file, without repetitions, with a held-out part that stays held out. Issues no order."""
+"""Prompts from a file, with their fields and without repetitions, and a held-out part that stays held out. Issues no order."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
-from drover.learner.files.records import BadRecord, clean, count_text
-from drover.learner.files.tables import read_columns
+from drover.common.prompts import MAX_FIELDS_BYTES, Field, Prompt, fields_text, is_field
+from drover.common.records import BadRecord, clean, count_text, counted
+from drover.learner.files.tables import Columns, Row, Unused, read_rows
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSplit:
-    """Example: ``PromptSplit(train=("a cat", "a dog"), heldout=("a cow",), skipped={"repeated": 7, "blank": 1})``.
+class Prompts:
+    """The prompts of one file. ``str`` tells in a sentence what became of its rows.
 
-    ``train`` is in the file's order; ``heldout`` in that of its hashes, so any first part of it is a fair sample.
+    Example: ``Prompts("p.jsonl", train=(Prompt("a cat", {"count": 1}),), heldout=(), skipped={"blank": 1}, left_out={})``.
+    ``train`` is in the file's order; ``heldout`` in that of its hashes, so any first part of it is a fair sample. Both hold
+    plain texts where no prompt of the file has a field.
     """
 
+    file: str
     train: tuple[str, ...]
     heldout: tuple[str, ...]
     skipped: Mapping[str, int]  # reason -> rows
+    left_out: Mapping[str, int]  # column -> values that can be no field of a prompt
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields that every prompt has, in the file's order."""
+        found = [prompt.fields if isinstance(prompt, Prompt) else {} for prompt in self.train + self.heldout]
+        common = set(found[0]).intersection(*found)
+        return tuple(name for name in found[0] if name in common)
+
+    def __str__(self) -> str:
+        train, heldout = len(self.train), len(self.heldout)
+        told = [f"{self.file}: {train + heldout} prompts, {train} to train on, {heldout} held out"]
+        if skipped := sum(self.skipped.values()):
+            told.append(f"{skipped} skipped ({counted(self.skipped)})")
+        if self.fields:
+            told.append(f"fields: {', '.join(self.fields)}")
+        if self.left_out:
+            columns = ", ".join(f"{name} of {number}" for name, number in self.left_out.items())
+            told.append(f"values that can be no field: {columns}")
+        return "; ".join(told)
 
 
 def read_prompts(
-    path: Path, column: str = "prompt", *, heldout: float = 0.0, seed: int = 0, limit: int | None = None
-) -> PromptSplit:
+    path: Path,
+    column: str = "prompt",
+    *,
+    fields: Sequence[str] | None = None,
+    heldout: float = 0.0,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Prompts:
     """The distinct prompts of a .txt (one a line), .jsonl, .csv, .tsv or .parquet file, split. Raises `ConfigError`.
 
-    ``heldout`` is a share in [0, 1), not a number: which side a prompt falls on depends on it, the seed and the share
+    The other columns become the prompts' fields: all that can (None), or those named in ``fields``. Rows of one text and
+    unlike fields are two prompts. A value that is no text, finite number, truth value, null or list of these, or that does
+    not fit beside those before it (`MAX_FIELDS_BYTES`), is left out and counted. CSV has no types: its fields are texts.
+
+    ``heldout`` is a share in [0, 1), not a number: which side a prompt falls on depends on its text, the seed and the share
     alone, so rows that are added or removed move no other prompt across, which an exact number could not promise. Two
-    prompts that differ in white space or upper case fall on one side. Only the first ``limit`` distinct prompts are
+    prompts that differ in fields, white space or upper case fall on one side. Only the first ``limit`` distinct prompts are
     read. Memory is that of the distinct prompts.
     """
     if not 0 <= heldout < 1:
         raise ConfigError(f"heldout is the share of the prompts that is held out, got {heldout}; give 0 up to below 1")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is a number of prompts, got {limit}; give at least 1 or None")
-    prompts, skipped = _distinct(path, column, limit)
+    unused = Unused()
+    wanted = Columns((column,), None if fields is None else tuple(fields))
+    prompts = _distinct(path, wanted, limit, unused)
     if not prompts:
         todo = "write one per line" if path.suffix.lower() == ".txt" else f"fill its column {column!r}"
-        raise ConfigError(f"the prompt file {path} holds no prompt; {todo}{count_text(skipped)}")
-    if not heldout:
-        return PromptSplit(tuple(prompts), (), skipped)
-    places = {prompt: _place(prompt, seed) for prompt in prompts}
-    apart = sorted((prompt for prompt in prompts if places[prompt] < heldout), key=places.__getitem__)
-    train = tuple(prompt for prompt in prompts if places[prompt] >= heldout)
-    if not train or not apart:
+        raise ConfigError(f"the prompt file {path} holds no prompt; {todo}{count_text(unused.rows)}")
+    train, apart = _split(prompts, heldout, seed)
+    if heldout and not (train and apart):
         raise ConfigError(
             f"a held-out share of {heldout} splits the {len(prompts)} prompts of {path} into {len(train)} to train on "
             f"and {len(apart)} held out; choose a share that leaves both"
         )
-    return PromptSplit(train, tuple(apart), skipped)
+    return Prompts(path.name, train, apart, unused.rows, unused.values)
 
 
-def _distinct(path: Path, column: str, limit: int | None) -> tuple[dict[str, None], Counter[str]]:
-    prompts: dict[str, None] = {}
-    skipped: Counter[str] = Counter()
-    for (value,) in read_columns(path, (column,), skipped):
+def _distinct(path: Path, columns: Columns, limit: int | None, unused: Unused) -> Sequence[str]:
+    prompts: dict[tuple[str, ...], Prompt] = {}
+    for row in read_rows(path, columns, unused):
         try:
-            prompt = clean(value)
+            text = clean(row.get(columns.texts[0]))
         except BadRecord as bad:
-            skipped[bad.reason] += 1
+            unused.rows[bad.reason] += 1
             continue
-        if prompt in prompts:
-            skipped["repeated"] += 1
+        prompt = Prompt(text, _fields(row, columns, unused))
+        key = (text, *fields_text([prompt]))
+        if key in prompts:
+            unused.rows["repeated"] += 1
             continue
-        prompts[prompt] = None
+        prompts[key] = prompt
         if len(prompts) == limit:
             break
-    return prompts, skipped
+    has_fields = any(prompt.fields for prompt in prompts.values())
+    return list(prompts.values()) if has_fields else [str(prompt) for prompt in prompts.values()]
+
+
+def _fields(row: Row, columns: Columns, unused: Unused) -> dict[str, Field]:
+    """The values of the row that can travel with its prompt, in the order of the columns."""
+    fields: dict[str, Field] = {}
+    room = MAX_FIELDS_BYTES
+    for name, value in row.items():
+        if name in columns.texts:
+            continue
+        if is_field(value) and (size := len(json.dumps({name: value}))) <= room:
+            fields[name] = value
+            room -= size
+        else:
+            unused.values[name] += 1
+    return fields
+
+
+def _split(prompts: Sequence[str], heldout: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(to train on, held out)."""
+    if not heldout:
+        return tuple(prompts), ()
+    places = {prompt: _place(prompt, seed) for prompt in prompts}
+    apart = sorted((prompt for prompt in prompts if places[prompt] < heldout), key=places.__getitem__)
+    return tuple(prompt for prompt in prompts if places[prompt] >= heldout), tuple(apart)
 
 
 def _place(prompt: str, seed: int) -> float:

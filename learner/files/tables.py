@@ -7,76 +7,107 @@ through the standard library, which can go on after a bad row where Arrow's read
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from drover.common.errors import ConfigError
+from drover.common.files import is_lfs_pointer
+from drover.common.records import BadRecord, json_object
 
-Row = tuple[object, ...]
+Row = Mapping[str, object]
+"""Column name -> value; a column that the row lacks is not in it."""
+
 ROWS_AT_ONCE = 16_384  # of a Parquet row group
 NAMES_SHOWN = 20
 
 
-def read_columns(path: Path, columns: Sequence[str], skipped: Counter[str]) -> Iterator[Row]:
-    """The values of ``columns``, row by row; None where a row has none. ``skipped`` counts rows that cannot be read.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What is read of each row: columns of text, and ``fields`` of any JSON type, by name or all others (None).
 
-    A text file is one column, whatever its name. Raises `ConfigError`.
+    A file must have the columns that are named.
+    """
+
+    texts: tuple[str, ...]
+    fields: tuple[str, ...] | None = ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return (*self.texts, *(self.fields or ()))
+
+    def of(self, present: Sequence[str]) -> list[str]:
+        """Those to read of a file with these columns."""
+        return list(self.named) if self.fields is not None else [name for name in present if name]
+
+
+@dataclass(slots=True)
+class Unused:
+    """What of a file was not used: ``rows`` by reason; values, by column, that can be no field."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    values: Counter[str] = field(default_factory=Counter)
+
+
+def read_rows(path: Path, columns: Columns, unused: Unused) -> Iterator[Row]:
+    """The rows of a file one by one, with ``columns`` alone. Raises `ConfigError`.
+
+    A text file is one column, whatever its name; values of CSV and TSV are texts. ``unused`` counts rows that cannot be
+    read, and the values of Parquet columns that have no JSON type, which are not read.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"{path} has none of the endings {', '.join(_READERS)}; save it in one of these formats")
     with _readable(path):
-        yield from reader(path, columns, skipped)
+        _check_begin(path)
+        yield from reader(path, columns, unused)
 
 
-def _text(path: Path, columns: Sequence[str], skipped: Counter[str]) -> Iterator[Row]:
+def _text(path: Path, columns: Columns, unused: Unused) -> Iterator[Row]:
+    name, *others = columns.named
+    if others:
+        raise _no_column(path, others, [name])
     for line in _lines(path):
-        yield from ((part,) for part in line.splitlines())
+        yield from ({name: part} for part in line.splitlines())
 
 
-def _jsonl(path: Path, columns: Sequence[str], skipped: Counter[str]) -> Iterator[Row]:
+def _jsonl(path: Path, columns: Columns, unused: Unused) -> Iterator[Row]:
     seen: dict[str, None] = {}
-    absent, is_empty = set(columns), True
+    absent, is_empty = set(columns.named), True
     for line in _lines(path):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            skipped["not_json"] += 1
-            continue
-        if not isinstance(record, dict):
-            skipped["not_an_object"] += 1
+            record = json_object(line.encode())
+        except BadRecord as bad:
+            unused.rows[bad.reason] += 1
             continue
         is_empty = False
         absent -= record.keys()
         if len(seen) < NAMES_SHOWN:
             seen |= dict.fromkeys(record)
-        yield tuple(record.get(name) for name in columns)
+        yield {name: record[name] for name in columns.of(list(record)) if name in record}
     if absent and not is_empty:
         raise _no_column(path, absent, seen)
 
 
-def _csv(path: Path, columns: Sequence[str], skipped: Counter[str], *, delimiter: str) -> Iterator[Row]:
+def _csv(path: Path, columns: Columns, unused: Unused, *, delimiter: str) -> Iterator[Row]:
     # Strict, as a lenient reader takes everything after a stray quote for one long value.
-    rows = _csv_rows(csv.reader(_lines(path), delimiter=delimiter, strict=True), skipped)
+    rows = _csv_rows(csv.reader(_lines(path), delimiter=delimiter, strict=True), unused.rows)
     header = next(rows, None)
     if header is None:
         return
     names = [name.strip() for name in header]
-    if absent := set(columns).difference(names):
-        raise _no_column(path, absent, names)
-    wanted = [names.index(name) for name in columns]
+    wanted = {name: names.index(name) for name in _checked(path, columns, names)}
     for row in rows:
         if len(row) == len(names):
-            yield tuple(row[i] for i in wanted)
+            yield {name: row[i] for name, i in wanted.items()}
         else:
-            skipped["wrong_columns"] += 1
+            unused.rows["wrong columns"] += 1
 
 
 def _csv_rows(reader: Iterator[list[str]], skipped: Counter[str]) -> Iterator[list[str]]:
@@ -88,40 +119,58 @@ def _csv_rows(reader: Iterator[list[str]], skipped: Counter[str]) -> Iterator[li
         except StopIteration:
             return
         except csv.Error:
-            skipped["not_csv"] += 1
+            skipped["not CSV"] += 1
 
 
-def _parquet(path: Path, columns: Sequence[str], skipped: Counter[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Columns, unused: Unused) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ConfigError(f"{path} is no whole Parquet file: {error}; copy or download it again") from error
     with file:
-        _check_text_columns(path, columns, file.schema_arrow)
+        wanted, others = _split(path, columns, file.schema_arrow)
         for number in range(file.num_row_groups):
             num_left = file.metadata.row_group(number).num_rows
-            batches = file.iter_batches(ROWS_AT_ONCE, row_groups=[number], columns=list(columns))
+            batches = file.iter_batches(ROWS_AT_ONCE, row_groups=[number], columns=wanted)
             try:
                 for batch in batches:
-                    yield from zip(*(_values(batch.column(name)) for name in columns), strict=True)
+                    values = zip(*(_values(batch.column(name)) for name in wanted), strict=True)
+                    yield from (dict(zip(wanted, row, strict=True)) for row in values)
+                    unused.values.update(dict.fromkeys(others, batch.num_rows))
                     num_left -= batch.num_rows
             except (pa.ArrowException, OSError):
-                skipped["damaged"] += num_left
+                unused.rows["damaged"] += num_left
 
 
-def _check_text_columns(path: Path, columns: Sequence[str], schema: Any) -> None:
+def _split(path: Path, columns: Columns, schema: Any) -> tuple[list[str], list[str]]:
+    """(columns to read, those of no JSON type). Raises `ConfigError` where a column of text holds something else."""
+    names = _checked(path, columns, schema.names)
+    wanted = [name for name in names if _is_json(schema.field(name).type)]
+    for name in columns.texts:
+        kind = schema.field(name).type
+        if name not in wanted or not _is_text(kind):
+            raise ConfigError(f"column {name!r} of {path} holds {kind}, not text; name a column of text")
+    return wanted, [name for name in names if name not in wanted]
+
+
+def _is_json(kind: Any) -> bool:
+    """Whether the values are JSON scalars or lists of them."""
     import pyarrow.types as kinds
 
-    if absent := set(columns).difference(schema.names):
-        raise _no_column(path, absent, schema.names)
-    for name in columns:
-        kind = schema.field(name).type
-        text = kind.value_type if kinds.is_dictionary(kind) else kind
-        if not (kinds.is_string(text) or kinds.is_large_string(text) or kinds.is_string_view(text)):
-            raise ConfigError(f"column {name!r} of {path} holds {kind}, not text; name a column of text")
+    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+        kind = kind.value_type
+    others = (kinds.is_boolean, kinds.is_integer, kinds.is_floating, kinds.is_null)
+    return _is_text(kind) or any(is_kind(kind) for is_kind in others)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    text = kind.value_type if kinds.is_dictionary(kind) else kind
+    return kinds.is_string(text) or kinds.is_large_string(text) or kinds.is_string_view(text)
 
 
 def _values(column: Any) -> list[object]:
@@ -136,6 +185,17 @@ def _value(scalar: Any) -> object:
         return scalar.as_py()
     except UnicodeDecodeError:
         return b""
+
+
+def _checked(path: Path, columns: Columns, present: Sequence[str]) -> list[str]:
+    """The columns to read. Raises `ConfigError` for one that is not there, or twice."""
+    if absent := set(columns.named).difference(present):
+        raise _no_column(path, absent, present)
+    wanted = columns.of(present)
+    for name in wanted:
+        if (number := present.count(name)) > 1:
+            raise ConfigError(f"{path} has {number} columns named {name!r}; rename all but one")
+    return wanted
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -162,6 +222,40 @@ def _readable(path: Path) -> Iterator[None]:
         raise ConfigError(f"the file {path} cannot be read: {error.strerror or error}") from error
 
 
+def _check_begin(path: Path) -> None:
+    """Raise `ConfigError` for a file whose first bytes show that it is no table of the kind that its name says."""
+    with path.open("rb") as file:
+        begin = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    suffix = path.suffix.lower()
+    if is_lfs_pointer(begin):
+        raise ConfigError(f"{path} is a git LFS pointer, not the file itself; fetch it with git lfs pull")
+    if suffix != ".parquet":
+        for mark, sentence in _MARKS.items():
+            if begin.startswith(mark):
+                raise ConfigError(f"{path} holds {sentence}")
+    if suffix == ".jsonl" and begin.startswith(b"["):
+        raise ConfigError(f"{path} holds one JSON list; write each of its objects on a line of its own")
+    if suffix == ".txt" and _is_object(begin.partition(b"\n")[0]):
+        raise ConfigError(f"{path} holds JSON objects, not texts; call it {path.stem}.jsonl")
+
+
+_MARKS = {  # how files of other kinds begin
+    b"PAR1": "Parquet; call it .parquet",
+    b"PK\x03\x04": "a zip archive; unpack it, or save the spreadsheet as CSV",
+    b"\x1f\x8b": "gzip data; unpack it",
+    b"<!DOCTYPE html": "a web page; download the file itself",
+    b"<!doctype html": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+}
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return bool(json_object(line))
+    except BadRecord:
+        return False
+
+
 def _no_column(path: Path, absent: Iterable[str], present: Iterable[str]) -> ConfigError:
     names = list(present)
     shown = ", ".join(map(repr, names[:NAMES_SHOWN])) + (", ..." if len(names) > NAMES_SHOWN else "")
@@ -169,7 +263,7 @@ def _no_column(path: Path, absent: Iterable[str], present: Iterable[str]) -> Con
     return ConfigError(f"{path} has no column {wanted}; its columns are {shown}")
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str], Counter[str]], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, Columns, Unused], Iterator[Row]]] = {
     ".txt": _text,
     ".jsonl": _jsonl,
     ".csv": partial(_csv, delimiter=","),

@@ -1,13 +1,13 @@
 """Pairs from WebDataset tars: the files of a sample share their name up to its first dot and follow each other.
 
-The format is documented by the webdataset package, which reads it as a stream and by its authors' word leaves resuming
-to the caller. Here a list of where each file lies is made once, from the headers alone, and every pair is then one seek
-away: any step of a run costs the same to start from.
+A list of where each file lies is made once, from the headers alone, and every pair is then one seek away: any step of a run
+costs the same to start from. The format is that of the webdataset package, which groups files alike but is not used to read
+them: version 1.0 reads a tar as a stream, so that step n would cost all bytes before it, and takes a damaged header for the
+end of a shard without a word; the index of version 0.2 (``wids``) is a pickle, or cuts names at 100 bytes.
 """
 
 from __future__ import annotations
 
-import json
 import tarfile
 from array import array
 from collections import Counter
@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from drover.common.errors import ConfigError
+from drover.common.files import is_lfs_pointer
+from drover.common.picture_files import SUFFIXES
+from drover.common.records import MAX_BYTES, BadRecord, clean, count_text, decoded, json_object
 from drover.learner.files.pairs import ShuffledPairs
-from drover.learner.files.pictures import MAX_BYTES, SUFFIXES
-from drover.learner.files.records import BadRecord, clean, count_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,20 +77,23 @@ class TarIndex:
             picture = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
             caption = parts.get(".txt") or parts.get(".json")
             if picture is None or caption is None:
-                self.skipped["no_picture" if picture is None else "no_caption"] += 1
+                self.skipped["no picture" if picture is None else "no caption"] += 1
                 continue
             self._numbers.extend((number, *picture, *caption, ".txt" not in parts))
 
     def _members(self, shard: Path) -> Iterator[tuple[str, int, int]]:
         """(name, offset, size) of every plain file, until the end or the first damage."""
         try:
+            if is_lfs_pointer(_begin(shard)):
+                self.skipped["git LFS pointer"] += 1
+                return
             with tarfile.open(shard, "r:") as tar:
                 for member in tar:
                     if member.isreg() and not Path(member.name).name.startswith((".", "__")):
                         yield member.name, member.offset_data, member.size
                 self._check_end(tar)
         except (tarfile.TarError, OSError, ValueError):
-            self.skipped["damaged_shard"] += 1
+            self.skipped["damaged shard"] += 1
 
     def _check_end(self, tar: tarfile.TarFile) -> None:
         """tarfile takes a damaged header for the end of the archive; the end is a block of zeros or no more bytes."""
@@ -111,7 +115,7 @@ class TarRecords:
     def read(self, index: int) -> tuple[bytes, str]:
         shard, offset, size, caption_offset, caption_size, is_json = map(int, self._table[index])
         if max(size, caption_size) > MAX_BYTES:
-            raise BadRecord("too_large")
+            raise BadRecord("too large")
         try:
             with self._shards[shard].open("rb") as file:
                 file.seek(caption_offset)
@@ -119,22 +123,16 @@ class TarRecords:
                 file.seek(offset)
                 picture = file.read(size)
         except OSError as error:
-            raise BadRecord("unreadable_shard") from error
+            raise BadRecord("unreadable shard") from error
         return picture, self._clean(caption, is_json=bool(is_json))
 
     def _clean(self, caption: bytes, *, is_json: bool) -> str:
-        try:
-            text = caption.decode()
-            record = json.loads(text) if is_json else None
-        except UnicodeDecodeError:
-            raise BadRecord("not_utf8") from None
-        except (ValueError, RecursionError):
-            raise BadRecord("not_json") from None
-        if not is_json:
-            return clean(text)
-        if not isinstance(record, dict):
-            raise BadRecord("not_an_object")
-        return clean(record.get(self._caption))
+        return clean(json_object(caption).get(self._caption) if is_json else decoded(caption))
+
+
+def _begin(shard: Path) -> bytes:
+    with shard.open("rb") as file:
+        return file.read(tarfile.BLOCKSIZE)
 
 
 def _split(name: str) -> tuple[str, str]:

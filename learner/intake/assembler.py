@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from drover.common import tensors
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import GroupFailed, Measurement, Message, Purpose, RolloutGroup
-from drover.learner.examples import MeasuredGroup
+from drover.learner.examples import Measured, MeasuredGroup
 
 Key = tuple[Purpose, int]
 
@@ -44,8 +47,8 @@ class Assembler:
         self.masked: dict[tuple[str, str], int] = {}  # (reward, reason) -> samples, ever
 
     def expect(self, key: Key) -> None:
-        """An order was issued under this key; what was known of a former one is forgotten."""
-        self.complete.pop(key, None)
+        """An order was issued under this key; a former one is forgotten, and its blobs are dropped."""
+        self._forget(key)
         self._open[key] = {}
 
     def start_over(self, epoch: int) -> None:
@@ -75,11 +78,15 @@ class Assembler:
 
     def finish(self, key: Key, *, keep_media: bool = False) -> None:
         """The group has ended: forget it and free its blobs, but for the media when someone still shows them."""
+        self._forget(key, keep_media=keep_media)
+        self._open.pop(key, None)
+
+    def _forget(self, key: Key, *, keep_media: bool = False) -> None:
         group = self.complete.pop(key, None)
         self.failed.pop(key, None)
-        if group is not None and not keep_media:
-            self._blobs.drop(group.rollout.blobs)
-        for attempt in self._open.pop(key, {}).values():
+        if group is not None:
+            self._blobs.drop(group.rollout.learned_blobs if keep_media else group.rollout.blobs)
+        for attempt in self._open.get(key, {}).values():
             self._drop(attempt)
 
     def _receive(self, message: Message) -> None:
@@ -106,7 +113,8 @@ class Assembler:
         if attempt.rollout is None or not set(attempt.rollout.rewards) <= attempt.measurements.keys():
             return
         others = self._open.pop(key)
-        self.complete[key] = MeasuredGroup(attempt.rollout, attempt.measurements)
+        rewards = {name: self._arrays(answer) for name, answer in attempt.measurements.items()}
+        self.complete[key] = MeasuredGroup(attempt.rollout, rewards)
         self.failed.pop(key, None)
         for other in others.values():
             if other is not attempt:
@@ -118,6 +126,17 @@ class Assembler:
             for reason in filter(None, measurement.reasons):
                 place = (measurement.reward, reason)
                 self.masked[place] = self.masked.get(place, 0) + 1
+
+    def _arrays(self, answer: Measurement) -> Measured:
+        """The measurement as arrays, its blob read."""
+        features = None if answer.features is None else tensors.read(self._blobs, answer.features).numpy()
+        return Measured(
+            values=np.asarray(answer.values, np.float64),
+            valid=np.asarray(answer.valid, bool),
+            scoring_s=answer.scoring_s,
+            uncertainty=None if answer.uncertainty is None else np.asarray(answer.uncertainty, np.float64),
+            features=features,
+        )
 
     def _drop(self, attempt: _Attempt) -> None:
         if attempt.rollout is not None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,20 @@ from drover.learner.intake.assembler import Assembler
 ORDER_SAMPLES = 16  # of an order, unless one prompt has more
 SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # pictures that are kept for people, over all sets
 log = logging.getLogger(__name__)
+
+
+class Statistic(Protocol):
+    """A number of a whole set, from the features that a reward gives of its samples: a Frechet distance, a Vendi score."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reward(self) -> str:
+        """The reward whose features are read."""
+
+    def __call__(self, features: np.ndarray) -> float:
+        """Of features [N, D]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +55,7 @@ class EvaluationSpec:
     rewards: tuple[str, ...]
     limits: Mapping[str, float] = field(default_factory=dict)
     during: bool = True
+    statistics: tuple[Statistic, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts or not self.rewards or self.samples_per_prompt < 1:
@@ -71,8 +87,9 @@ class Evaluated:
     took_s: float  # from its first order to its last measurement, as the learner saw it
     lost: int  # orders that failed, whose samples are missing
     skipped: int  # evaluations so far, in this life of the learner, that a newer one replaced before they began
-    values: dict[str, np.ndarray]  # reward -> valid values of all samples
-    limits: dict[str, float]  # reward -> what a perfect generator would measure, where that is not the reward's best
+    values: dict[tuple[str, str], np.ndarray]  # (set, reward) -> valid values of all samples
+    limits: dict[tuple[str, str], float]  # of a perfect generator, where that is not the reward's best
+    statistics: dict[tuple[str, str], float]  # (set, statistic) -> value
     prompts: tuple[str, ...]  # that are shown
     media: tuple[TensorRef, ...]  # of each shown prompt, in blobs of their own
 
@@ -84,12 +101,13 @@ class Evaluated:
             "evaluation/lost_orders": float(self.lost),
             "evaluation/skipped": float(self.skipped),
         }
-        for name, values in self.values.items():
-            found[f"heldout/{name}/count"] = float(len(values))
+        for (held, reward), values in self.values.items():
+            found[f"heldout/{held}/{reward}/count"] = float(len(values))
             if len(values):
-                found[f"heldout/{name}/mean"] = float(values.mean())
-                found[f"heldout/{name}/std"] = float(values.std())
-        return found | {f"heldout/{name}/limit": limit for name, limit in self.limits.items()}
+                found[f"heldout/{held}/{reward}/mean"] = float(values.mean())
+                found[f"heldout/{held}/{reward}/std"] = float(values.std())
+        found |= {f"heldout/{held}/{name}/mean": value for (held, name), value in self.statistics.items()}
+        return found | {f"heldout/{held}/{reward}/limit": limit for (held, reward), limit in self.limits.items()}
 
 
 class Evaluation:
@@ -117,6 +135,11 @@ class Evaluation:
         self._began_s = 0.0
         self._next: Due | None = None
         self._skipped = 0
+
+    @property
+    def sets(self) -> bool:
+        """Whether there is anything to evaluate."""
+        return bool(self._specs)
 
     @property
     def running(self) -> bool:
@@ -171,7 +194,8 @@ class Evaluation:
             lost=len(keys) - len(groups),
             skipped=self._skipped,
             values=_values(groups),
-            limits={name: limit for spec in self._specs for name, limit in spec.limits.items()},
+            limits={(spec.name, reward): limit for spec in self._specs for reward, limit in spec.limits.items()},
+            statistics=_statistics(self._specs, groups),
             prompts=tuple(prompt for prompt, _ in shown),
             media=tuple(ref for _, ref in shown),
         )
@@ -220,7 +244,7 @@ class Evaluation:
 
     def _shown(self, groups: Sequence[MeasuredGroup]) -> list[tuple[str, TensorRef]]:
         """The first prompts of every set with their first pictures, as many of each as the smallest set has."""
-        samples = min(SHOWN_SAMPLES, *(spec.samples_per_prompt for spec in self._specs))
+        samples = min([SHOWN_SAMPLES, *(spec.samples_per_prompt for spec in self._specs)])
         shown: list[tuple[str, TensorRef]] = []
         for spec in self._specs:
             mine = [pair for group in groups if group.rollout.task == spec.name for pair in _pictures(group, samples)]
@@ -240,9 +264,22 @@ def _pictures(group: MeasuredGroup, samples: int) -> list[tuple[str, TensorRef]]
     ]
 
 
-def _values(groups: Sequence[MeasuredGroup]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(name for group in groups for name in group.rollout.rewards)
-    return {
-        name: np.concatenate([g.values(name)[g.valid(name)] for g in groups if name in g.measurements])
-        for name in names
-    }
+def _values(groups: Sequence[MeasuredGroup]) -> dict[tuple[str, str], np.ndarray]:
+    """Valid values by set and reward: two sets that share a reward stay apart."""
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for group in groups:
+        for reward, measured in group.rewards.items():
+            found.setdefault((group.rollout.task, reward), []).append(measured.values[measured.valid])
+    return {key: np.concatenate(values) for key, values in found.items()}
+
+
+def _statistics(specs: Sequence[EvaluationSpec], groups: Sequence[MeasuredGroup]) -> dict[tuple[str, str], float]:
+    """Every statistic of every set, over the features of its valid samples; left out where no sample has any."""
+    found = {}
+    for spec in specs:
+        for statistic in spec.statistics:
+            mine = [group.rewards[statistic.reward] for group in groups if group.rollout.task == spec.name]
+            rows = [one.features[one.valid] for one in mine if one.features is not None]
+            if rows:
+                found[spec.name, statistic.name] = statistic(np.concatenate(rows))
+    return found

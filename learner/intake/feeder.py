@@ -88,5 +88,6 @@ class Feeder:
             seed=order.seed,
             draw=group,
             record=order.steps(place, group),
+            keep_latents=order.keep_latents,
             fingerprint=order.fingerprint,
         )

@@ -174,10 +174,11 @@ class Intake:
     def _stored(self, key: Key) -> bool:
         """Whether the group is complete and can be trained."""
         complete = self.assembler.complete.get(key)
-        if complete is None or complete.rollout.transitions is None:
+        if complete is None:
             return False
         try:
-            self._streams.blobs.get(complete.rollout.transitions.states.blob, 0, 1)
+            for blob in complete.rollout.learned_blobs:
+                self._streams.blobs.get(blob, 0, 1)
         except BlobMissing:
             return False
         return True

@@ -53,14 +53,15 @@ class RecordSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What every training order of a run has in common, and what its place decides."""
+    """The fields shared by all training orders of a run. A *place* is the position of an order: iteration x groups + number."""
 
     tasks: tuple[Task, ...]
     groups: int  # of an iteration
     samples_per_prompt: int
-    record: RecordSteps
+    record: RecordSteps | None  # None: no step is recorded
     seed: int
     fingerprint: str
+    keep_latents: bool = False
 
     def task(self, place: int) -> Task:
         return self.tasks[place // self.groups % len(self.tasks)]
@@ -72,4 +73,6 @@ class Order:
 
     def steps(self, place: int, group: int) -> tuple[int, ...]:
         """[K] steps to record."""
+        if self.record is None:
+            return ()
         return self.record.at(self.seed, place // self.groups if self.record.shared else group)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from drover.common.errors import ConfigError
-from drover.common.protocols import Kernel, Policy
 from drover.learner.advantages import standardise, standardise_centred
 from drover.learner.examples import Credit, MeasuredGroup, StepBatch
 from drover.learner.losses import clipped_ratio
-from drover.learner.objective import LossOutput
+from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +33,8 @@ class Ddpo:
     normalise: Literal["group", "batch", "centred"] = "group"
     advantage_clip: float = 10.0
     rewards: tuple[str, ...] = field(init=False)
+    learns_from: ClassVar[BatchKind] = StepBatch
+    watched: ClassVar[tuple[str, ...]] = ("ratio", "clip_fraction", "approx_kl")
 
     def __post_init__(self) -> None:
         if not self.weights or not self.clip > 0 or not self.advantage_clip > 0:
@@ -44,23 +45,24 @@ class Ddpo:
         object.__setattr__(self, "rewards", tuple(self.weights))
 
     @property
-    def needs_groups(self) -> bool:
-        """Whether advantages are taken among the samples of a prompt, of which there must be at least two then."""
-        return self.normalise != "batch"
+    def needs(self) -> Needs:
+        """Two samples of a prompt at least, where advantages are taken among them."""
+        return Needs(rewards=self.rewards, siblings=1 if self.normalise == "batch" else 2)
 
-    def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
-        counted = [np.logical_and.reduce([group.valid(name) for name in self.rewards]) for group in groups]
+    def credit(self, groups: Sequence[MeasuredGroup]) -> Credit:
+        measured = [[group.rewards[name] for name in self.rewards] for group in groups]
+        counted = [np.logical_and.reduce([one.valid for one in rewards]) for rewards in measured]
         advantages = [np.zeros(known.shape) for known in counted]
         for name, weight in self.weights.items():
             for total, one in zip(advantages, self._standardised(groups, name, counted), strict=True):
                 total += weight * one
-        return [Credit(total, known) for total, known in zip(advantages, counted, strict=True)]
+        return Credit.per_sample(advantages, counted)
 
     def _standardised(
         self, groups: Sequence[MeasuredGroup], name: str, counted: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
         """[N] of each group, for one reward."""
-        values, clip = [group.values(name) for group in groups], self.advantage_clip
+        values, clip = [group.rewards[name].values for group in groups], self.advantage_clip
         if self.normalise == "group":
             return [standardise(v, known, clip=clip) for v, known in zip(values, counted, strict=True)]
         if self.normalise == "centred":
@@ -68,18 +70,19 @@ class Ddpo:
         ends = np.cumsum([len(v) for v in values])[:-1]
         return np.split(standardise(np.concatenate(values), np.concatenate(counted), clip=clip), ends)
 
-    def loss(self, policy: Policy, kernel: Kernel, batch: StepBatch) -> LossOutput:
+    def loss(self, models: Models, batch: StepBatch) -> LossOutput:
+        policy, parts = models.policy, batch.weight.shape[1]
         prediction = policy.predict(batch.x, batch.time, batch.cond)
-        step = kernel.step(policy.schedule, batch.x, batch.time, batch.next_time, prediction)
-        log_ratio = step.log_prob(batch.x_next) - batch.log_prob
+        step = models.kernel.step(policy.schedule, batch.x, batch.time, batch.next_time, prediction)
+        log_ratio = step.log_prob(batch.x_next, parts) - batch.log_prob
         loss = clipped_ratio(log_ratio, batch.weight, clip=self.clip)
         known = log_ratio.detach()
         ratio = known.exp()
         return LossOutput(
             total=loss.sum(),
             watched={
-                "ratio": ratio.sum(),
-                "clip_fraction": ((ratio - 1).abs() > self.clip).float().sum(),
-                "approx_kl": (0.5 * known.square()).sum(),
+                "ratio": ratio.mean(dim=1).sum(),
+                "clip_fraction": ((ratio - 1).abs() > self.clip).float().mean(dim=1).sum(),
+                "approx_kl": (0.5 * known.square()).mean(dim=1).sum(),
             },
         )

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
 
 from drover.common.errors import ConfigError
-from drover.common.protocols import Kernel, Policy
 from drover.learner.examples import Credit, MeasuredGroup, StepBatch
-from drover.learner.objective import LossOutput
+from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 from drover.learner.objectives.ddpo import Ddpo
 
 
@@ -23,6 +25,8 @@ class Joint:
 
     tasks: Mapping[str, Ddpo]
     weights: Mapping[str, float] = field(default_factory=dict)
+    learns_from: ClassVar[BatchKind] = StepBatch
+    watched: ClassVar[tuple[str, ...]] = Ddpo.watched
 
     def __post_init__(self) -> None:
         unknown = sorted(self.weights.keys() - self.tasks.keys())
@@ -32,22 +36,27 @@ class Joint:
             raise ConfigError("all tasks share one clip range: they train the same policy in the same steps")
 
     @property
-    def rewards(self) -> tuple[str, ...]:
-        """Of all tasks."""
-        return tuple(dict.fromkeys(name for task in self.tasks.values() for name in task.rewards))
+    def needs(self) -> Needs:
+        needs = {name: task.needs for name, task in self.tasks.items()}
+        return Needs(
+            by_task={name: need.rewards for name, need in needs.items()},
+            siblings=max(need.siblings for need in needs.values()),
+        )
 
-    @property
-    def needs_groups(self) -> bool:
-        return any(task.needs_groups for task in self.tasks.values())
-
-    def credit(self, groups: Sequence[MeasuredGroup]) -> list[Credit]:
-        credits: dict[int, Credit] = {}
+    def credit(self, groups: Sequence[MeasuredGroup]) -> Credit:
+        """Each task's own, in the order of the groups."""
+        found = []
         for name in dict.fromkeys(group.rollout.task for group in groups):
             mine = [i for i, group in enumerate(groups) if group.rollout.task == name]
-            found = self.tasks[name].credit([groups[i] for i in mine])
-            weight = self.weights.get(name, 1.0)
-            credits |= {i: Credit(weight * c.weights, c.counted) for i, c in zip(mine, found, strict=True)}
-        return [credits[i] for i in range(len(groups))]
+            credit = self.tasks[name].credit([groups[i] for i in mine])
+            rows = credit.rows.copy()
+            rows[..., 0] = np.array(mine)[rows[..., 0]]
+            found.append(Credit(rows, self.weights.get(name, 1.0) * credit.weights, credit.terms))
+        rows = np.concatenate([credit.rows for credit in found])
+        order = np.argsort(rows[:, 0, 0], kind="stable")
+        weights = np.concatenate([credit.weights for credit in found])
+        return Credit(rows[order], weights[order], sum(credit.terms for credit in found))
 
-    def loss(self, policy: Policy, kernel: Kernel, batch: StepBatch) -> LossOutput:
-        return next(iter(self.tasks.values())).loss(policy, kernel, batch)
+    def loss(self, models: Models, batch: StepBatch) -> LossOutput:
+        """Any task's: they differ in their rewards and share the clip."""
+        return next(iter(self.tasks.values())).loss(models, batch)

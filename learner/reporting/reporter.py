@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 from drover.common import metrics
 from drover.common.metrics import Account
 from drover.common.protocols import Meter
 from drover.common.types import Ending, Report
 from drover.learner.examples import MeasuredGroup
-from drover.learner.intake.evaluation import Due, Evaluated
+from drover.learner.intake.evaluation import Evaluated
 from drover.learner.intake.intake import Intake, LearnerStreams
 from drover.learner.overoptimisation import Watch
 from drover.learner.reporting.statistics import costs, rewards_by_name
@@ -20,8 +22,39 @@ from drover.learner.step import StepStats
 PACE_UPDATES = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """One iteration's optimiser steps, the step on files that followed them, lags of its groups in versions, and seconds."""
+
+    stats: Sequence[StepStats]
+    files: StepStats | None
+    lags: Sequence[int]
+    times: Mapping[str, float]
+
+    def scalars(self) -> dict[str, float]:
+        """Means over the iteration's steps; of the first step also the ratio, which is 1 where a run is on-policy."""
+        found = dict(self.times)
+        if self.lags:
+            found |= {"lag_max": float(max(self.lags)), "lag_mean": sum(self.lags) / len(self.lags)}
+        if self.stats:
+            first = self.stats[0].watched
+            found |= {f"{name}_first": first[name] for name in ("ratio", "clip_fraction") if name in first}
+            found |= {name: fmean(step.watched[name] for step in self.stats) for name in first}
+            found["loss"] = fmean(step.loss for step in self.stats)
+            found["grad_norm"] = fmean(step.grad_norm for step in self.stats)
+        beside = [step.parts[0] for step in self.stats if len(step.parts) > 1]
+        if beside:
+            found["files/loss"] = fmean(part.loss for part in beside)
+        if self.files is not None:
+            found |= {"files/loss": self.files.loss, "files/grad_norm": self.files.grad_norm}
+            found |= {f"files/{name}": value for name, value in self.files.watched.items()}
+            if self.stats:
+                found["files/grad_ratio"] = self.files.grad_norm / max(self.stats[-1].grad_norm, 1e-12)
+        return found
+
+
 class Reporter:
-    """Rank 0's voice."""
+    """Sends rank 0's reports, for people, and sets its metrics, for Prometheus."""
 
     def __init__(
         self,
@@ -41,58 +74,30 @@ class Reporter:
         meter.set(metrics.LAG_BOUND, max_lag)
         self._paces: deque[tuple[float, int]] = deque(maxlen=PACE_UPDATES)  # (at_s, samples) of the last updates
 
-    def overoptimised(self, progress: Progress) -> bool:
-        """Whether the watch ends the run."""
-        return self._watch is not None and self._watch.stop and progress.verdict.strikes >= self._watch.patience
+    def evaluated(self, found: Evaluated, progress: Progress) -> None:
+        """Report a complete evaluation, under the version and the update that it is of."""
+        scalars = found.scalars()
+        for (held, reward), values in found.values.items():
+            if values.size:
+                self._meter.set(metrics.HELDOUT_MEAN, float(values.mean()), set=held, reward=reward)
+        if self._watch is not None:
+            scalars |= progress.verdict.hear(self._watch, scalars)
+            if "overoptimisation/gap" in scalars:
+                self._meter.set(metrics.OVEROPTIMISATION_GAP, scalars["overoptimisation/gap"])
+        self._send("eval", progress, scalars, found.due.moment, found)
 
-    def evaluate(self, moment: str, progress: Progress) -> None:
-        """Have the newest version evaluated, at once or after the evaluation that is running; see `evaluation`."""
-        self._intake.evaluation.want(Due(moment, progress.version, progress.update))
-
-    def evaluation(self, progress: Progress) -> None:
-        """Report the running evaluation if it is complete: under the version and the update that it is of."""
-        if self._intake.evaluation.running and self._intake.evaluation.done:
-            found = self._intake.evaluation.collect()
-            scalars = found.scalars()
-            for name, values in found.values.items():
-                if values.size:
-                    self._meter.set(metrics.HELDOUT_MEAN, float(values.mean()), reward=name)
-            if self._watch is not None:
-                scalars |= progress.verdict.hear(self._watch, scalars)
-                if "overoptimisation/gap" in scalars:
-                    self._meter.set(metrics.OVEROPTIMISATION_GAP, scalars["overoptimisation/gap"])
-            self._send("eval", progress, scalars, found.due.moment, found)
-
-    def update(
-        self,
-        progress: Progress,
-        groups: Sequence[MeasuredGroup],
-        stats: Sequence[StepStats],
-        beside: StepStats | None,
-        lags: Sequence[int],
-        times: Mapping[str, float],
-    ) -> None:
+    def update(self, progress: Progress, groups: Sequence[MeasuredGroup], told: Updated) -> None:
         """Report one iteration."""
         scalars = {
             **rewards_by_name(groups),
             **costs(groups),
-            **times,
+            **told.scalars(),
             "update": float(progress.update),
             "updates_total": float(self._updates_total),
             "samples": float(progress.samples),
             "samples_per_s": self._pace(progress),
-            "lag_max": float(max(lags)),
-            "lag_mean": sum(lags) / len(lags),
             "max_lag": float(self._max_lag),
         }
-        if stats:
-            first, last = stats[0], stats[-1]
-            scalars |= {f"{name}_first": first.watched[name] for name in ("ratio", "clip_fraction")}
-            scalars |= last.watched | {"loss": last.loss, "grad_norm": first.grad_norm}
-        if beside is not None:
-            scalars |= {"pretraining/loss": beside.loss, "pretraining/grad_norm": beside.grad_norm}
-            if stats:
-                scalars["pretraining/grad_ratio"] = beside.grad_norm / max(stats[-1].grad_norm, 1e-12)
         self._meter.add(metrics.UPDATES)
         self._meter.add(metrics.TRAINED_SAMPLES, sum(group.rollout.num_samples for group in groups))
         self._set_gauges(scalars)
@@ -101,13 +106,6 @@ class Reporter:
     def event(self, text: str, progress: Progress) -> None:
         """Something that a person should know of."""
         self._send("event", progress, {}, text)
-
-    def say_overoptimised(self, progress: Progress) -> None:
-        """Why the run ends before its last iteration."""
-        assert self._watch is not None
-        truth, proxy = self._watch.truth, self._watch.proxy
-        often = f"{progress.verdict.strikes} evaluations in a row"
-        self._send("event", progress, {}, f"ends here: held-out {truth} fell while {proxy} rose, at {often}")
 
     def end(self, progress: Progress, how: str) -> None:
         """The last word: "finished" or "stopped"."""

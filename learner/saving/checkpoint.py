@@ -8,7 +8,7 @@ axis, in rank order.
 
 What a resumed run needs is either saved or follows from what is:
 
-- in the shards: weights, AdamW's moments and step count, the moving average of weights;
+- in the shards: weights, AdamW's moments and step count, the moving average of weights, a reference that moved;
 - in ``state.json``: counts of updates, versions, samples, optimiser steps, iterations without any reward; the ledger; the next
   place and group, open groups, vacant places; the watch's verdict; evaluations that were under way; and what the run is: every
   parameter that decides what is learned, the rewards among them, with the content of the files that they name;
@@ -34,12 +34,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from drover.common.errors import CheckpointError
+from drover.common.files import explained
 from drover.learner import fsdp, ranks
-from drover.learner.saving.checkpoint_files import Writer, damage, explained, number_of, read_state, set_aside, whole
+from drover.learner.reference import REFERENCE
+from drover.learner.saving.checkpoint_files import Writer, damage, number_of, read_state, set_aside, whole
 from drover.learner.saving.shards import HostBuffer
 from drover.learner.step import AVERAGE
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, besides its step count
+OTHER_WEIGHTS = (AVERAGE, REFERENCE)  # kept in the optimiser's state where a run has them
 LEAVE_S = 30.0  # what a rank that fails gives the checkpoint that it is writing
 
 
@@ -133,7 +136,7 @@ class Checkpoints:
             )
         for name, parameter in parameters.items():
             _fill(parameter, _whole_tensor(files, f"weight/{name}"))
-            keys = [key for key in (*MOMENTS, AVERAGE) if f"{key}/{name}" in files[0].keys()]  # noqa: SIM118
+            keys = [key for key in (*MOMENTS, *OTHER_WEIGHTS) if f"{key}/{name}" in files[0].keys()]  # noqa: SIM118
             moments = {key: fsdp.like(parameter, _whole_tensor(files, f"{key}/{name}")) for key in keys}
             steps = files[0].get_tensor(f"step/{name}").to(parameter.device)
             optimizer.state[parameter] = {"step": steps, **moments}
@@ -165,8 +168,7 @@ def _shard_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         tensors[f"weight/{name}"] = fsdp.local(parameter)
         for key in MOMENTS:
             tensors[f"{key}/{name}"] = fsdp.local(state[key]) if state else torch.zeros_like(fsdp.local(parameter))
-        if AVERAGE in state:
-            tensors[f"{AVERAGE}/{name}"] = fsdp.local(state[AVERAGE])
+        tensors |= {f"{key}/{name}": fsdp.local(state[key]) for key in OTHER_WEIGHTS if key in state}
         tensors[f"step/{name}"] = state["step"] if state else torch.zeros(())
     return {key: tensor.detach() for key, tensor in tensors.items()}
 

@@ -7,7 +7,6 @@ rank 0's writes ``state.json`` once all have, and renames the folder. A folder w
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -20,7 +19,8 @@ import torch.distributed as dist
 import xxhash
 
 from drover.common.errors import CheckpointError
-from drover.learner.saving.shards import HostCopy, file_sum, write_text
+from drover.common.files import explained, sync, write_whole
+from drover.learner.saving.shards import HostCopy, file_sum
 
 FORMAT = 2  # of state.json
 OTHERS_S = 600.0  # what the other ranks get to write their shards once rank 0 has written its own
@@ -51,9 +51,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """The file that makes a folder of shards a checkpoint: written last. Raises `OSError`."""
+    """The file that makes a folder of shards a checkpoint: written last. Raises `CheckpointError`."""
     content = {"format": FORMAT, "checksum": _text_sum(state), "state": state}
-    write_text(folder / "state.json", json.dumps(content))
+    write_whole(folder / "state.json", json.dumps(content).encode())
 
 
 def damage(folder: Path) -> str:
@@ -90,31 +90,6 @@ def _text_sum(state: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    """Bring the folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class explained:
-    """Turns an error of the disk into a `CheckpointError` that says what to do."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise CheckpointError(
-                f"{self._what} ({error.strerror or error}); free space or fix permissions, then go on with --resume: "
-                "the checkpoints before it stay"
-            ) from error
-
-
 class Writer(threading.Thread):
     """One rank's part of one checkpoint; rank 0's part is also to make it whole. ``error`` is why it failed."""
 
@@ -141,8 +116,8 @@ class Writer(threading.Thread):
         self._partial.mkdir(parents=True, exist_ok=True)
         try:
             checksum = self._copied.write(self._partial / f"rank-{self._rank}.safetensors")
-            write_text(self._partial / f"rank-{self._rank}.done", checksum)
-        except OSError:
+            write_whole(self._partial / f"rank-{self._rank}.done", checksum.encode())
+        except (OSError, CheckpointError):
             (self._partial / f"rank-{self._rank}.failed").touch()  # an empty file fits on a full disk
             raise
 
@@ -151,11 +126,11 @@ class Writer(threading.Thread):
         write_state(self._partial, {**self._state, "ranks": self._num_ranks, "checksums": checksums})
         for done in self._partial.glob("*.done"):
             done.unlink()
-        _sync(self._partial)
+        sync(self._partial)
         if self.target.exists():
             shutil.rmtree(self.target)
         self._partial.rename(self.target)
-        _sync(self.target.parent)
+        sync(self.target.parent)
         for old in (*whole(self.target.parent)[: -self._keep], *self.target.parent.glob("update-*.damaged")):
             shutil.rmtree(old)
 

@@ -18,6 +18,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from drover.common.files import write_all
+
 CHUNK = 1 << 24  # bytes that are hashed and written in one go
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 
@@ -81,20 +83,6 @@ def file_sum(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is seen whole or not at all, and bring it to the disk. Raises `OSError`."""
-    draft = path.with_name(f".{path.name}")
-    with draft.open("wb", buffering=0) as file:
-        write_all(file.fileno(), memoryview(text.encode()))
-        os.fsync(file.fileno())
-    draft.rename(path)
-
-
-def write_all(descriptor: int, rest: memoryview) -> None:
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _header(entries: Mapping[str, Any]) -> bytes:

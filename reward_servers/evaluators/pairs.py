@@ -6,8 +6,6 @@ file, and the label is the share of raters, in [0, 1], that prefer A.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 
 from drover.common.errors import ConfigError
+from drover.common.picture_files import decode
+from drover.common.records import BadRecord, a_text, count_text, file_bytes, json_object
 
 FILE = "pairs.jsonl"  # looked for when a folder is given
 
@@ -50,8 +50,8 @@ class Pairs:
 def read_pairs(path: Path | str, *, side: int = 32) -> tuple[Pairs, Mapping[str, int]]:
     """The pairs of a JSONL file, or of ``pairs.jsonl`` in a folder, with pictures of ``side`` pixels; and what was skipped.
 
-    Skipped records are counted by reason: ``json``, ``field``, ``label`` or ``image``. Raises `ConfigError` when there is
-    no such file, or no usable record in it.
+    Skipped records are counted by reason, such as "not JSON" or "no picture"; pictures are read as `picture_files` says.
+    Raises `ConfigError` when there is no such file, or no usable record in it.
     """
     file = Path(path)
     file = file / FILE if file.is_dir() else file
@@ -64,11 +64,11 @@ def read_pairs(path: Path | str, *, side: int = 32) -> tuple[Pairs, Mapping[str,
                 continue
             try:
                 rows.append(_read_record(line, file.parent, side))
-            except BadRecord as error:
-                skipped[str(error)] += 1
+            except BadRecord as bad:
+                skipped[bad.reason] += 1
     if not rows:
         raise ConfigError(
-            f'{file} has no usable pair, skipped: {dict(skipped)}; a line is {{"prompt": "a red circle", '
+            f'{file} has no usable pair{count_text(skipped)}; a line is {{"prompt": "a red circle", '
             '"image_a": "a.png", "image_b": "b.png", "label": 1}.'
         )
     prompts, a, b, labels = zip(*rows, strict=True)
@@ -84,32 +84,15 @@ def resized(media: np.ndarray, side: int) -> np.ndarray:
     return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-class BadRecord(Exception):
-    """A line that is no pair; its text is the bounded reason."""
-
-
 def _read_record(line: bytes, folder: Path, side: int) -> tuple[str, np.ndarray, np.ndarray, float]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        raise BadRecord("json") from None
-    if not isinstance(record, dict):
-        raise BadRecord("field")
-    prompt, name_a, name_b, label = (record.get(field) for field in ("prompt", "image_a", "image_b", "label"))
-    if not (isinstance(prompt, str) and isinstance(name_a, str) and isinstance(name_b, str)):
-        raise BadRecord("field")
-    if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label) or not 0 <= label <= 1:
-        raise BadRecord("label")
+    record = json_object(line)
+    prompt, name_a, name_b = (a_text(record.get(field)) for field in ("prompt", "image_a", "image_b"))
+    label = record.get("label")
+    if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label <= 1:
+        raise BadRecord("no label from 0 to 1")
     return prompt, _read_picture(folder / name_a, side), _read_picture(folder / name_b, side), float(label)
 
 
 def _read_picture(file: Path, side: int) -> np.ndarray:
     """uint8 [side, side, 3]."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise BadRecord("image") from None
-    return resized(pixels[None], side)[0]
+    return resized(np.asarray(decode(file_bytes(file, "no picture")))[None], side)[0]

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drover.common.errors import ConfigError, TrainingDiverged
+from drover.common.files import write_whole
 from drover.reward_servers.evaluators.pairs import Pairs, resized
 
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"
@@ -100,16 +101,17 @@ class PreferenceModel(nn.Module):
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def save(self, folder: Path | str) -> None:
-        """Weights, sizes and vocabulary, for `load`."""
+        """Write weights, sizes and vocabulary, for `load`. Raises `CheckpointError` where the disk refuses."""
         from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        (folder / WEIGHTS).write_bytes(save(tensors))  # `save_file` would make it readable to its owner alone
+        write_whole(folder / WEIGHTS, save(tensors))
         sizes = {"side": self.size.side, "width": self.size.width, "text": self.size.text}
-        (folder / CONFIG).write_text(json.dumps({"format": FORMAT, **sizes}, indent=2) + "\n")
-        (folder / VOCABULARY).write_text(json.dumps(self.vocabulary, indent=0, ensure_ascii=False) + "\n")
+        write_whole(folder / CONFIG, f"{json.dumps({'format': FORMAT, **sizes}, indent=2)}\n".encode())
+        words = json.dumps(self.vocabulary, indent=0, ensure_ascii=False)
+        write_whole(folder / VOCABULARY, f"{words}\n".encode())
 
 
 def load(folder: Path | str, device: str = "cpu") -> PreferenceModel:

@@ -73,10 +73,10 @@ class Endpoint(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         try:
             super().__init__(address, _Connection)
-        except OSError as error:
-            where = f"{address[0]}:{address[1]}"
+        except (OSError, OverflowError, UnicodeError) as error:  # the last two: no port, no host name
+            where, reason = f"{address[0]}:{address[1]}", getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"cannot listen on {where} ({error.strerror}); choose an address of this machine and a free port"
+                f"cannot listen on {where} ({reason}); choose an address of this machine and a free port"
             ) from error
 
     def knows(self, authorization: list[str]) -> bool:

@@ -91,7 +91,7 @@ class Window:
                     samples_per_prompt=each,
                     fingerprint="",
                     media=refs["media"],
-                    x0=None,
+                    latents=None,
                     transitions=None,
                     worker="",
                     sampling_s=0.0,

@@ -6,7 +6,6 @@ Axes: N samples, D features, H and W pixels. Source: CLIP (arXiv 2103.00020), in
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ import torch
 from torch import Tensor
 
 from drover.common.errors import ConfigError, ScoringFailed
+from drover.common.hub import first_line, is_folder, quiet_transformers
 from drover.common.protocols import Scores
-from drover.reward_servers.models.loading import first_line, quiet_transformers
 
 Precision = Literal["float32", "bfloat16", "float16"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FIX = "give a folder written by transformers' save_pretrained or a hub id such as openai/clip-vit-large-patch14"
 
 
@@ -44,11 +42,11 @@ class Clip:
     @classmethod
     def load(cls, checkpoint: str, device: str, *, batch_size: int = 64, precision: Precision = "float32") -> Clip:
         """From safetensors only. Raises `ConfigError` when it is missing, incomplete, damaged, or no CLIP model."""
-        is_folder = _is_folder(checkpoint)
-        fix = f"restore what is missing, or {_FIX}" if is_folder else f"check the id and the network, or {_FIX}"
+        is_local = _is_clip_folder(checkpoint)
+        fix = f"restore what is missing, or {_FIX}" if is_local else f"check the id and the network, or {_FIX}"
         try:
             with quiet_transformers():
-                model, tokenizer, processor = _from_pretrained(checkpoint, local_files_only=is_folder)
+                model, tokenizer, processor = _from_pretrained(checkpoint, local_files_only=is_local)
         except ConfigError:
             raise
         # What the libraries raise for damaged files depends on the file; all of it means this checkpoint is unusable.
@@ -170,13 +168,11 @@ def _from_pretrained(checkpoint: str, *, local_files_only: bool) -> tuple[Any, A
     return model, tokenizer, processor
 
 
-def _is_folder(checkpoint: str) -> bool:
+def _is_clip_folder(checkpoint: str) -> bool:
     """Whether the checkpoint is a folder, which then holds the files of a CLIP model."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        if not _HUB_ID.fullmatch(checkpoint):
-            raise ConfigError(f"there is no checkpoint folder {checkpoint!r}; {_FIX}")
+    if not is_folder(checkpoint, _FIX):
         return False
+    folder = Path(checkpoint)
     # Without a vocabulary transformers builds a tokenizer that knows no word, and says nothing.
     for names in (
         ("config.json",),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,11 @@ import numpy as np
 import torch
 
 from drover.common.errors import ConfigError
-from drover.reward_servers.models.loading import first_line, quiet_transformers
+from drover.common.hub import first_line, is_folder, quiet_transformers
 
 BATCH = 32  # pictures of one forward pass
 OWL = ("owlvit", "owlv2")
 DINO = ("grounding-dino", "mm-grounding-dino")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 # ---------------------------------------------------------------------------------------------- classifiers
@@ -233,10 +231,7 @@ def _pixels(processor: Any, media: np.ndarray, device: torch.device) -> dict[str
 def check_checkpoint(checkpoint: str) -> None:
     """Raise `ConfigError` for what is neither a folder with a transformers model nor in the form of a hub id."""
     fix = "give a folder written by transformers' save_pretrained, or a hub id such as google/owlvit-base-patch32"
-    if not Path(checkpoint).is_dir():
-        if not _HUB_ID.fullmatch(checkpoint):
-            raise ConfigError(f"there is no model folder {checkpoint!r}; {fix}")
-    elif not Path(checkpoint, "config.json").is_file():
+    if is_folder(checkpoint, fix) and not Path(checkpoint, "config.json").is_file():
         raise ConfigError(f"{checkpoint!r} holds no config.json, so it is no transformers model; {fix}")
 
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drover.common.errors import ConfigError
+from drover.common.hub import first_line
 from drover.common.protocols import Scores
 from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
-from drover.reward_servers.models.loading import first_line
 
 LAYERS = (0, 2, 4, 6, 7)  # of the published file; dropout stands at 1, 3 and 5, and no activation anywhere
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w.+-]+(?:/[\w.+-]+)*)")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drover.common.errors import ConfigError
+from drover.common.hub import first_line
 from drover.common.protocols import Scores
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _published() -> _Files:
         vocabulary = hf_hub_download(BERT, VOCABULARY)
     except OSError as error:  # what the hub's client raises is one
         raise ConfigError(
-            f"{PUBLISHED} cannot be fetched ({_first_line(error)}); give ImageReward(checkpoint=...) a folder with "
+            f"{PUBLISHED} cannot be fetched ({first_line(error)}); give ImageReward(checkpoint=...) a folder with "
             f"{WEIGHTS}, {CONFIG} and {VOCABULARY}"
         ) from error
     return _Files(weights, config, str(Path(vocabulary).parent))
@@ -128,7 +129,7 @@ def _model(files: _Files, device: str) -> Any:
         from ImageReward.ImageReward import ImageReward as Package
     except ImportError as error:
         raise ConfigError(
-            f"ImageReward needs the packages it declares ({_first_line(error)}); run it as a service, which gives its "
+            f"ImageReward needs the packages it declares ({first_line(error)}); run it as a service, which gives its "
             "reward server an environment of its own, not with --one-process"
         ) from error
     import torch
@@ -158,7 +159,3 @@ def _tokenizer_of(folder: str) -> Iterator[None]:
         yield
     finally:
         blip.BertTokenizer = theirs
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,6 +13,7 @@ import numpy as np
 
 from drover.common.errors import ScoringFailed
 from drover.common.protocols import Scorer, Scores, SetScorer
+from drover.common.user_code import sentence
 from drover.reward_servers.serving.batching import Job
 
 CALL = "scorer's call"  # name of a thread that may be left behind
@@ -51,7 +52,7 @@ class Caller:
         except ScoringFailed:
             raise
         except Exception as error:  # a reward is foreign code: whatever it raises becomes a counted mask
-            raise ScoringFailed(f"{type(error).__name__}: {error}") from error
+            raise ScoringFailed(sentence(error)) from error
 
     def _in_time(self, call: Callable[[], Scores], deadline_s: float) -> Scores:
         ends_s = monotonic() + deadline_s

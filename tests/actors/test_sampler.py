@@ -28,7 +28,7 @@ def draw(policy, kernel, indices, *, record=(0, 1, 3), storage=torch.float32, pr
 
 
 def recomputed(policy, kernel, recording: Recording) -> torch.Tensor:
-    """[N, K] log-probs as a reader of the stored states computes them."""
+    """[N, K, 1] log-probs as a reader of the stored states computes them."""
     columns = []
     for k in range(len(recording.steps)):
         x, x_next = (recording.states[:, at[k]].float() for at in (recording.before, recording.after))
@@ -50,7 +50,7 @@ def sampled_by(request, tiny_folder):
 def test_recorded_log_probs_are_what_a_reader_computes_on_unchanged_weights(sampled_by):
     policy, kernel = sampled_by
     recording = draw(policy, kernel, range(3)).recording
-    assert recording.log_probs.shape == (3, 3) and recording.log_probs.dtype == torch.float32
+    assert recording.log_probs.shape == (3, 3, 1) and recording.log_probs.dtype == torch.float32
     assert (recomputed(policy, kernel, recording) - recording.log_probs).abs().max() < 1e-6
 
 

@@ -83,10 +83,10 @@ def test_an_order_becomes_one_group_with_its_tensors_and_is_acknowledged(shop):
     (group,) = shop.messages(shop.rollouts)
     assert isinstance(group, RolloutGroup)
     assert (group.epoch, group.group, group.attempt, group.version, group.worker) == (5, 3, 1, 0, "actor-0")
-    assert group.transitions.steps == (0, 1, 3) and group.x0 is None
+    assert group.transitions.steps == (0, 1, 3) and group.latents is None
     blobs = shop.broker.blobs()
     states, media = (tensors.read(blobs, ref) for ref in (group.transitions.states, group.media))
-    assert states.shape == (4, 5, 2) and tensors.read(blobs, group.transitions.log_probs).shape == (4, 3)
+    assert states.shape == (4, 5, 2) and tensors.read(blobs, group.transitions.log_probs).shape == (4, 3, 1)
     assert torch.allclose(states[:, -1], states[:, 4]) and media.shape == (4, 1, 2, 3)
     assert shop.mine.backlog()[0] == 0
     assert not shop.actor.run_once(0.0)
@@ -94,12 +94,12 @@ def test_an_order_becomes_one_group_with_its_tensors_and_is_acknowledged(shop):
 
 
 def test_the_media_show_the_clean_latents_that_can_travel_too():
-    shop = Workshop(keep_x0=True)
-    shop.work.put(order(3, record=()))
+    shop = Workshop()
+    shop.work.put(order(3, record=(), keep_latents=True))
     shop.actor.run_once(0.0)
     (group,) = shop.messages(shop.rollouts)
     assert group.transitions is None
-    x0, media = (tensors.read(shop.broker.blobs(), ref).numpy() for ref in (group.x0, group.media))
+    x0, media = (tensors.read(shop.broker.blobs(), ref).numpy() for ref in (group.latents, group.media))
     assert abs(read_points(media) - x0).max() < 2e-4
 
 

@@ -1,3 +1,6 @@
+import socket
+from contextlib import suppress
+from threading import Thread
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -6,7 +9,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from drover.common import metrics
 from drover.common.errors import ConfigError
-from drover.common.exporter import MAX_OPEN_VALUES, PROCESS_METRICS, TEXT, PrometheusMeter, merged, read
+from drover.common.exporter import (
+    MAX_OPEN_VALUES,
+    MOST_PAGE_BYTES,
+    PROCESS_METRICS,
+    TEXT,
+    PrometheusMeter,
+    fetch,
+    merged,
+    read,
+)
 from drover.common.metrics import ALL, Kind, Metric
 
 
@@ -115,7 +127,7 @@ def test_merged_pages_tell_processes_apart_and_keep_what_a_series_says_itself() 
     actor, driver = PrometheusMeter(), PrometheusMeter()
     actor.add(metrics.SAMPLES, 8)
     actor.add(metrics.ROLE_S, 2.0, role="actor", part="compute")
-    actor.add(metrics.MASKED_SAMPLES, 3, reward='a "quoted" one,role="x"', reason="line\nend \\ {}")
+    actor.add(metrics.MASKED_SAMPLES, 3, reward='a "quoted" one,role="x"', reason="line\nend \\ {}\u2028\r\x0c")
     driver.set(metrics.WORKERS, 2, role="actor")
     driver.add(metrics.SAMPLES, 1)
     page = merged(
@@ -130,7 +142,77 @@ def test_merged_pages_tell_processes_apart_and_keep_what_a_series_says_itself() 
     assert found["drover_samples_total", (("role", "driver"), ("run", "r"), ("worker", 'the "driver"'))] == 1
     assert found["drover_role_seconds_total", tuple(sorted((*actor_0, ("part", "compute"))))] == 2
     assert found["drover_workers", (("role", "actor"), ("run", "r"), ("worker", 'the "driver"'))] == 2
-    said = (("reason", "line\nend \\ {}"), ("reward", 'a "quoted" one,role="x"'), *actor_0)
+    said = (("reason", "line\nend \\ {}\u2028\r\x0c"), ("reward", 'a "quoted" one,role="x"'), *actor_0)
     assert found["drover_masked_samples_total", said] == 3
     assert page.count("# TYPE drover_samples_total counter\n") == 1
     assert page.count("# HELP process_resident_memory_bytes ") == 1
+
+
+GOOD = '# HELP x y\n# TYPE x gauge\nx{a="1"} 2\nx{a="\u00e9"} 2.5e+07 1700000000000\nnan_is_a_value NaN\ninf_too +Inf\n'
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "<html>\nnot here\n</html>\n",
+        '{"status": "ok"}',
+        "Hello world",
+        "HTTP request sent to HTTPS port",
+        "x 1\ny\n",
+        "x{a=1\n",
+        "\x00\x01",
+    ],
+)
+def test_a_page_that_is_no_metrics_is_left_out_whole(foreign: str) -> None:
+    page = merged([({"worker": "actor-0"}, GOOD), ({"worker": "actor-1"}, foreign), ({"worker": "actor-2"}, GOOD)])
+    assert page == merged([({"worker": "actor-0"}, GOOD), ({"worker": "actor-2"}, GOOD)])
+    assert len(read(page)) == 8
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("127.0.0.1", 70000), ("127.0.0.1", -1), ("no.such.host.invalid", 0), ("a..b", 0)]
+)
+def test_a_port_or_host_that_is_none_is_a_sentence(host: str, port: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"cannot serve metrics on {host}:{port} .*; choose an address of this machine"
+    ):
+        PrometheusMeter().serve(port, host)
+
+
+def test_a_page_of_our_own_is_asked_directly_whatever_proxy_is_set(monkeypatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    meter = PrometheusMeter()
+    meter.add(metrics.UPDATES)
+    server, port = meter.serve()
+    with server:
+        assert "drover_updates_total 1.0" in fetch(f"127.0.0.1:{port}", "/metrics", timeout_s=5.0)
+
+
+ANSWERS = {
+    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "nothing": b"",
+    "a proxy's refusal": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\nx 1\n",
+    "a redirection": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n",
+    "no text": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe",
+    "half a page": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx 1\n",
+    "a page without end": b"HTTP/1.1 200 OK\r\n\r\n" + b"x 1\n" * (MOST_PAGE_BYTES // 4 + 1),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_a_port_that_belongs_to_another_program_by_now_has_no_page(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=answer_once, args=(listener, answer), daemon=True).start()
+        assert fetch(f"127.0.0.1:{listener.getsockname()[1]}", "/metrics", timeout_s=5.0) == ""
+
+
+def answer_once(listener: socket.socket, answer: bytes) -> None:
+    with suppress(ConnectionError), listener.accept()[0] as caller:
+        caller.recv(4096)
+        caller.sendall(answer)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:port", "", "[::1"])
+def test_an_address_where_nothing_listens_has_no_page(address: str) -> None:
+    assert fetch(address, "/metrics", timeout_s=5.0) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 
 import pytest
@@ -29,7 +30,7 @@ def test_prompts_without_fields_add_nothing_to_a_message() -> None:
     assert fields_text(("a", Prompt("b"))) == ()
 
 
-@pytest.mark.parametrize("value", [{"nested": 1}, [[1]], object()])
+@pytest.mark.parametrize("value", [{"nested": 1}, [[1]], object(), math.nan, [1.0, math.inf]])
 def test_a_field_that_is_no_scalar_or_list_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="field 'x' of prompt 'p' is a"):
         Prompt("p", {"x": value})  # type: ignore[dict-item]
@@ -38,3 +39,8 @@ def test_a_field_that_is_no_scalar_or_list_is_refused(value: object) -> None:
 def test_fields_that_would_make_orders_large_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 4096 travel"):
         Prompt("p", {"text": "x" * 5000})
+
+
+def test_what_tells_two_prompts_apart_is_seen_in_their_repr_and_a_prompt_without_fields_looks_like_its_text() -> None:
+    assert repr((Prompt("a", {"count": 2}), Prompt("b"))) == "(Prompt('a', {'count': 2}), 'b')"
+    assert f"{Prompt('a', {'count': 2})}" == str(Prompt("a", {"count": 2})) == "a"

@@ -17,14 +17,21 @@ from drover.deploy import local
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.deploy.run_folder.results import RunFolder
-from drover.deploy.run_folder.watch import Watcher, summarise
+from drover.deploy.run_folder.summary import conclude, summarise
+from drover.deploy.run_folder.watch import Watcher
 from drover.reward_servers.rewards.toy_point import ToyPoint
 
 
 def small(**fields) -> RunConfig:
     """The toy's recipe with fewer samples; any field of `RunConfig` can be set."""
-    config = toy_ddpo(iterations=6, groups=2, samples=32, max_lag=0)
+    config = replace(toy_ddpo(), iterations=6, groups=2, samples=32, max_lag=0)
     return replace(config, **{"heldout": (replace(config.heldout[0], samples_per_prompt=64),), **fields})
+
+
+def one_line(err: str) -> str:
+    """The one line of an error."""
+    assert err.startswith("drover: ") and err.count("\n") == 1, err
+    return err
 
 
 class Crash(Exception):
@@ -73,7 +80,7 @@ class Done:
 
     def conclude(self) -> None:
         """Write summary and pictures, which takes longer than most runs here."""
-        self.watcher.conclude({"recipe": "toy_ddpo"})
+        conclude(self.folder, {"recipe": "toy_ddpo"})
 
     @property
     def weights(self) -> torch.Tensor:
@@ -83,7 +90,10 @@ class Done:
 def train(config: RunConfig, root: Path, *, name: str = "run", resume: bool = False, **when: float) -> Done:
     """Run it to its end, or until ``stop_after`` or ``crash_after`` updates."""
     folder, view = RunFolder.create(name, root, resume="must" if resume else "never"), View(**when)
-    return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
+    try:
+        return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))
+    finally:
+        folder.release()
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,27 @@
 
 import json
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from drover.deploy import cli
 from drover.deploy.catalogue import find, recipes
 from drover.deploy.run_folder.results import RunFolder
-from tests.deploy.in_place import small, train
+from tests.deploy.in_place import one_line, small, train
 
 OWN = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from drover.common.errors import ConfigError
 from drover.common.protocols import Scores
-from drover.deploy.config import RunConfig
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.options import Only
 from tests.deploy.in_place import small
 
 
@@ -42,33 +44,27 @@ def mine(*, iterations: int = 2, far: bool = False) -> RunConfig:
     return small(recipe="mine", iterations=iterations, rewards=(Mine(),))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """Where it goes."""
+
+    miles: int
+    """How many miles it goes."""
+    sign: Path | None = None
+    """What stands there."""
+
+    def __post_init__(self) -> None:
+        if self.miles < 0:
+            raise ConfigError(f"miles must not be below 0, got {self.miles}")
+
+
+def far(*, road: Road = Road(miles=3), pools: Annotated[Pools, Only("actors")] = Pools(actors=2)) -> RunConfig:
+    """Far away."""
+    return small(recipe=f"far_{road.miles}_{road.sign}", rewards=(Mine(),), pools=pools)
+
+
 broken = 3
 '''
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """The command line sets handlers of its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def drover(monkeypatch, capsys, tmp_path):
-    """Run the command in ``tmp_path``; (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["drover", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = left.value.code
-        return (0 if code is None else code), out, err
-
-    return call
 
 
 @pytest.fixture
@@ -76,12 +72,6 @@ def own(tmp_path) -> Path:
     path = tmp_path / "own_recipe.py"
     path.write_text(OWN)
     return path
-
-
-def one_line(err: str) -> str:
-    """The one line of an error."""
-    assert err.startswith("drover: ") and err.count("\n") == 1, err
-    return err
 
 
 TOY = ("train", "toy_ddpo", "--one-process", "--plain")
@@ -118,7 +108,7 @@ def test_the_other_commands_have_help_too(drover, command):
 def test_without_a_command_or_recipe_the_usage_is_shown_and_the_exit_code_says_misused(drover):
     assert drover()[0] == 2
     code, out, _ = drover("train")
-    assert code == 2 and "recipes: " in out and "toy_ddpo" in out
+    assert code == 2 and "usage: drover train RECIPE" in out and "toy_ddpo\n    Move the end point" in out
     assert drover("train", "--help")[0] == 0
 
 
@@ -175,7 +165,7 @@ def test_a_value_of_another_type_is_refused(drover, value):
         (["--max-lag", -1], "max_lag must be 0 (strictly on-policy) or more"),
         (["--lr", 0], "lr and grad_clip must be positive"),
         (["--lr", "nan"], "lr and grad_clip must be positive"),
-        (["--actors", 0], "every pool needs at least one"),
+        (["--actors", 0], "need at least one actor to sample them"),
         (["--run-name", "../elsewhere"], "cannot be a folder"),
         (["--resume", "nothing"], "no run to resume"),
     ],
@@ -187,15 +177,44 @@ def test_what_is_impossible_is_one_line_and_exit_code_2_and_leaves_nothing(drove
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--metrics-port", 70000), ("--metrics-port", -1), ("--metrics-host", "a..b")]
+)
+def test_a_port_or_host_that_is_none_is_refused_and_leaves_nothing(drover, tmp_path, option, value):
+    code, _, err = drover("train", "toy_ddpo", "--plain", option, value)
+    assert code == 2 and "cannot serve metrics on" in one_line(err)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("--runs-dir=~/runs",), ("--runs-dir", "~/runs"), ("--runs-dir=~",)], ids=" ".join)
+def test_a_tilde_is_the_home_also_where_no_shell_put_it_there(drover, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    named = train(
+        small(),
+        tmp_path / "home" / words[-1].removeprefix("--runs-dir=").removeprefix("~").strip("/"),
+        name="far",
+        stop_after=1,
+    )
+    code, out, _ = drover("status", *words)
+    assert code == 0 and "far: lost: " in out
+    assert named.folder.path.is_dir() and not (tmp_path / "~").exists()
+
+
+def test_the_home_of_nobody_is_refused_and_not_made_here(drover, tmp_path):
+    code, _, err = drover(*TOY, "--runs-dir=~no-such-user/runs")
+    assert code == 2 and "'~no-such-user/runs' names no folder here" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     options = ("--iterations", 3, "--samples", 16, "--run-name", "first")
     code, out, _ = drover(*TOY, *options)
     assert code == 0
-    assert "held-out point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
+    assert "held-out anywhere/point: -" in out and "3 updates, 192 samples" in out and "summary.json" in out
     assert (tmp_path / "runs" / "first" / "toy.safetensors").exists()
     code, out, _ = drover("status")
-    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: point -" in out
+    assert code == 0 and "first: finished; 3 updates, 192 samples; held out: anywhere/point -" in out
     assert json.loads(drover("status", "first", "--json")[1])["first"]["ledger"]["trained"] == 12
     code, _, err = drover(*TOY, *options)
     assert code == 2 and "pass --resume" in one_line(err)
@@ -214,6 +233,16 @@ def test_a_file_of_ones_own_is_a_recipe_with_its_own_parameters(drover, own, tmp
     assert code == 0 and "My own recipe." in out and "--far" in out
     code, out, _ = drover("train", f"{own}:mine", "--one-process", "--json", "--iterations", 3)
     assert code == 0 and json.loads(out)["recipe"] == "mine" and json.loads(out)["updates"] == 3
+
+
+def test_fields_of_ones_own_dataclass_are_options_with_their_docstrings_and_checks(drover, own):
+    code, out, _ = drover("train", f"{own}:far", "--help")
+    assert code == 0 and "How many miles it goes. (default: 3)" in out and "--actors INT" in out
+    assert "--learner-ranks" not in out and "--evaluators" not in out  # pools offers --actors only
+    code, out, _ = drover("train", f"{own}:far", "--one-process", "--json", "--miles", 4, "--sign", "here")
+    assert code == 0 and json.loads(out)["recipe"] == "far_4_here"
+    code, _, err = drover("train", f"{own}:far", "--miles", "-1")
+    assert code == 2 and one_line(err) == "drover: miles must not be below 0, got -1\n"
 
 
 @pytest.mark.parametrize(
@@ -251,18 +280,24 @@ def test_status_of_nothing_and_of_an_unknown_run(drover):
     assert code == 2 and "there is no run 'other' in runs" in one_line(err)
 
 
-def test_status_of_a_run_that_was_stopped_or_is_under_way(drover, tmp_path):
+def test_status_of_a_run_that_was_stopped_and_of_one_whose_process_is_gone(drover, tmp_path):
     done = train(small(), tmp_path / "runs", name="halved", stop_after=2)
     done.conclude()
-    assert "halved: stopped; 2 updates, 128 samples" in drover("status")[1]
+    assert "halved: stopped, go on with --resume halved; 2 updates, 128 samples" in drover("status")[1]
     done.folder.summary.unlink()
-    assert "halved: running or killed, last heard of" in drover("status", "halved")[1]
+    out = drover("status", "halved")[1]
+    assert re.match(
+        r"halved: lost: its process is gone, no report since \d{4}-\d\d-\d\d [\d:]{8}; go on with --resume halved; 2 updates",
+        out,
+    )
 
 
 def test_status_of_a_run_that_has_not_reported_yet(drover, tmp_path):
-    RunFolder.create("young", tmp_path / "runs")
+    folder = RunFolder.create("young", tmp_path / "runs")
     code, out, _ = drover("status", "young")
-    assert code == 0 and "young: running or killed" in out and "not evaluated yet" in out
+    assert code == 0 and "young: starting (starting, no report yet); 0 updates" in out and "not evaluated yet" in out
+    folder.release()
+    assert "young: lost: its process is gone, no report ever" in drover("status", "young")[1]
 
 
 def test_pictures_can_be_drawn_from_a_folder_and_the_same_seed_draws_the_same(drover, tiny_folder, tmp_path):

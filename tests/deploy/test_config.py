@@ -1,5 +1,5 @@
 import math
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
@@ -8,15 +8,27 @@ from drover.common.errors import ConfigError
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.deploy.cluster.worker import Place, pools_of
 from drover.deploy.config import Pools, RunConfig
-from drover.deploy.recipes.shapes_ddpo import heldout_prompts, shapes_ddpo
+from drover.deploy.options import Sampling, Training
+from drover.deploy.recipes.shapes import relations, shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import RecordSteps, Task
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
+from drover.learner.reference import FrozenCopy
+from drover.learner.step import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.shapes import prompts
 
-SHAPES = shapes_ddpo()
+SHAPES, TOY = shapes_ddpo(), toy_ddpo()
+
+
+@dataclass(frozen=True)
+class Counted(ToyPoint):
+    """A reward that reads a field of its prompts."""
+
+    fields: tuple[str, ...] = ("count",)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +36,27 @@ SHAPES = shapes_ddpo()
     [
         ({"rewards": (ToyPoint(), ToyPoint())}, r"two rewards share a name: \['point', 'point'\]"),
         ({"rewards": (ToyPoint(name="other"),)}, r"\['point'\] is to be measured, but the rewards are \['other'\]"),
+        (
+            {"rewards": (ToyPoint(name="org/point"),)},
+            "reward 'org/point' has a slash in its name.* call it 'org_point'",
+        ),
+        (
+            {"rewards": (ToyPoint(name="rollout"),)},
+            "a reward cannot be called 'rollout', because a pool is; give it another name",
+        ),
+        ({"rewards": (ToyPoint(name=""),)}, r"rewards\[0\] is a ToyPoint without a name; give it one"),
+        (
+            {"rewards": (len,)},
+            r"rewards\[0\] is the function len; wrap it in a description.*`load\(device\)` that returns it",
+        ),
+        (
+            {"rewards": (ToyPoint(), 3)},
+            r"rewards\[1\] is an? int; wanted a description with a `name` and `load\(device\)`",
+        ),
+        ({"rewards": (ToyPoint,)}, r"rewards\[0\] is the class ToyPoint; make one: ToyPoint\(...\)"),
+        ({"objective": Ddpo}, r"objective is the class Ddpo; make one: Ddpo\(...\)"),
+        ({"tasks": (Task(name="a/b", prompts=("x",), rewards=("point",)),)}, "task 'a/b' has a slash in its name"),
+        ({"heldout": (replace(TOY.heldout[0], name="a/b"),)}, "held-out set 'a/b' has a slash in its name"),
         ({"kernel": Renoise(5, Ddim(eta=0.0))}, "use eta > 0"),
         ({"record": RecordSteps(count=1, first=6)}, "first 6 steps of a chain of 5"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
@@ -35,8 +68,30 @@ SHAPES = shapes_ddpo()
         ({"max_lag": -1}, r"max_lag must be 0 \(strictly on-policy\) or more, got -1"),
         ({"stall_s": 0.0}, "stall_s must be a positive number of seconds, got 0.0"),
         ({"lease_s": math.inf}, "lease_s must be a positive number of seconds, got inf"),
-        ({"tasks": ()}, "at least one task and one held-out set"),
-        ({"heldout": ()}, "at least one task and one held-out set"),
+        ({"tasks": ()}, "a run that learns from files alone has no tasks; give tasks, or files"),
+        ({"pools": Pools(actors=0)}, "need at least one actor to sample them"),
+        ({"evaluate_every": 1, "watch": Watch(truth="a/b", proxy="c/d")}, r"compares \['a/b', 'c/d'\], as SET/REWARD"),
+        ({"record": None}, "Ddpo learns from recorded denoising steps; set record=RecordSteps"),
+        (
+            {"reference": FrozenCopy()},
+            r"Ddpo uses no reference, but reference=FrozenCopy\(refresh=0\) is set; leave it out",
+        ),
+        ({"rewards": (ToyPoint(), ToyPoint(name="a/b"))}, "reward 'a/b' has a slash in its name"),
+        (
+            {
+                "rewards": (ToyPoint(), ToyPoint(name="b")),
+                "objective": Ddpo(weights={"point": 1.0, "b": 1.0}, clip=0.2),
+            },
+            r"Ddpo reads \['b'\], which task 'point' does not measure; it measures \['point'\]: add \['b'\] to the rewards",
+        ),
+        (
+            {"objective": Joint(tasks={"other": Ddpo(weights={"point": 1.0}, clip=0.2)})},
+            r"Joint has the tasks \['other'\], the run has \['point'\]; name the same tasks in both",
+        ),
+        (
+            {"rewards": (Counted(),)},
+            r"reward 'point' reads the field 'count', which prompt 'anywhere' of 'point' does not have \(it has none\); add",
+        ),
         ({"evaluate_every": -1}, "evaluate_every must be 0 or more"),
         ({"watch": Watch(truth="a", proxy="b")}, "at least 1 to watch; got 0"),
         ({"updates": 2, "updates_by": "steps"}, "5 recorded steps do not divide into 2 updates"),
@@ -55,14 +110,16 @@ def test_a_task_needs_prompts_and_a_reward(prompts_, rewards):
 
 
 def test_advantages_within_a_group_need_two_samples():
-    with pytest.raises(ConfigError, match="at least 2 samples of each prompt; raise --samples"):
-        shapes_ddpo(samples=1)
-    assert toy_ddpo(samples=1).samples == 1  # normalised over the batch
+    with pytest.raises(
+        ConfigError, match="Ddpo compares at least 2 samples of each prompt, got samples=1; raise samples"
+    ):
+        replace(SHAPES, samples=1)
+    assert replace(toy_ddpo(), samples=1).samples == 1  # normalised over the batch
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Pools) if field.type == "int"])
-def test_every_pool_needs_someone_but_evaluators_may_be_none(name):
-    least = 0 if name == "evaluators" else 1
+def test_every_pool_needs_someone_but_actors_and_evaluators_may_be_none(name):
+    least = 0 if name in ("actors", "evaluators") else 1
     Pools(**{name: least})
     with pytest.raises(ConfigError, match="every pool needs at least one"):
         Pools(**{name: least - 1})
@@ -103,7 +160,7 @@ def test_an_evaluation_needs_something_to_evaluate(prompts_, samples):
 @pytest.mark.parametrize("trained_steps", [0, 11])
 def test_a_shapes_chain_of_ten_steps_trains_one_to_ten_of_them(trained_steps):
     with pytest.raises(ConfigError, match=r"between 1 and steps = 10"):
-        shapes_ddpo(trained_steps=trained_steps)
+        shapes_ddpo(sampling=Sampling(trained_steps=trained_steps))
 
 
 def test_a_guidance_of_1_is_none_and_needs_no_wrapper(tiny_folder):
@@ -114,8 +171,9 @@ def test_a_guidance_of_1_is_none_and_needs_no_wrapper(tiny_folder):
 
 
 DIFFERENT: list[RunConfig] = [
-    SHAPES, shapes_ddpo(guidance=2.0), shapes_ddpo(steps=12), shapes_ddpo(reward="jpeg_small"),
-    shapes_ddpo(lora_rank=4), shapes_ddpo(compute="bfloat16"), replace(SHAPES, storage="float16"), toy_ddpo(),
+    SHAPES, shapes_ddpo(sampling=Sampling(guidance=2.0)), shapes_ddpo(sampling=Sampling(steps=12)),
+    shapes_ddpo(reward="jpeg_small"), shapes_ddpo(lora_rank=4), shapes_ddpo(compute="bfloat16"),
+    replace(SHAPES, storage="float16"), toy_ddpo(),
 ]  # fmt: skip
 
 
@@ -124,12 +182,16 @@ def test_roles_that_would_corrupt_each_others_work_have_different_fingerprints()
 
 
 def test_what_one_role_alone_decides_does_not_change_the_fingerprint():
-    same = [shapes_ddpo(), shapes_ddpo(lr=1.0), shapes_ddpo(actors=3), shapes_ddpo(max_lag=0), shapes_ddpo(groups=2)]
+    same = [
+        shapes_ddpo(optimizer=OptimizerSpec(lr=1.0)),
+        shapes_ddpo(pools=Pools(actors=3)),
+        shapes_ddpo(training=Training(groups=2, samples=2, max_lag=0)),
+    ]
     assert {config.fingerprint for config in same} == {SHAPES.fingerprint}
 
 
 def test_held_out_prompts_are_never_trained_on_and_always_the_same():
     (heldout,), (task,) = SHAPES.heldout, SHAPES.tasks
     assert set(heldout.prompts).isdisjoint(task.prompts)
-    assert heldout_prompts() == heldout_prompts() and len(set(heldout_prompts())) == 48
+    assert heldout == relations(task.name) and len(set(heldout.prompts)) == 48
     assert set(task.prompts) <= set(prompts.relation_prompts("train"))

@@ -87,9 +87,9 @@ def check(done: Done) -> None:
     learned = [each for each in updates if "loss" in each]
     assert learned[0] is updates[0] and all(math.isfinite(each["loss"]) for each in learned)
     assert [each["ratio_first"] for each in learned] == pytest.approx([1.0] * len(learned), abs=1e-4)
-    assert ["pretraining/loss" in each for each in updates] == [False, False, True]
+    assert ["files/loss" in each for each in updates] == [False, False, True]
     for moment in ("reward_before", "reward_after"):
-        found = done.summary[moment]
+        found = {key.rpartition("/")[2]: value for key, value in done.summary[moment].items()}
         assert set(found) == {"clip_score", "object_composition", "parity"}
         assert -1 <= found["clip_score"] <= 1 and 0 <= found["object_composition"] <= 1
         assert -math.sqrt(0.75) <= found["parity"] <= 0

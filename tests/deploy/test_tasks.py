@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from drover.deploy.config import Pools, RunConfig
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import Task
 from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.learner.overoptimisation import Watch
 from drover.reward_servers.rewards.toy_point import ToyPoint
@@ -70,26 +71,28 @@ def test_tasks_take_turns_and_both_goals_come_nearer(tmp_path):
     measured = [{name for name in ("right", "up") if f"reward/{name}/mean" in each} for each in updates(done)]
     assert measured == [{"right"}, {"up"}] * 20
     before, after = done.summary["reward_before"], done.summary["reward_after"]
-    assert after["right"] > before["right"] and after["up"] > before["up"]
-    assert done.summary["reward_limit"] == {"up": -2.0}
+    assert after["points/right"] > before["points/right"] and after["points/up"] > before["points/up"]
+    assert done.summary["reward_limit"] == {"points/up": -2.0}
     assert done.summary["ledger"]["issued"] == done.summary["ledger"]["trained"] == 80
 
 
 def test_one_task_alone_is_still_judged_on_both_metrics_and_pays_with_the_other(tmp_path):
     done = train(joint(iterations=40, tasks=joint().tasks[:1]), tmp_path)
     before, after = done.summary["reward_before"], done.summary["reward_after"]
-    assert after["right"] > before["right"] + 1 and after["up"] < before["up"]
+    assert after["points/right"] > before["points/right"] + 1 and after["points/up"] < before["points/up"]
 
 
 def test_a_pretraining_step_ends_every_round_and_is_logged_with_the_ratio_of_gradients(tmp_path):
     plain = train(joint(), tmp_path, name="plain")
     kept = train(
-        joint(pretraining=Pretraining(pairs=Points((0.0, 0.0)), batch_size=16, weight=100.0)), tmp_path, name="kept"
+        joint(files=FromFiles(objective=Denoising(), source=Points((0.0, 0.0)), batch_size=16, weight=100.0)),
+        tmp_path,
+        name="kept",
     )
-    told = ["pretraining/loss" in each for each in updates(kept)]
+    told = ["files/loss" in each for each in updates(kept)]
     assert told == [False, True] * 3
     last = updates(kept)[-1]
-    assert last["pretraining/grad_ratio"] == pytest.approx(last["pretraining/grad_norm"] / last["grad_norm"], rel=0.5)
+    assert last["files/grad_ratio"] == pytest.approx(last["files/grad_norm"] / last["grad_norm"], rel=0.5)
     assert (kept.weights != plain.weights).any()
 
 
@@ -97,11 +100,19 @@ def test_a_pretraining_loss_in_every_step_is_another_way_and_adds_none(tmp_path)
     pairs = Points((0.0, 0.0))
     runs = {
         combined: train(
-            joint(pretraining=Pretraining(pairs=pairs, batch_size=16, combined=combined)), tmp_path, name=f"c{combined}"
+            joint(
+                files=FromFiles(
+                    objective=Denoising(), source=pairs, batch_size=16, when="step" if combined else "round"
+                )
+            ),
+            tmp_path,
+            name=f"c{combined}",
         )
         for combined in (False, True)
     }
-    assert not any("pretraining/loss" in each for each in updates(runs[True]))
+    assert all("files/loss" in each for each in updates(runs[True]))
+    versions = [done.folder.reports()[-1].version for done in runs.values()]
+    assert versions[0] == versions[1]
     assert (runs[True].weights != runs[False].weights).any()
 
 
@@ -109,7 +120,7 @@ def test_stopped_by_a_crash_a_run_of_all_this_goes_on_to_the_same_weights(tmp_pa
     config = joint(
         iterations=8,
         checkpoint_every=3,
-        pretraining=Pretraining(pairs=Points((1.0, 1.0)), batch_size=8),
+        files=FromFiles(objective=Denoising(), source=Points((1.0, 1.0)), batch_size=8),
         optimizer=replace(joint().optimizer, ema=0.9),
     )
     whole = train(config, tmp_path, name="whole")
@@ -124,7 +135,7 @@ def test_the_average_is_what_is_evaluated_and_saved(tmp_path):
     last = train(joint(iterations=20), tmp_path, name="last")
     mean = train(joint(iterations=20, optimizer=replace(joint().optimizer, ema=0.999)), tmp_path, name="mean")
     assert 0 < abs(mean.weights).max() < 0.5 * abs(last.weights).max()
-    assert mean.summary["reward_after"]["right"] < last.summary["reward_after"]["right"]
+    assert mean.summary["reward_after"]["points/right"] < last.summary["reward_after"]["points/right"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ def lied_to(*, stop: bool, **fields) -> RunConfig:
         heldout=(EvaluationSpec(name="h", prompts=("anywhere",), samples_per_prompt=256, rewards=("proxy", "up")),),
         iterations=60,
         evaluate_every=5,
-        watch=Watch(truth="up", proxy="proxy", stop=stop),
+        watch=Watch(truth="h/up", proxy="h/proxy", stop=stop),
         **fields,
     )
 
@@ -157,8 +168,8 @@ def test_a_run_ends_when_the_truth_falls_while_its_proxy_rises_if_it_is_told_to(
     assert max(each["overoptimisation/strikes"] for each in evaluations) >= 2
     assert done.ended == "finished" and (done.summary["updates"] < 60) == stop
     said = [report.text for report in done.folder.reports() if report.kind == "event"]
-    assert said == ["ends here: held-out up fell while proxy rose, at 2 evaluations in a row"] * stop
-    assert done.summary["reward_after"]["up"] < done.summary["reward_before"]["up"]
+    assert said == ["ends here: held-out h/up fell while h/proxy rose, at 2 evaluations in a row"] * stop
+    assert done.summary["reward_after"]["h/up"] < done.summary["reward_before"]["h/up"]
 
 
 def test_a_watch_goes_on_with_what_it_saw_before_a_crash(tmp_path):
@@ -186,9 +197,11 @@ def test_a_dear_held_out_set_is_left_to_before_and_after_and_moves_no_noise_of_t
         for name, held in (("dear", dear), ("cheap", sets))
     )
     found = [{r.scalars["update"]: r.scalars for r in done.folder.reports() if r.kind == "eval"} for done in runs]
-    assert ["heldout/up/mean" in each for each in found[0].values()] == [True, False, False, True]
-    assert all("heldout/up/mean" in each for each in found[1].values())
-    assert all(one["heldout/right/mean"] == found[1][at]["heldout/right/mean"] for at, one in found[0].items())
+    assert ["heldout/up/up/mean" in each for each in found[0].values()] == [True, False, False, True]
+    assert all("heldout/up/up/mean" in each for each in found[1].values())
+    assert all(
+        one["heldout/right/right/mean"] == found[1][at]["heldout/right/right/mean"] for at, one in found[0].items()
+    )
 
 
 @dataclass(frozen=True)

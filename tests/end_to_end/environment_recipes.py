@@ -50,8 +50,8 @@ class Unbuildable(CowSays):
 
 
 def cow_toy() -> RunConfig:
-    return replace(toy_ddpo(iterations=2), recipe="cow_toy", rewards=(CowLikesToo(),), stall_s=STALL_S)
+    return replace(toy_ddpo(), iterations=2, recipe="cow_toy", rewards=(CowLikesToo(),), stall_s=STALL_S)
 
 
 def unbuildable_toy() -> RunConfig:
-    return replace(toy_ddpo(iterations=2), recipe="unbuildable_toy", rewards=(Unbuildable(),))
+    return replace(toy_ddpo(), iterations=2, recipe="unbuildable_toy", rewards=(Unbuildable(),))

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from drover.common.protocols import Scorer, Scores
-from drover.deploy.config import RunConfig
-from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.config import Pools, RunConfig
+from drover.deploy.options import Sampling, Training
+from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import FromFiles
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.policy import ToyChain
@@ -35,21 +37,18 @@ def slow_toy(
     stall_s: float = 120.0,
 ) -> RunConfig:
     """The toy whose actors and reward take ``pause_s`` for a group, so that there is a middle to be killed in."""
-    config = toy_ddpo(
-        iterations=iterations,
-        groups=groups,
-        samples=samples,
-        max_lag=max_lag,
-        actors=actors,
-        evaluators=evaluators,
-        learner_ranks=learner_ranks,
-    )
+    config = toy_ddpo()
     return replace(
         config,
         recipe="slow_toy",
         model=SlowToy(pause_s / samples),
         rewards=(Slow(ToyPoint(), pause_s / samples),),
         heldout=(replace(config.heldout[0], samples_per_prompt=samples),),
+        iterations=iterations,
+        groups=groups,
+        samples=samples,
+        max_lag=max_lag,
+        pools=Pools(actors=actors, evaluators=evaluators, learner_ranks=learner_ranks),
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
         lease_s=lease_s,
@@ -60,16 +59,9 @@ def slow_toy(
 def small_shapes(*, iterations: int = 2) -> RunConfig:
     """The bundled pipeline for a few seconds: real UNet, text encoder and VAE, on-policy, one thread in every role."""
     config = shapes_ddpo(
-        iterations=iterations,
-        groups=2,
-        samples=2,
-        steps=5,
-        trained_steps=2,
-        batch_size=8,
-        max_lag=0,
-        actor_groups=1,
-        learner_ranks=1,
-        learner_threads=1,
+        training=Training(iterations=iterations, groups=2, samples=2, batch_size=8, max_lag=0),
+        sampling=Sampling(steps=5, trained_steps=2),
+        pools=Pools(actors=2),
     )
     (heldout,) = config.heldout
     few = replace(heldout, prompts=heldout.prompts[:2], samples_per_prompt=1)
@@ -78,12 +70,12 @@ def small_shapes(*, iterations: int = 2) -> RunConfig:
 
 def unscorable_toy(*, iterations: int = 30) -> RunConfig:
     """Its reward raises whatever it sees."""
-    return replace(toy_ddpo(iterations=iterations), rewards=(Unscorable(),))
+    return replace(toy_ddpo(), iterations=iterations, rewards=(Unscorable(),))
 
 
 def unloadable_toy(*, iterations: int = 30) -> RunConfig:
     """Its reward cannot be loaded."""
-    return replace(toy_ddpo(iterations=iterations), rewards=(Unloadable(),))
+    return replace(toy_ddpo(), iterations=iterations, rewards=(Unloadable(),))
 
 
 @dataclass(frozen=True)
@@ -118,7 +110,7 @@ def rich_toy(*, pause_s: float = 0.05, seed: int = 0) -> RunConfig:
         tasks=tasks,
         heldout=(replace(config.heldout[0], samples_per_prompt=64),),
         optimizer=replace(config.optimizer, ema=0.9, warmup=3, decay=60),
-        pretraining=Pretraining(pairs=Origin(), batch_size=8),
+        files=FromFiles(objective=Denoising(), source=Origin(), batch_size=8),
         evaluate_every=4,
         seed=seed,
     )

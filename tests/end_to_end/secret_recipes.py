@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drover.deploy.config import RunConfig
+from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.http_reward import HttpReward
 
 
 def remote_toy(*, url: str, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:
     """The toy, scored by an endpoint that wants a token."""
-    config = toy_ddpo(iterations=iterations, groups=2, samples=16, learner_ranks=learner_ranks)
     reward = HttpReward("point", url, token_variable="DROVER_REWARD_TOKEN", batch_size=256)
-    return replace(config, recipe="remote_toy", rewards=(reward,), checkpoint_every=10)
+    return replace(
+        toy_ddpo(),
+        recipe="remote_toy",
+        rewards=(reward,),
+        iterations=iterations,
+        groups=2,
+        samples=16,
+        checkpoint_every=10,
+        pools=Pools(learner_ranks=learner_ranks),
+    )

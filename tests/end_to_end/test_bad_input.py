@@ -114,6 +114,7 @@ def test_a_name_that_is_taken_is_refused_and_the_run_of_that_name_stays_as_it_is
 def test_a_ray_too_small_for_the_run_is_said_with_the_numbers(tmp_path: Path, shared: dict[str, str]) -> None:
     result = refused(tmp_path, "toy_ddpo", "--actors", "64", env=shared)
     assert result.returncode == 2
+    assert "64 rollout x 1" in complaint(result)
     assert "the cluster has 8; lower --actors" in complaint(result)
 
 

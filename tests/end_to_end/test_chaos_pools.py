@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from drover.common.weights.object_store import start_directory
 from drover.deploy.cluster import pools
 from drover.deploy.cluster.connection import Connection
 from drover.deploy.cluster.worker import pools_of
+from drover.deploy.config import Pools
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
@@ -85,7 +87,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced_and_a_pool_that_stays_away_i
 
 def test_workers_without_a_place_are_told_of_once(ray: None, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "LATE_S", 1.0)
-    config, connection, events = toy_ddpo(actors=2), Connection("placeless", redis_url), []
+    config, connection, events = replace(toy_ddpo(), pools=Pools(actors=2)), Connection("placeless", redis_url), []
     placeless = pools.Pools(config, connection, pools_of(config, gpus=1.0), claim_cpus=False, on_event=events.append)
     placeless.start()
     gives_up_s = time.monotonic() + PATIENCE_S

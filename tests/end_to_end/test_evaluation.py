@@ -26,7 +26,7 @@ def test_evaluators_judge_each_version_as_one_process_does_and_training_learns_t
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
     alone = train(slow_toy(pause_s=0.0, evaluate_every=EVERY), tmp_path, name="alone")
-    wanted = {report.version: report.scalars["heldout/point/mean"] for report in evaluations(alone)}
+    wanted = {report.version: report.scalars["heldout/anywhere/point/mean"] for report in evaluations(alone)}
     arguments = ("--evaluators", "1", "--evaluate-every", str(EVERY))
     with Train(SLOW_TOY, *arguments, runs_dir=tmp_path, env=shared) as run:
         evaluator = run.worker("evaluator-0")
@@ -39,8 +39,9 @@ def test_evaluators_judge_each_version_as_one_process_does_and_training_learns_t
     assert account(summary) == ALL_TRAINED
     assert [report.version for report in found] == [report.scalars["update"] for report in found]
     assert (found[0].version, found[-1].version) == (0, UPDATES)
-    assert {report.scalars["heldout/point/count"] for report in found} == {64.0}  # nothing was lost with the evaluator
+    counts = {report.scalars["heldout/anywhere/point/count"] for report in found}
+    assert counts == {64.0}, "something was lost with the evaluator"
     assert all(report.version % EVERY == 0 for report in found)
     assert len(found) + int(found[-1].scalars["evaluation/skipped"]) == 1 + UPDATES // EVERY
     for report in found:
-        assert report.scalars["heldout/point/mean"] == wanted[report.version], report.version
+        assert report.scalars["heldout/anywhere/point/mean"] == wanted[report.version], report.version

@@ -1,4 +1,7 @@
-"""``ray job submit`` on a cluster of marked nodes whose dashboard checks tokens: where roles land, and what a stop leaves."""
+"""``ray job submit`` on a cluster of marked nodes whose dashboard checks tokens: where roles land, and what a stop leaves.
+
+The project that is submitted has packages of its own that are called as drover's are: every process imports the right ones.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from drover.deploy.run_folder.results import RunFolder
+from tests.end_to_end.own_project import write_project
 from tests.end_to_end.ray_nodes import Nodes, ray_nodes
-from tests.end_to_end.service import ALL_TRAINED, PATIENCE_S, RECIPES, UPDATES, account, assert_same, drover
+from tests.end_to_end.service import ALL_TRAINED, PATIENCE_S, UPDATES, account, assert_same, drover
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
 
 MARKS = {"rollout": 4, "reward": 4, "learner": 2}
 PLACES = {"driver": "head", "actor-0": "rollout", "point-0": "reward", "learner-0": "learner"}
-RECIPE = '''
-from drover.deploy.config import RunConfig
-from neighbour import slow_toy  # beside this file: found on every node because Ray brings the folder
-
-
-def mine(*, pause_s: float = 0.1) -> RunConfig:
-    """The slow toy, from a folder that no node has."""
-    return slow_toy(pause_s=pause_s)
-'''
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +81,9 @@ def test_doctor_joins_the_cluster_asks_every_node_and_needs_the_token(
 
 
 def submit(nodes: Nodes, tmp_path: Path, job: str, *arguments: str) -> None:
-    """``ray job submit`` of a folder that is gone once it is submitted; results go to storage that all nodes share."""
+    """``ray job submit`` of a project that is gone once it is submitted; results go to storage that all nodes share."""
     working_dir = tmp_path / "working_dir"
-    working_dir.mkdir()
-    (working_dir / "mine.py").write_text(RECIPE)
-    shutil.copy(RECIPES, working_dir / "neighbour.py")
+    write_project(working_dir)
     command = ("drover", "train", "mine.py:mine", "--runs-dir", str(tmp_path / "runs"), *arguments)
     nodes.job("submit", "--no-wait", "--submission-id", job, "--working-dir", str(working_dir), "--", *command)
     shutil.rmtree(working_dir)

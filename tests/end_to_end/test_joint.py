@@ -25,11 +25,12 @@ def test_a_joint_run_goes_through_its_tasks_and_judges_all_of_them_on_held_out_p
     names = ("preference", "composition", "parity_credit")
     trained = [next(name for name in names if f"reward/{name}/mean" in each) for each in updates]
     assert trained == [*names, *names]
-    assert ["pretraining/loss" in each for each in updates] == [False, False, True] * 2
+    assert ["files/loss" in each for each in updates] == [False, False, True] * 2
     for moment in ("reward_before", "reward_after"):
-        assert set(summary[moment]) == {"preference", "taste", "composition", "parity", "diversity"}
-        assert -0.87 <= summary[moment]["parity"] <= 0 and 0 <= summary[moment]["composition"] <= 1
-    assert summary["reward_limit"] == {"parity": pytest.approx(-0.071, abs=0.001)}
+        results = {"liked/preference", "liked/taste", "liked/diversity", "relations/composition", "portraits/parity"}
+        assert set(summary[moment]) == results
+        assert -0.87 <= summary[moment]["portraits/parity"] <= 0 and 0 <= summary[moment]["relations/composition"] <= 1
+    assert summary["reward_limit"] == {"portraits/parity": pytest.approx(-0.071, abs=0.001)}
     assert account(summary)["issued"] == 24 and account(summary)["in_flight"] == 0
     assert summary["max_lag_seen"] <= 1
     shown = RunFolder(tmp_path / "run").path / "samples.png"

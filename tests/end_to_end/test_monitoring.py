@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 SHIPPED = Path(dashboards.__file__).with_name("prometheus")
-NOT_HERE = {"Overoptimisation: rise of the watched proxy less that of the truth"}  # this run watches for none
+NOT_HERE = {"Reward hacking: gain of the learned reward minus gain of the true one"}  # this run watches for none
 VARIABLES = {"$window": "20s", "$run": "run", "$cpu_hour": "0.05", "$gpu_hour": "2.5"}
 
 SERIES = 'group by (__name__, role, worker, reward, part, stream, reader) ({__name__=~"drover_.+",run="RUN"})'

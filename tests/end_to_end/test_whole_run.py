@@ -32,8 +32,8 @@ def test_the_service_learns_the_toy_shows_its_metrics_and_leaves_nothing_running
 
         summary = run.finish()
         assert survivors(run.family) == {}
-    assert summary["reward_before"]["point"] < -5
-    assert summary["reward_after"]["point"] > -2.3
+    assert summary["reward_before"]["anywhere/point"] < -5
+    assert summary["reward_after"]["anywhere/point"] > -2.3
     assert account(summary) == ALL_TRAINED
     assert summary["updates"] == UPDATES
     assert summary["samples"] == UPDATES * 4 * 64

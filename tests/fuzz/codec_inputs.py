@@ -92,5 +92,5 @@ def _transitions(count: int) -> Transitions:
     return Transitions(
         steps=(0, 2), times=(901, 701), next_times=(801, 601), before=(0, 2), after=(1, 3),
         states=TensorRef(blob="b", dtype="float16", shape=(count, 4, 4, 8, 8), offset=64),
-        log_probs=TensorRef(blob="b", dtype="float32", shape=(count, 2)),
+        log_probs=TensorRef(blob="b", dtype="float32", shape=(count, 2, 1)),
     )  # fmt: skip

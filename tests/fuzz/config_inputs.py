@@ -5,22 +5,25 @@ Only a run's description, a `ConfigError`, or the command's own usage error (exi
 
 from __future__ import annotations
 
-import inspect
 import io
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
+from pathlib import Path
 
 from drover.common.errors import ConfigError
 from drover.deploy import catalogue
 from drover.deploy.catalogue import parse
 from drover.deploy.config import Pools, RunConfig
-from drover.deploy.recipes.shapes_ddpo import shapes_ddpo
+from drover.deploy.recipes.shapes import shapes_ddpo
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.tasks import RecordSteps
 from drover.learner.step import OptimizerSpec
 
+RECIPE_FLAGS = Path(__file__).parent.parent / "deploy" / "recipe_flags.json"
+FLAGS: dict[str, dict[str, str]] = json.loads(RECIPE_FLAGS.read_text())
 WORDS = [
     "0",
     "1",
@@ -69,7 +72,7 @@ PARSED_SHARE = 0.2  # of the inputs go through the command's parser, which takes
 @contextmanager
 def judge(parsed_share: float = PARSED_SHARE) -> Iterator[Callable[[random.Random], str]]:
     """What `drive` calls."""
-    recipes = list(catalogue.recipes().values())
+    recipes = [catalogue.find(name) for name in catalogue.recipes()]
     built = [toy_ddpo(), shapes_ddpo()]
 
     def one(draw: random.Random) -> str:
@@ -97,7 +100,7 @@ def parsed(draw: random.Random, recipe: Callable[..., RunConfig]) -> str:
 
 
 def arguments(draw: random.Random, recipe: Callable[..., RunConfig]) -> list[str]:
-    own = ["--" + name.replace("_", "-") for name in inspect.signature(recipe).parameters]
+    own = list(FLAGS[recipe.__name__])
     others = ["--run-name", "--runs-dir", "--resume", "--plain", "--json", "--one-process", "--autoscale"]
     words: list[str] = []
     for _ in range(draw.choice((1, 1, 2, 3, 6))):

@@ -13,7 +13,7 @@ from drover.common import seeds, tensors
 from drover.common.policies import conditioning
 from drover.common.protocols import BlobStore, Kernel, Policy
 from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, TensorRef, Transitions
-from drover.learner.examples import Credit, MeasuredGroup
+from drover.learner.examples import Credit, Measured, MeasuredGroup
 
 
 def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, **fields) -> RolloutGroup:
@@ -21,7 +21,7 @@ def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, *
     usual = {
         "purpose": Purpose.TRAIN, "version": 0, "prompts": ("a",), "samples_per_prompt": samples, "fingerprint": "f",
         "task": "t", "rewards": ("point",),
-        "media": TensorRef(blob=f"{group}.{attempt}", dtype="uint8", shape=(samples, 1, 2, 3)), "x0": None,
+        "media": TensorRef(blob=f"{group}.{attempt}", dtype="uint8", shape=(samples, 1, 2, 3)), "latents": None,
         "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
     }  # fmt: skip
     return RolloutGroup(epoch=epoch, group=group, attempt=attempt, **{**usual, **fields})
@@ -55,7 +55,7 @@ def measured(group: int, **values: Sequence[float]) -> MeasuredGroup:
     (samples,) = {len(column) for column in values.values()}
     return MeasuredGroup(
         rollout(group, samples=samples, rewards=tuple(values)),
-        {name: measurement(group, column, reward=name) for name, column in values.items()},
+        {name: answer(column) for name, column in values.items()},
     )
 
 
@@ -84,5 +84,19 @@ def recorded(policy: Policy, kernel: Kernel, blobs: BlobStore, group: int, *, sa
     return rollout(group, samples=samples, prompts=("a red circle",), transitions=Transitions(**{**usual, **fields}))
 
 
-def credit(*weights: float, counted: Sequence[bool] | None = None) -> Credit:
-    return Credit(np.array(weights, dtype=np.float64), np.array(counted or [True] * len(weights)))
+def answer(values: Sequence[float]) -> Measured:
+    """One reward's answer as arrays: whatever is NaN is masked."""
+    column = np.array(values, np.float64)
+    return Measured(column, ~np.isnan(column))
+
+
+def credit(*weights: Sequence[float]) -> Credit:
+    """A weight for every sample of each group, all counted."""
+    columns = [np.array(column, np.float64) for column in weights]
+    return Credit.per_sample(columns, [np.ones(len(column), bool) for column in columns])
+
+
+def by_group(credit: Credit) -> list[np.ndarray]:
+    """The weights [N] of each group, in the order of the groups."""
+    groups = credit.rows[:, 0, 0]
+    return [credit.weights[groups == group, 0] for group in np.unique(groups)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from drover.learner.ranks import Iteration, all_sum, share
+from drover.learner.ranks import Iteration, Stop, all_sum, share
 from drover.learner.saving.checkpoint import Checkpoints
 from tests.learner.made_up import credit, rollout
 from tests.learner.training import Rank
@@ -41,16 +41,15 @@ def learn(model: str, pipeline: Path, folder: Path) -> dict[str, Any]:
 def told() -> list[Any]:
     """What rank 0 shares, as this rank gets it."""
     rank = dist.get_rank()
-    mine = (
-        Iteration((rollout(3), rollout(4)), (credit(0.5, -0.25), credit(1.0, counted=[False]))) if rank == 0 else None
-    )
+    mine = Iteration((rollout(3), rollout(4)), credit((0.5, -0.25), (1.0,))) if rank == 0 else None
     came = share(mine)
-    credits = [[c.weights.tolist(), c.counted.tolist()] for c in came.credits]
+    assert isinstance(came, Iteration) and came.credit is not None
+    stop = share(Stop("asked") if rank == 0 else None)
+    assert isinstance(stop, Stop)
     return [
         [g.group for g in came.groups],
-        credits,
-        came.stop,
-        share(Iteration(stop="asked") if rank == 0 else None).stop,
+        [came.credit.rows.tolist(), came.credit.weights.tolist(), came.credit.terms],
+        stop.reason,
     ]
 
 

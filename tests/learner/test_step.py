@@ -7,10 +7,12 @@ import torch
 
 from drover.common.errors import ConfigError, TrainingDiverged
 from drover.learner import fsdp
-from drover.learner.batches import Fetcher, divide
-from drover.learner.step import OptimizerSpec
+from drover.learner.batches import Batches, StepFetcher, divide
+from drover.learner.examples import LatentBatch, StepBatch
+from drover.learner.objective import LossOutput, Needs
+from drover.learner.step import OptimizerSpec, Part
 from tests.learner.gloo import alone
-from tests.learner.training import Rank
+from tests.learner.training import WEIGHTS, Rank
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +69,11 @@ def test_a_step_that_is_not_finite_is_refused_and_changes_nothing(bad):
     rank.learn()
     before = rank.weights()
     moments = {k: fsdp.full(v).clone() for k, v in next(iter(rank.stepper.optimizer.state.values())).items()}
-    (share,) = divide(rank.iteration, updates=1, ranks=1, rank=0, batch_size=100)
-    fetcher = Fetcher(rank.policy, rank.kernel, rank.blobs, device="cpu", batch_size=100)
-    ((batch, _),) = fetcher.batches(rank.iteration, share)
+    ((batch, _),) = batches(rank, batch_size=100)
     x = batch.x.clone()
     x[0, 0] = bad
     with pytest.raises(TrainingDiverged, match=r"optimiser step 3: loss .* nothing was changed"):
-        rank.stepper.step([(replace(batch, x=x), True)], num_batches=1, count=10)
+        rank.stepper.step([Part(rank.objective, made_of(replace(batch, x=x)), 10.0)])
     assert torch.equal(rank.weights()["b"], before["b"])
     after = next(iter(rank.stepper.optimizer.state.values()))
     assert all(torch.equal(fsdp.full(after[name]), moment) for name, moment in moments.items())
@@ -129,21 +129,87 @@ def test_without_a_moving_average_the_weights_stay():
     assert torch.equal(rank.weights()["b"], weights)
 
 
-def test_a_loss_beside_the_rewards_pulls_in_the_same_step_and_alone_in_its_own():
-    def towards(target: float, rank: Rank):
-        return lambda: 100 * (rank.policy.trainable.b - target).square().sum()
+class Towards:
+    """A loss on the weights themselves: 100 (b - target)^2."""
 
+    learns_from = StepBatch
+    watched = ("far",)
+    needs = Needs()
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+
+    def credit(self, groups):
+        raise AssertionError
+
+    def loss(self, models, batch):
+        far = (models.policy.trainable.b - self.target).square().sum()
+        return LossOutput(total=100 * far, watched={"far": far.detach()})
+
+
+def batches(rank: Rank, *, batch_size: int = 4, ranks: int = 1, number: int = 0) -> Batches:
+    (share,) = divide(rank.iteration.credit, turns=3, updates=1, ranks=ranks, rank=number, batch_size=batch_size)
+    fetcher = StepFetcher(rank.models, rank.blobs, device="cpu", batch_size=batch_size)
+    return fetcher.batches(rank.iteration, share, 0)
+
+
+def made_of(*of: StepBatch) -> Batches:
+    return Batches(lambda: iter([(batch, True) for batch in of]), len(of))
+
+
+def one(rank: Rank) -> StepBatch:
+    return next(iter(batches(rank)))[0]
+
+
+def test_another_part_pulls_in_the_same_step_and_alone_in_its_own():
     apart, together, alone = (Rank("toy", None) for _ in range(3))
     apart.learn(updates=1)
-    (share,) = divide(together.iteration, updates=1, ranks=1, rank=0, batch_size=4)
-    fetcher = Fetcher(together.policy, together.kernel, together.blobs, device="cpu", batch_size=4)
-    together.stepper.step(
-        fetcher.batches(together.iteration, share),
-        num_batches=share.num_batches,
-        count=30.0,
-        beside=towards(5.0, together),
-    )
+    towards = Part(Towards(5.0), made_of(one(together)), 1.0)
+    stats = together.stepper.step([towards, Part(together.objective, batches(together), 30.0)])
     assert (together.weights()["b"] > 0).all() and not (apart.weights()["b"] > 0).all()
-    stats = alone.stepper.step_beside(towards(-5.0, alone))
+    assert stats.parts[0].loss == pytest.approx(100 * 10 * 25) and "ratio" in stats.watched
+    away = Part(Towards(-5.0), made_of(one(alone)), 1.0)
+    stats = alone.stepper.step([away], scheduled=False)
     assert (alone.weights()["b"] < 0).all() and alone.stepper.steps == 0
     assert stats.loss == pytest.approx(100 * 10 * 25) and stats.grad_norm == pytest.approx(200 * 5 * 10**0.5)
+
+
+def test_only_declared_numbers_are_told():
+    rank = Rank("toy", None)
+    stats = rank.stepper.step([Part(Towards(1.0), made_of(one(rank)), 1.0)])
+    assert stats.watched.keys() == {"far"}
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(()), r"Towards.loss returned a Tensor; return LossOutput"),
+        (LossOutput(torch.zeros(())), r"Towards.loss watches \[\], but the objective declares \['far'\]"),
+    ],
+)
+def test_a_loss_of_another_form_is_refused_in_a_sentence(returned, message):
+    rank, towards = Rank("toy", None), Towards(1.0)
+    towards.loss = lambda models, batch: returned
+    with pytest.raises(ConfigError, match=message):
+        rank.stepper.step([Part(towards, made_of(one(rank)), 1.0)])
+
+
+class Surveyed(Towards):
+    """Pulls towards the mean weight of the whole optimiser step."""
+
+    watched = ("baseline",)
+
+    def survey(self, models, batch):
+        return {"sum": batch.weight.sum(), "count": torch.tensor(float(len(batch.weight)))}
+
+    def loss(self, models, batch):
+        baseline = batch.known["sum"] / batch.known["count"]
+        return LossOutput(total=0 * models.policy.trainable.b.sum(), watched={"baseline": torch.tensor(baseline)})
+
+
+def test_a_survey_sums_over_all_micro_batches_before_the_loss_sees_the_first():
+    rank = Rank("toy", None)
+    made = [LatentBatch(b.x, b.weight, b.cond, ()) for b, _ in batches(rank)]
+    stats = rank.stepper.step([Part(Surveyed(0.0), made_of(*made), 1.0)])
+    weights = [w for row in WEIGHTS for w in row if w]
+    assert stats.watched["baseline"] * 30 / len(made) == pytest.approx(sum(weights) / len(weights), rel=1e-5)

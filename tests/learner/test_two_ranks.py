@@ -109,7 +109,7 @@ def test_two_read_what_one_has_written_and_go_on_as_it_does(both, model, toleran
 
 
 def test_all_know_what_rank_0_gathered_and_sums_are_over_all(both):
-    credits = [[[0.5, -0.25], [True, True]], [[1.0], [False]]]
+    credit = [[[[0, 0]], [[0, 1]], [[1, 0]]], [[0.5], [-0.25], [1.0]], 3.0]
     for answer in both.answers:
-        assert answer["told"] == [[3, 4], credits, "", "asked"]
+        assert answer["told"] == [[3, 4], credit, "asked"]
         assert answer["summed"] == [2.0, 1.0]

@@ -13,10 +13,11 @@ from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.common.protocols import Kernel, Policy
 from drover.common.transport.memory import MemoryBroker
 from drover.learner import fsdp
-from drover.learner.batches import Fetcher, count_terms, divide
+from drover.learner.batches import StepFetcher, divide, terms_of
+from drover.learner.objective import Models
 from drover.learner.objectives.ddpo import Ddpo
 from drover.learner.ranks import Iteration
-from drover.learner.step import OptimizerSpec, Stepper, StepStats
+from drover.learner.step import OptimizerSpec, Part, Stepper, StepStats
 from drover.worlds.plane.policy import ToyChain, toy_kernel
 from tests.learner.made_up import credit, recorded
 
@@ -47,10 +48,11 @@ class Rank:
             recorded(self.policy, self.kernel, self.blobs, g, samples=len(row), steps=STEPS)
             for g, row in enumerate(weights)
         ]
-        self.iteration = Iteration(tuple(groups), tuple(credit(*row) for row in weights))
+        self.iteration = Iteration(tuple(groups), credit(*weights))
         fsdp.shard(self.policy.trainable, "cpu")
-        objective = Ddpo(weights={"point": 1.0}, clip=0.2)
-        self.stepper = Stepper(self.policy, self.kernel, objective, spec or OptimizerSpec(lr=1e-2, grad_clip=100.0))
+        self.objective = Ddpo(weights={"point": 1.0}, clip=0.2)
+        self.models = Models(self.policy, self.kernel)
+        self.stepper = Stepper(self.models, spec or OptimizerSpec(lr=1e-2, grad_clip=100.0))
 
     @property
     def module(self) -> nn.Module:
@@ -58,11 +60,13 @@ class Rank:
 
     def learn(self, *, ranks: int = 1, rank: int = 0, batch_size: int = 4, updates: int = 2) -> list[StepStats]:
         """One iteration."""
-        shares = divide(self.iteration, updates=updates, ranks=ranks, rank=rank, batch_size=batch_size)
-        fetcher = Fetcher(self.policy, self.kernel, self.blobs, device="cpu", batch_size=batch_size)
-        count = count_terms(self.iteration.credits, self.iteration.groups) / max(1, len(shares))
+        learned, turns = self.iteration.credit, terms_of(self.iteration, self.objective)
+        assert learned is not None
+        shares = divide(learned, turns=turns, updates=updates, ranks=ranks, rank=rank, batch_size=batch_size)
+        fetcher = StepFetcher(self.models, self.blobs, device="cpu", batch_size=batch_size)
+        count = learned.terms * turns / max(1, len(shares))
         return [
-            self.stepper.step(fetcher.batches(self.iteration, share), num_batches=share.num_batches, count=count)
+            self.stepper.step([Part(self.objective, fetcher.batches(self.iteration, share, 0), count)])
             for share in shares
         ]
 

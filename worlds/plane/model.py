@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
+from drover.common.files import write_whole
 from drover.common.protocols import Policy
 from drover.worlds.plane.policy import ToyChain
 
@@ -16,14 +18,16 @@ from drover.worlds.plane.policy import ToyChain
 class ToyModel:
     """The five-step chain in the plane."""
 
+    adapters: ClassVar[bool] = False
+
     def check(self) -> None: ...
 
     def build(self, device: str) -> Policy:
         return ToyChain(device)
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = folder / "toy.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+        write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         return path

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drover.common.diffusion.kernels.renoise import Consistency, Renoise
-from drover.common.diffusion.noising import DiscreteSchedule, corrupt
+from drover.common.diffusion.noising import DiscreteSchedule
 from drover.common.diffusion.spacing import Leading
 from drover.common.errors import ConfigError
 from drover.common.protocols import Conditioning, Prediction
@@ -34,6 +34,9 @@ def toy_kernel() -> Renoise:
 class ToyChain:
     """Policy over points [B, 2]; learns one shift per step, ``b`` [5, 2], from 0. Prompts are accepted and ignored."""
 
+    parts = 1
+    empty = ""
+
     def __init__(self, device: str = "cpu") -> None:
         self.latent_shape: tuple[int, ...] = (2,)
         self.schedule = DiscreteSchedule(torch.full((NUM_STEPS,), CONTRACTION**2, dtype=torch.float64))
@@ -43,13 +46,20 @@ class ToyChain:
     def trainable(self) -> nn.Module:
         return self._shifts
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return {"text": torch.zeros(len(prompts), 1, device=self._shifts.b.device)}
+    def encode(self, names: Sequence[str]) -> Conditioning:
+        return {"text": torch.zeros(len(names), 1, device=self._shifts.b.device)}
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        x0 = x.float() + self._shifts(time) / CONTRACTION
+        x0 = self.output(x, time, cond)
         noise = (x - CONTRACTION * x0) / (1 - CONTRACTION**2) ** 0.5
         return Prediction(x0=x0, noise=noise)
+
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """x0, which has the least error where b_t = 0.16 x the mean of x0 - 0.35."""
+        return x.float() + self._shifts(time) / CONTRACTION
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return x0
 
     def decode(self, x0: Tensor) -> np.ndarray:
         """[B, 1, 2, 3]: a pixel per coordinate, its two bytes in red and green. `read_points` inverts it."""
@@ -63,11 +73,6 @@ class ToyChain:
         if media.dtype != np.uint8 or media.shape[1:] != (1, 2, 3):
             raise ConfigError(f"the chain learns from media [B, 1, 2, 3] uint8, got {list(media.shape)} {media.dtype}")
         return torch.tensor(read_points(media), dtype=torch.float32, device=self._shifts.b.device)
-
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """Of x0, least where b_t = 0.16 x the mean of x0 - 0.35."""
-        predicted = self.predict(corrupt(self.schedule, x0, noise, time), time, cond).x0
-        return (predicted - x0).square().mean(dim=1)
 
 
 class Shifts(nn.Module):

@@ -29,6 +29,10 @@ class StableDiffusionModel:
     image_size: tuple[int, int] | None = None
     lora: Lora | None = None
 
+    @property
+    def adapters(self) -> bool:
+        return self.lora is not None
+
     def check(self) -> None:
         check_pipeline(self.checkpoint)
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drover.common.diffusion.noising import DiscreteSchedule, corrupt
+from drover.common.diffusion.noising import DiscreteSchedule
 from drover.common.diffusion.prediction import Parameterisation, to_output, to_prediction
 from drover.common.errors import ConfigError
+from drover.common.files import replacing
+from drover.common.hub import quiet_diffusers
 from drover.common.policies.autoencoder import Autoencoder
-from drover.common.policies.folders import quiet_libraries, replacing
 from drover.common.policies.stable_diffusion.checkpoints import open_pipeline
 from drover.common.policies.stable_diffusion.text import ClipText, Text
 from drover.common.policies.stable_diffusion.text_xl import ClipTextPair, is_xl
@@ -35,6 +36,8 @@ class StableDiffusion:
 
     The UNet stays in eval mode while training: with dropout, the ratio between the policy and itself would not be 1.
     """
+
+    parts = 1
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class StableDiffusion:
         """
         pipeline = open_pipeline(checkpoint)
         wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
-        with quiet_libraries():
+        with quiet_diffusers():
             pipeline.to(device)
             for module in _modules(pipeline):
                 module.to(torch.float32 if module in wide else getattr(torch, dtype))
@@ -100,17 +103,29 @@ class StableDiffusion:
         height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
         return height, width
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """What the UNet is told: see `ClipText`, and `ClipTextPair` for XL."""
-        return self._text.encode(prompts)
+    @property
+    def empty(self) -> str | None:
+        """The empty prompt; None for a UNet that is told its guidance scale, and is guided by that alone."""
+        return "" if self._scale_embedding is None else None
+
+    def encode(self, names: Sequence[str]) -> Conditioning:
+        """The UNet's inputs for these prompts: see `ClipText`, and `ClipTextPair` for XL."""
+        return self._text.encode(names)
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        return to_prediction(self.parameterisation, self.schedule, x, time, self._output(x, time, cond))
+        return to_prediction(self.parameterisation, self.schedule, x, time, self.output(x, time, cond))
 
-    def denoising_loss(self, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        output = self._output(corrupt(self.schedule, x0, noise, time), time, cond).float()
-        target = to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
-        return (output - target).square().flatten(1).mean(dim=1)
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        unet = self.pipeline.unet
+        scale = None if self._scale_embedding is None else self._scale_embedding.to(x.device).expand(len(x), -1)
+        with self._autocast():
+            output: Tensor = unet(
+                x.to(unet.dtype), time, timestep_cond=scale, **self._text.inputs(cond, unet.dtype)
+            ).sample
+        return output.float()
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
 
     def decode(self, x0: Tensor) -> np.ndarray:
         return self._autoencoder.decode(x0)
@@ -129,18 +144,8 @@ class StableDiffusion:
         """The whole diffusers pipeline with the current weights. The folder is replaced at once, or left as it was."""
         if getattr(self.pipeline.unet, "peft_config", None):
             raise ConfigError("a pipeline folder cannot hold adapters beside their base; use lora.save_lora")
-        with replacing(folder) as written, quiet_libraries():
+        with replacing(folder) as written, quiet_diffusers():
             self.pipeline.save_pretrained(written, safe_serialization=True)
-
-    def _output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """[B, ...] what the network itself puts out, in its parameterisation."""
-        unet = self.pipeline.unet
-        scale = None if self._scale_embedding is None else self._scale_embedding.to(x.device).expand(len(x), -1)
-        with self._autocast():
-            output: Tensor = unet(
-                x.to(unet.dtype), time, timestep_cond=scale, **self._text.inputs(cond, unet.dtype)
-            ).sample
-        return output
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._compute == "float32":

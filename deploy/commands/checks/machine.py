@@ -25,7 +25,9 @@ def python() -> list[Finding]:
         return [Finding("python", "problem", f"Python {came}", "make a new environment with Python 3.11 or newer")]
     missing = _unmet()
     if missing:
-        fix = "in a checkout: pip install --constraint constraints.txt . (the drover of PyPI is another project)"
+        fix = (
+            "in a checkout: pip install --constraint constraints.txt . (the package drover of PyPI is another project)"
+        )
         return [Finding("python", "problem", f"Python {came}, but {'; '.join(missing)}", fix)]
     return [Finding("python", "ok", f"Python {came}, every package in a version that drover takes")]
 

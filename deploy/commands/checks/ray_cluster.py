@@ -8,17 +8,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from drover.deploy.commands.checks.finding import Finding
+from drover.common.errors import ConfigError
+from drover.common.words import counted
+from drover.deploy.commands.checks.finding import Finding, problem
 from drover.deploy.commands.checks.ray_probe import MARKS, OFFERS
 from drover.deploy.config import RunConfig
 
 Nodes = list[dict[str, Any]]
 """What each said of itself; see `drover.deploy.commands.checks.ray_probe`."""
 
+CROWD = 4  # processes a core, beyond which waiting for each other is most of their time
 PATIENCE_S = 120.0  # for joining, and for every node to start a process
 
 
@@ -27,7 +31,8 @@ def ray_cluster(runs_dir: Path, config: RunConfig | None) -> list[Finding]:
     version = metadata.version("ray")
     address = os.environ.get("RAY_ADDRESS", "")
     if not address:
-        return [Finding("ray", "ok", f"Ray {version}; RAY_ADDRESS is unset, so a run starts its own here")]
+        found = f"Ray {version}; RAY_ADDRESS is unset, so a run starts its own here"
+        return [Finding("ray", "ok", found), *(_alone(config) if config is not None else [])]
     from drover.deploy.cluster.service import check_answers
 
     check_answers(address)
@@ -64,18 +69,30 @@ def _refused(address: str, words: str) -> Finding:
     return Finding("ray", "problem", f"cannot join the Ray at {address}: {last[:300]}", "look at `ray status` there")
 
 
+def _alone(config: RunConfig) -> list[Finding]:
+    """Whether this machine can hold the run, as training asks itself. Raises `ConfigError` where it cannot."""
+    from drover.deploy.cluster import placing
+
+    pools, _ = placing.plan(config, placing.this_machine(config), alone=True)
+    processes, cores = sum(pool.size for pool in pools) + config.pools.learner_ranks, os.cpu_count() or 1
+    if processes <= CROWD * cores:
+        return []
+    found = f"{processes} processes would share {counted(cores, 'CPU core')}, and each actor loads the model"
+    return [Finding("ray", "advice", found, "lower --actors")]
+
+
 def _resources(nodes: Nodes, config: RunConfig | None, version: str) -> Finding:
     from drover.deploy.cluster import placing
-    from drover.deploy.cluster.worker import pools_of
 
     have = {name: sum(node["resources"].get(name, 0.0) for node in nodes) for name in OFFERS}
     offers = ", ".join(f"{count:g} {name}" for name, count in have.items() if count)
-    found = f"Ray {version}, {len(nodes)} nodes with {offers or 'nothing to compute with'}"
+    found = f"Ray {version}, {counted(len(nodes), 'node')} with {offers or 'nothing to compute with'}"
     if config is not None:
-        gpus = float(have["GPU"] > 0)
-        asked = placing.asks(config, pools_of(config, gpus=gpus), gpus)
-        if missing := placing.shortage(asked, [node["resources"] for node in nodes]):
-            return Finding("ray", "problem", f"{found}; {missing}", placing.FIX)
+        try:
+            placing.plan(config, [node["resources"] for node in nodes], alone=False)
+        except ConfigError as error:
+            missing = problem("ray", error)
+            return replace(missing, found=f"{found}; {missing.found}")
     return Finding("ray", "ok", found)
 
 

@@ -8,36 +8,40 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
-from drover.common.errors import ConfigError
+from drover.common.words import counted
 from drover.deploy import catalogue
 from drover.deploy.cluster.environments import BUILD_S, last_words, packages_of
 from drover.deploy.commands.checks.finding import Finding, State
 from drover.deploy.config import RunConfig
 
+BOX = "│╭╮╰╯─┌┐└┘|+ "  # what tyro draws around a message
 
-def build(words: Sequence[str]) -> RunConfig:
-    """The run that ``RECIPE --option ...`` describes. Raises `ConfigError`, also for what tyro would refuse."""
+
+def build(words: Sequence[str]) -> RunConfig | Finding:
+    """The run that ``RECIPE --option ...`` describes, or what tyro says of its options. Raises `ConfigError`."""
     told = io.StringIO()
     try:
         with redirect_stderr(told), redirect_stdout(told):
             config, _ = catalogue.parse(catalogue.find(words[0]), list(words[1:]))
     except SystemExit:
+        found = "\n".join([f"{words[0]} refuses these options:", *_unframed(told.getvalue())])
         fix = f"see drover train {words[0]} --help, and give its options after --"
-        raise ConfigError(f"{words[0]} refuses these options ({_gist(told.getvalue())}); {fix}") from None
+        return Finding("recipe", "problem", found, fix)
     return config
 
 
-def _gist(text: str) -> str:
-    """What tyro's framed message says, without the frame."""
-    lines = [line.strip("│╭╮╰╯─┌┐└┘ \n") for line in text.splitlines()]
-    return " ".join(line for line in lines if line and "help" not in line.lower())[:300]
+def _unframed(text: str) -> list[str]:
+    """The lines of tyro's message without the box around them, nor its advice to look at the help of another command."""
+    lines = [line.strip(BOX) for line in text.splitlines()]
+    return [line for line in lines if line.strip("-") and "full helptext" not in line]
 
 
 def recipe(config: RunConfig) -> list[Finding]:
     """The model's files. Raises `ConfigError` where they are not."""
     config.model.check()
     pools = config.pools
-    shape = f"{pools.actors} actors, {pools.reward_servers} servers of each reward, {pools.learner_ranks} learner ranks"
+    servers, ranks = counted(pools.reward_servers, "server"), counted(pools.learner_ranks, "learner rank")
+    shape = f"{counted(pools.actors, 'actor')}, {servers} of each reward, {ranks}"
     return [Finding("recipe", "ok", f"{config.recipe}: {shape}; its model is there")]
 
 

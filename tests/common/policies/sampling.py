@@ -29,10 +29,10 @@ def distribution(policy: Policy, kernel: Kernel, x: Tensor, step: int, cond: Con
 def walk(
     policy: Policy, kernel: Kernel, x: Tensor, cond: Conditioning, seed: int = 1
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """(step, state, next state, log-prob [B], or zeros where the kernel is deterministic)."""
+    """(step, state, next state, log-prob [B, 1], or zeros where the kernel is deterministic)."""
     draws = torch.Generator().manual_seed(seed)
     for step in range(kernel.num_steps):
         gaussian = distribution(policy, kernel, x, step, cond)
         drawn = gaussian.sample(torch.randn(x.shape, generator=draws))
-        yield step, x, drawn, gaussian.log_prob(drawn) if kernel.stochastic else torch.zeros(len(x))
+        yield step, x, drawn, gaussian.log_prob(drawn) if kernel.stochastic else torch.zeros(len(x), 1)
         x = drawn

@@ -48,7 +48,7 @@ def train(sign: float) -> float:
         advantage = (sign * (rewards - rewards.mean()) / (rewards.std() + 1e-7)).clamp(-10, 10)
         for k in torch.randperm(NUM_STEPS, generator=chosen)[:2].tolist():
             step, x, drawn, stored = steps[k]
-            ratio = (distribution(policy, kernel, x, step, cond).log_prob(drawn) - stored).exp()
+            ratio = (distribution(policy, kernel, x, step, cond).log_prob(drawn) - stored).exp().squeeze(1)
             loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - 1e-4, 1 + 1e-4)).mean()
             optimiser.zero_grad()
             loss.backward()

@@ -45,7 +45,7 @@ def transitions(draw: st.DrawFn, num_samples: int) -> Transitions:
     num_steps, num_states = draw(st.integers(0, 5)), draw(st.integers(1, 6))
     column = st.lists(INTS, min_size=num_steps, max_size=num_steps).map(tuple)
     index = st.lists(st.integers(0, num_states - 1), min_size=num_steps, max_size=num_steps).map(tuple)
-    log_probs = TensorRef(blob="p", dtype="float32", shape=(num_samples, num_steps))
+    log_probs = TensorRef(blob="p", dtype="float32", shape=(num_samples, num_steps, draw(st.integers(1, 3))))
     return Transitions(
         steps=draw(column),
         times=draw(column),
@@ -157,7 +157,7 @@ ROLLOUT = RolloutGroup(
         before=(0, 2, 3),
         after=(1, 3, 4),
         states=TensorRef(blob="g17.1/latents", dtype="float32", shape=(8, 5, 4, 8, 8)),
-        log_probs=TensorRef(blob="g17.1/latents", dtype="float32", shape=(8, 3), offset=40_960),
+        log_probs=TensorRef(blob="g17.1/latents", dtype="float32", shape=(8, 3, 1), offset=40_960),
     ),
     worker="actor-0",
     sampling_s=1.25,
@@ -247,13 +247,18 @@ def test_a_value_of_another_type_is_refused_by_name(fields, complaint):
         (ROLLOUT, {"samples_per_prompt": 1 << 60}, "1 to 16384 samples"),
         (
             ROLLOUT,
-            {"transitions": [[0], [1], [0], [5], [1], ["b", "uint8", [8, 5], 0], ["b", "uint8", [8, 1], 0]]},
+            {"transitions": [[0], [1], [0], [5], [1], ["b", "uint8", [8, 5], 0], ["b", "uint8", [8, 1, 1], 0]]},
             "ind",
         ),
         (
             ROLLOUT,
-            {"transitions": [[0], [1], [0], [0], [], ["b", "uint8", [8, 5], 0], ["b", "uint8", [8, 1], 0]]},
+            {"transitions": [[0], [1], [0], [0], [], ["b", "uint8", [8, 5], 0], ["b", "uint8", [8, 1, 1], 0]]},
             "long",
+        ),
+        (
+            ROLLOUT,
+            {"transitions": [[0], [1], [0], [0], [1], ["b", "uint8", [8, 5], 0], ["b", "uint8", [8, 1], 0]]},
+            r"log_probs \[N, 1, S\] disagree: got \(8, 5\) and \(8, 1\)",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from drover.common.types import Purpose, WorkItem
 from drover.common.weights.memory import MemoryWeights
 from drover.deploy.cluster.worker import pools_of
 from drover.deploy.config import Pools
-from drover.deploy.recipes.shapes_joint import shapes_joint
+from drover.deploy.recipes.shapes import shapes_joint
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.deploy.roles import Streams, build_actor
 from drover.reward_servers.rewards.toy_point import ToyPoint
@@ -34,7 +34,7 @@ def test_evaluators_are_a_pool_of_their_own_as_large_as_an_actor():
 
 def test_without_evaluators_there_is_no_such_pool():
     assert [pool.name for pool in pools_of(toy_ddpo(), gpus=0.0)] == ["point", "rollout"]
-    assert shapes_joint(evaluators=2).pools.evaluators == 2
+    assert shapes_joint(pools=Pools(evaluators=2)).pools.evaluators == 2
     with pytest.raises(ConfigError, match="every pool needs at least one"):
         Pools(evaluators=-1)
 
@@ -84,7 +84,7 @@ def test_every_evaluation_is_reported_under_the_version_and_the_update_it_is_of(
         ("before", 0), ("during", 3), ("during", 6), ("during", 9), ("after", 12),
     ]  # fmt: skip
     assert all(report.scalars["update"] == report.scalars["weights_version"] == report.version for report in found)
-    means = [report.scalars["heldout/point/mean"] for report in found]
+    means = [report.scalars["heldout/anywhere/point/mean"] for report in found]
     assert means == sorted(means) and len(set(means)) == 5
 
 

@@ -32,15 +32,27 @@ def asks(*, gpus: float = 1.0, **pools: object) -> list[Ask]:
     ("pools", "said"),
     [
         ({"actors": 2, "learner_ranks": 2, "reward_servers": 4}, ""),
-        ({"actors": 3}, "this run asks Ray for 3 GPUs for rollout, its nodes marked rollout have 2"),
+        (
+            {"actors": 3},
+            "this run asks for 3 GPUs (3 rollout x 1), the nodes marked rollout have 2; lower --reward-gpus",
+        ),
         (
             {"actors": 2, "actor_threads": 9},
-            "this run asks Ray for 18 CPUs for rollout, its nodes marked rollout have 16",
+            "this run asks for 18 CPUs (2 rollout x 9), the nodes marked rollout have 16; lower --actors",
         ),
-        ({"actors": 1, "actor_threads": 9}, "each process of rollout asks Ray for 9 CPUs and 1 GPUs of one node"),
-        ({"reward_gpus": 0.25}, "this run asks Ray for 0.25 GPUs for point, its nodes marked reward have 0"),
-        ({"actors": 1, "learner_ranks": 4}, "this run asks Ray for 5 GPUs, the cluster has 4"),
-        ({"learner_ranks": 1, "learner_threads": 9}, "this run asks Ray for 9 CPUs for learner"),
+        (
+            {"actors": 1, "actor_threads": 9},
+            "each process of rollout asks for 9 CPUs and 1 GPU of one node, and no node marked rollout has that",
+        ),
+        ({"reward_gpus": 0.25}, "this run asks for 0.25 GPUs (1 point x 0.25), the nodes marked reward have 0"),
+        (
+            {"actors": 1, "learner_ranks": 4},
+            "this run asks for 5 GPUs (1 rollout x 1 + 4 learner x 1), the cluster has 4",
+        ),
+        (
+            {"learner_ranks": 1, "learner_threads": 9},
+            "this run asks for 9 CPUs (1 learner x 9), the nodes marked learner have 8",
+        ),
     ],
 )
 def test_a_cluster_of_marked_nodes(pools: dict[str, object], said: str) -> None:
@@ -51,12 +63,13 @@ def test_a_cluster_of_marked_nodes(pools: dict[str, object], said: str) -> None:
 def test_without_marks_any_node_will_do_and_cpus_that_are_shared_do_not_count() -> None:
     nodes = [{"CPU": 2.0}, {"CPU": 2.0}]
     assert placing.shortage(asks(gpus=0.0, actors=2), nodes) == ""
-    assert "asks Ray for 5.1 CPUs, the cluster has 4" in placing.shortage(asks(gpus=0.0, actors=4), nodes)
-    assert placing.shortage(asks(gpus=0.0, actors=40), nodes, claim_cpus=False) == ""
-    with pytest.raises(
-        ConfigError, match=r"rollout asks Ray for 3 CPUs of one node, and none has that; lower --actors"
-    ):
-        placing.check(asks(gpus=0.0, actors=1, actor_threads=3), [*nodes, {"CPU": 2.0}], claim_cpus=True)
+    assert "asks for 5.1 CPUs (1 point x 0.1 + 4 rollout x 1 + 1 learner x 1), the cluster has 4" in placing.shortage(
+        asks(gpus=0.0, actors=4), nodes
+    )
+    assert placing.shortage(asks(gpus=0.0, actors=40), nodes, alone=True) == ""
+    too_large = replace(toy_ddpo(), pools=Pools(actor_threads=3))
+    with pytest.raises(ConfigError, match=r"rollout asks for 3 CPUs of one node, and no node has that; lower --actors"):
+        placing.plan(too_large, [*nodes, {"CPU": 2.0}], alone=False)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +89,7 @@ def test_a_machine_of_our_own_shares_its_gpus_so_that_all_find_room(gpus: int, p
     node = {"CPU": 2.0, **({"GPU": float(gpus)} if gpus else {})}
     found = placing.gpus_each(config, [node], alone=True)
     assert found == pytest.approx(share)
-    placing.check(placing.asks(config, pools_of(config, gpus=found), found), [node], claim_cpus=False)
+    assert placing.plan(config, [node], alone=True) == (pools_of(config, gpus=found), found)
 
 
 @pytest.mark.parametrize(("gpus", "pools"), [(2, Pools(actors=1, learner_ranks=2)), (1, Pools(reward_gpus=1.0))])

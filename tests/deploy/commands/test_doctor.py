@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from drover.common.errors import ConfigError
 from drover.common.transport.connection import connect
 from drover.common.transport.embedded import EmbeddedRedis
+from drover.deploy.cluster import placing
 from drover.deploy.cluster.jobs import check_job
 from drover.deploy.commands.checks import machine, redis_server
 from drover.deploy.commands.checks import recipe as recipes
-from drover.deploy.commands.checks.finding import Finding
+from drover.deploy.commands.checks.finding import Finding, guarded
+from drover.deploy.commands.checks.ray_cluster import ray_cluster
 from drover.deploy.commands.doctor import DoctorOptions, examine, report, run
+from drover.deploy.config import RunConfig
 from drover.reward_servers.rewards.toy_point import ToyPoint
+from tests.deploy.conftest import Drover
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +52,7 @@ def test_a_machine_that_can_train_the_bundled_model_has_no_problem(
     assert run(options) == 0
     found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
     assert set(found) >= {"python", "device", "disk", "ports", "redis", "ray", "recipe"}
-    assert found["recipe"]["found"].startswith("shapes_ddpo: 3 actors")
+    assert found["recipe"]["found"].startswith("shapes_ddpo: 3 actors, 1 server of each reward, 2 learner ranks")
     assert not (tmp_path / "runs").exists(), "it only looks"
 
 
@@ -58,7 +65,7 @@ def test_what_is_wrong_is_printed_with_its_remedy_and_is_exit_code_1(
     said = capsys.readouterr().out
     assert "PROBLEM recipe:" in said
     assert str(lost) in said
-    assert said.splitlines()[-1] == "1 problems"
+    assert said.splitlines()[-1] == "1 problem"
 
 
 def test_a_misspelt_recipe_and_a_misspelt_option_are_named() -> None:
@@ -68,6 +75,62 @@ def test_a_misspelt_recipe_and_a_misspelt_option_are_named() -> None:
     found = examine_recipe("toy_ddpo", "--actors", "many")
     assert "many" in found.found
     assert found.fix.startswith("see drover train toy_ddpo --help")
+
+
+def test_what_is_said_of_a_misspelt_option_is_said_whole_and_without_a_frame() -> None:
+    found = examine_recipe("shapes_ddpo", "--actorz", "3", "--iterationz", "4")
+    lines = found.found.splitlines()
+    assert lines[0] == "shapes_ddpo refuses these options:"
+    assert "Unrecognized options: --actorz, 3, --iterationz, 4" in lines
+    assert "--actors INT" in lines
+    assert "--iterations INT" in lines
+    assert not any(set(line) & set("│╭╮╰╯─-") == set(line) for line in lines)
+    last, fix, _ = report([found]).splitlines()[-3:]
+    assert (last[:8], fix[:11]) == (" " * 8, " " * 8 + "-> ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("shapes_ddpo", "--runs-dir", "here", "--"),
+        ("--runs-dir", "here", "shapes_ddpo", "--"),
+        ("shapes_ddpo", "--"),
+        ("--runs-dir", "here", "--", "shapes_ddpo"),
+    ],
+)
+def test_the_options_of_the_recipe_follow_two_dashes_wherever_those_stand(
+    words: tuple[str, ...], drover: Drover, tmp_path: Path
+) -> None:
+    code, out, err = drover("doctor", "--json", *words, "--actors", "1", "--learner-ranks", "1")
+    assert code == 0, out + err
+    found = {one["check"]: one["found"] for one in json.loads(out)}
+    assert found["recipe"] == "shapes_ddpo: 1 actor, 1 server of each reward, 1 learner rank; its model is there"
+    assert found["disk"].endswith(" here" if "here" in words else " runs")
+
+
+def test_a_run_that_this_machine_cannot_hold_is_a_problem_in_the_words_of_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    config = recipes.build(("toy_ddpo", "--actors", "2"))
+    assert isinstance(config, RunConfig)
+    greedy = replace(config, pools=replace(config.pools, reward_servers=4, reward_gpus=0.25))
+    (found,) = guarded("ray", lambda: ray_cluster(Path("runs"), greedy))
+    assert (found.state, found.found) == ("problem", "this run asks for 1 GPU (4 point x 0.25), this machine has 0")
+    assert found.fix == "lower --reward-gpus, --reward-servers, --actors or --learner-ranks, or use a cluster"
+    with pytest.raises(ConfigError, match=re.escape(f"{found.found}; {found.fix}")):
+        placing.plan(greedy, placing.this_machine(greedy), alone=True)
+
+
+def test_many_more_processes_than_cores_are_advised_against() -> None:
+    cores = os.cpu_count() or 1
+    few, many = (recipes.build(("toy_ddpo", "--actors", str(actors))) for actors in (1, 8 * cores))
+    assert isinstance(few, RunConfig)
+    assert isinstance(many, RunConfig)
+    assert [one.state for one in ray_cluster(Path("runs"), few)] == ["ok"]
+    advice = of(ray_cluster(Path("runs"), many), "ray", "advice")
+    assert advice.found == f"{8 * cores + 2} processes would share {cores} CPU cores, and each actor loads the model"
+    assert advice.fix == "lower --actors"
 
 
 def examine_recipe(*words: str) -> Finding:
@@ -80,7 +143,9 @@ def examine_recipe(*words: str) -> Finding:
 
 def test_a_rewards_own_packages_are_looked_up_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip itself, and nothing to find
-    config = replace(recipes.build(("toy_ddpo",)), rewards=(Elsewhere(),))
+    config = recipes.build(("toy_ddpo",))
+    assert isinstance(config, RunConfig)
+    config = replace(config, rewards=(Elsewhere(),))
     (left,) = recipes.environments(config, ask=False)
     assert (left.state, left.found) == (
         "ok",

@@ -67,3 +67,10 @@ def test_https_without_its_files_does_not_become_http(
     monkeypatch.setenv("DROVER_REWARD_TOKEN", "x")
     with pytest.raises(ConfigError, match=said):
         run(ServeOptions("jpeg_size", **options))
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("127.0.0.1", -1), ("a..b", 0)])
+def test_a_port_or_host_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch, host: str, port: int) -> None:
+    monkeypatch.setenv("DROVER_REWARD_TOKEN", "x")
+    with pytest.raises(ConfigError, match=rf"cannot listen on {host}:{port} .*; choose an address of this machine"):
+        run(ServeOptions("toy_point", host=host, port=port))

@@ -8,9 +8,8 @@ import pytest
 
 from drover.common.protocols import Reward
 from drover.deploy.config import RunConfig
-from drover.deploy.recipes.shapes_composition import shapes_composition
-from drover.deploy.recipes.shapes_joint import shapes_joint
-from drover.deploy.recipes.shapes_preference import shapes_preference
+from drover.deploy.options import RealPictures, Training
+from drover.deploy.recipes.shapes import OPTIMIZER, shapes_composition, shapes_joint, shapes_preference
 from drover.reward_servers.rewards.learned_preference import LearnedPreference
 from drover.worlds.shapes import PREFERENCE
 from tests.deploy.in_place import Done, train
@@ -22,13 +21,17 @@ ITERATIONS = 6
 def test_the_watch_is_on_where_the_learned_preference_is_trained_on():
     stops = [recipe().watch.stop for recipe in (shapes_joint, shapes_preference, shapes_composition)]
     assert stops == [True, True, False]
-    assert shapes_joint(evaluate_every=0).watch is None
+    assert shapes_joint(training=Training(groups=1, samples=2)).watch is None
     assert shapes_joint().heldout[0].rewards == ("preference", "taste", "diversity")
 
 
 def small(proxy: Reward) -> RunConfig:
     """The recipe with its own watch, and so large a step that a bad proxy has done its damage within four of them."""
-    config = shapes_preference(iterations=ITERATIONS, lr=1e-3, pretraining_weight=0, evaluate_every=1, max_lag=0)
+    config = shapes_preference(
+        training=Training(iterations=ITERATIONS, groups=32, samples=16, evaluate_every=1, max_lag=0),
+        optimizer=replace(OPTIMIZER, lr=1e-3),
+        pictures=RealPictures(pretraining_weight=0.0),
+    )
     liked = config.heldout[0]
     return replace(
         config,
@@ -48,8 +51,13 @@ def found(done: Done, name: str) -> list[float]:
 def test_a_bad_proxy_of_taste_ends_the_run_and_the_gap_says_why(tmp_path):
     done = train(small(BadTaste()), tmp_path)
     assert done.ended == "finished" and done.summary["updates"] < ITERATIONS
-    assert any("held-out taste fell while preference rose" in report.text for report in done.folder.reports())
-    before, after = done.summary["reward_before"], done.summary["reward_after"]
+    assert any(
+        "held-out liked/taste fell while liked/preference rose" in report.text for report in done.folder.reports()
+    )
+    before, after = (
+        {key.removeprefix("liked/"): value for key, value in done.summary[moment].items()}
+        for moment in ("reward_before", "reward_after")
+    )
     assert after["preference"] > 1.2 * before["preference"] and after["taste"] < 0.7 * before["taste"]
     assert {"diversity", "preference", "taste"} == set(after)
     assert found(done, "overoptimisation/gap")[-1] > 1

@@ -57,11 +57,14 @@ def test_a_run_of_that_name_is_not_overwritten_and_both_ways_out_are_named(tmp_p
     folder = RunFolder.create("shapes-7", tmp_path)
     with pytest.raises(ConfigError, match=r"shapes-7 holds a started run; pass --resume .* another --run-name"):
         RunFolder.create("shapes-7", tmp_path)
-    folder.write_summary({"updates": 50})
+    folder.write_summary({"ended": "finished"})
+    folder.release()
     with pytest.raises(ConfigError, match="holds a finished run"):
         RunFolder.create("shapes-7", tmp_path)
-    assert RunFolder.create("shapes-7", tmp_path, resume="must").path == folder.path
-    assert RunFolder.create("shapes-7", tmp_path, resume="may").path == folder.path
+    for resume in ("must", "may"):
+        again = RunFolder.create("shapes-7", tmp_path, resume=resume)
+        assert again.path == folder.path
+        again.release()
 
 
 def test_resuming_what_never_ran_is_an_error_that_names_the_fix(tmp_path: Path) -> None:
@@ -103,6 +106,7 @@ def test_half_a_line_left_by_a_crash_is_ignored_and_cut_when_resuming(tmp_path: 
     with folder.metrics.open("a") as file:
         file.write('{"kind": "upd')
     assert len(folder.reports()) == 1
+    folder.release()
     resumed = RunFolder.create("shapes-7", tmp_path, resume="must")
     resumed.append(report("phase", 2.0, "training"))
     assert [each.text for each in resumed.reports()] == ["evaluating", "training"]
@@ -144,6 +148,26 @@ def test_a_summary_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "checkpoints", "summary.json"]
     folder.write_summary({"colour": 0.7})
     assert json.loads(folder.summary.read_text()) == {"colour": 0.7}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"ended": "finished"'])
+def test_a_run_whose_summary_is_damaged_has_not_finished_and_can_be_gone_on_with(tmp_path: Path, content: str) -> None:
+    folder = RunFolder.create("shapes-7", tmp_path)
+    folder.write_summary({"ended": "finished"})
+    assert folder.finished
+    folder.release()
+    folder.summary.write_text(content)
+    assert not RunFolder.create("shapes-7", tmp_path, resume="may").finished
+    with pytest.raises(CheckpointError, match=r"summary\.json is damaged .*; delete it, and --resume shapes-7 writes"):
+        folder.read_summary()
+
+
+@pytest.mark.parametrize("root", ["~", "~/runs", "~no-such-user/runs"])
+def test_no_folder_is_made_that_is_called_like_a_home(tmp_path: Path, root: str, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'~.*' names no folder here; write the whole path"):
+        RunFolder.create("shapes-7", Path(root))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_went_away_is_a_clear_error(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from drover.deploy import local
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.resuming import check_newest, describe
-from drover.learner.files.pretraining import Pretraining
+from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
 from drover.learner.intake.tasks import Task
 from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.denoising import Denoising
 from drover.learner.overoptimisation import Watch
 from drover.learner.saving.checkpoint_files import read_state, whole, write_state
 from drover.reward_servers.rewards.learned_preference import LearnedPreference
@@ -33,8 +34,8 @@ def everything(**fields) -> RunConfig:
     optimizer = replace(joint().optimizer, ema=0.9, warmup=2, decay=40)
     usual = {
         "iterations": 20, "checkpoint_every": 3, "updates": 2, "evaluate_every": 2,
-        "pretraining": Pretraining(pairs=Points((1.0, 1.0)), batch_size=8), "optimizer": optimizer,
-        "watch": Watch(truth="up", proxy="right"),
+        "files": FromFiles(objective=Denoising(), source=Points((1.0, 1.0)), batch_size=8), "optimizer": optimizer,
+        "watch": Watch(truth="points/up", proxy="points/right"),
     }  # fmt: skip
     return joint(**{**usual, **fields})
 
@@ -77,6 +78,7 @@ def test_killed_at_any_moments_and_resumed_it_learns_the_same_bits_and_measures_
             local.train(config, folder, view, NullMeter(), view.stopping)
         except Crash:
             crashes += 1
+        folder.release()
     resumed = train(config, tmp_path, name="cut", resume=True)
     assert crashes >= 4 and torch.equal(resumed.weights, whole_run.weights)
     assert evaluations(resumed) == evaluations(whole_run)
@@ -104,7 +106,7 @@ def test_the_verdict_of_the_watch_goes_on_where_it_was(tmp_path):
         rewards=(Liar(), UP), objective=Ddpo(weights={"proxy": 1.0}, clip=0.2, normalise="batch"),
         tasks=(Task(name="proxy", prompts=("anywhere",), rewards=("proxy",)),),
         heldout=(EvaluationSpec(name="h", prompts=("anywhere",), samples_per_prompt=128, rewards=("proxy", "up")),),
-        iterations=60, evaluate_every=5, checkpoint_every=1, watch=Watch(truth="up", proxy="proxy", stop=True),
+        iterations=60, evaluate_every=5, checkpoint_every=1, watch=Watch(truth="h/up", proxy="h/proxy", stop=True),
     )  # fmt: skip
     undisturbed = train(config, tmp_path, name="whole")
     end = undisturbed.summary["updates"]
@@ -184,9 +186,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_fix_and_the_o
                 folder.checkpoints.write_text("no folder any more")
 
     view = Full()
-    with pytest.raises(CheckpointError, match=r"update-000004 cannot be written .*free space or fix permissions"):
+    with pytest.raises(CheckpointError, match=r"update-000004 cannot be written .*; make it writable"):
         local.train(config, folder, view, NullMeter(), view.stopping)
     assert len(view.updates) < 8
+    folder.release()
     folder.checkpoints.unlink()
     kept.rename(folder.checkpoints)
     resumed = train(config, tmp_path, resume=True)
@@ -210,7 +213,9 @@ CHANGES = {
     "groups: was 2, now 3": {"groups": 3},
     "objective.clip: was 0.2, now 0.5": {"objective": replace(small().objective, clip=0.5)},
     r"tasks\[point\].prompts: was": {"tasks": (replace(small().tasks[0], prompts=("elsewhere",)),)},
-    "pretraining: was None, now Pretraining": {"pretraining": Pretraining(pairs=Points((0.0, 0.0)), batch_size=4)},
+    "files: was None, now FromFiles": {
+        "files": FromFiles(objective=Denoising(), source=Points((0.0, 0.0)), batch_size=4)
+    },
     "has done 2 iterations, which is more than 1": {"iterations": 1},
     "recipe: was 'toy_ddpo', now 'other'": {"recipe": "other"},
 }

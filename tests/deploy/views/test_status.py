@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from drover.common import metrics
+from drover.common.errors import CheckpointError
 from drover.common.exporter import PrometheusMeter, merged
 from drover.deploy.cluster import discovery
 from drover.deploy.cluster.discovery import Endpoint
@@ -116,3 +117,53 @@ def test_a_scalar_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     odd.scalars["account/actor/compute"] = float("nan")
     folder.append(odd)
     json.dumps(standing(folder)["now"], allow_nan=False)
+
+
+DAMAGED = {
+    "summary.json": [b"", b"[]", b'{"ended": "fini', b"\xff\xfe\x00"],
+    "metrics_targets.json": [b"", b"{}", b"[1]", b'[{"labels": {"worker": "driver"}}]'],
+    "metrics.jsonl": [b"[]\n", b"\x00\x00\n"],
+}
+EACH_DAMAGE = [(name, content) for name, contents in DAMAGED.items() for content in contents]
+
+
+@pytest.mark.parametrize(("name", "content"), EACH_DAMAGE)
+def test_one_damaged_run_is_told_of_and_the_others_are_listed(
+    tmp_path, capsys, monkeypatch, name: str, content: bytes
+) -> None:
+    blue = made_up(tmp_path)  # its process holds it
+    torn = RunFolder.create("torn", tmp_path)
+    torn.append(report("phase", 0.0, "loading"))
+    (torn.path / name).write_bytes(content)
+    lines = dict(line.split(": ", 1) for line in shown(tmp_path, capsys, monkeypatch).splitlines())
+    assert lines["blue"].startswith("running (update 30 of 50, last report ")
+    assert lines["torn"].startswith("damaged; ") and str(torn.path / name) in lines["torn"]
+    found = json.loads(shown(tmp_path, capsys, monkeypatch, json=True))
+    assert str(torn.path / name) in found["torn"]["damaged"] and found["blue"]["state"] == "running"
+    blue.release()
+
+
+@pytest.mark.parametrize(("name", "content"), EACH_DAMAGE)
+def test_a_damaged_run_that_is_asked_for_is_an_error_with_the_file_and_the_remedy(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = made_up(tmp_path)
+    (folder.path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name}.*; delete"):
+        status.run(status.StatusOptions(run="blue", runs_dir=tmp_path))
+
+
+def test_a_summary_of_an_older_drover_is_completed_from_the_reports(tmp_path, capsys, monkeypatch) -> None:
+    made_up(tmp_path).write_summary({"ended": "finished"})
+    assert shown(tmp_path, capsys, monkeypatch).startswith("blue: finished; 30 updates")
+
+
+def test_a_run_whose_processes_answer_from_behind_a_proxy_is_asked_directly(tmp_path, monkeypatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    folder, meter = made_up(tmp_path), PrometheusMeter()
+    page = merged([(discovery.labels("blue", "driver", Endpoint("driver", "")), meter.page())])
+    server, port = meter.serve(pages={"/metrics/all": lambda: ("text/plain", page.encode())})
+    folder.note_metrics(discovery.groups("blue", {"driver": Endpoint("driver", f"127.0.0.1:{port}")}))
+    with server:
+        assert standing(folder)["now"]["live"]

@@ -1,19 +1,22 @@
 import io
 import json
 import pickle
+import struct
 import tarfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from drover.common.errors import ConfigError
+from drover.common.picture_files import square
+from drover.common.records import BadRecord
 from drover.learner.files.folder import ImageFolder
 from drover.learner.files.pairs import Pairs, PairSource
-from drover.learner.files.pictures import decode
-from drover.learner.files.records import BadRecord
 from drover.learner.files.webdataset import WebDataset
 from drover.worlds.shapes import prompts as shapes_prompts
 from drover.worlds.shapes.pairs import ShapesPairs
@@ -59,6 +62,10 @@ def fill_tars(folder, numbers):
     for name, part in (("a.tar", numbers[:half]), ("b.tar", numbers[half:])):
         write_tar(folder / name, [file for number in part for file in sample(number, json_caption=number % 2 == 0)])
     return WebDataset(path=folder, resolution=8)
+
+
+PNG = encoded((200, 10, 10, 90), mode="RGBA")
+JPEG = encoded((9, 9, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
 
 
 def numbers_of(batch) -> list[int]:
@@ -109,7 +116,7 @@ def test_bad_pictures_of_a_folder_are_replaced_and_counted_by_reason(tmp_path):
     source = pairs.open(seed=1)
     seen = [numbers_of(source.batch(step, 9)) for step in range(8)]
     assert {number for batch in seen for number in batch} == {0, 1, 2, 9}
-    assert source.skipped == {"damaged": 2, "not_utf8": 1, "blank": 1, "no_caption": 1, "not_8_bit": 1}
+    assert source.skipped == {"damaged": 2, "not UTF-8": 1, "blank": 1, "no caption": 1, "not 8 bit": 1}
     assert numbers_of(pairs.open(seed=1).batch(6, 9)) == seen[6]  # what was met before does not matter
 
 
@@ -137,8 +144,48 @@ def test_a_folder_with_a_metadata_table_goes_by_it(tmp_path, table):
         pq.write_table(pa.table({"file_name": names, "text": captions}), tmp_path / table)
     source = ImageFolder(folder=tmp_path, resolution=8).open(seed=0)
     assert {number for step in range(4) for number in numbers_of(source.batch(step, 7))} == set(range(6))
-    damage = {"metadata.jsonl": {"not_json": 1}, "metadata.csv": {"wrong_columns": 1}, "metadata.parquet": {}}[table]
-    assert source.skipped == {"outside_folder": 2, "repeated": 1, "blank": 1, "no_picture": 1} | damage
+    damage = {"metadata.jsonl": {"not JSON": 1}, "metadata.csv": {"wrong columns": 1}, "metadata.parquet": {}}[table]
+    assert source.skipped == {"outside the folder": 2, "repeated": 1, "blank": 1, "no picture": 1} | damage
+
+
+@pytest.mark.parametrize("name", ["two  spaces.png", " first.png", "last .png", "tab\there.png", "a\u00a0b.png"])
+def test_a_file_name_in_a_table_is_a_path_whose_white_space_stays(tmp_path, name):
+    (tmp_path / name).write_bytes(grey(4))
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "picture 4"}))
+    assert numbers_of(ImageFolder(folder=tmp_path, resolution=8).open(0).batch(0, 1)) == [4]
+
+
+def test_a_name_that_no_file_can_have_costs_itself_alone(tmp_path):
+    (tmp_path / "0.png").write_bytes(grey(0))
+    names = ["0.png", "nul\0.png", "half \ud83d.png", "x" * 5000, " ", None, 7, "."]
+    rows = [json.dumps({"file_name": name, "text": "picture 0"}) for name in names]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    source = ImageFolder(folder=tmp_path, resolution=8).open(0)
+    assert {number for step in range(8) for number in numbers_of(source.batch(step, 8))} == {0}
+    assert source.skipped == {"no picture": 3, "not UTF-8": 1, "blank": 1, "missing": 1, "not text": 1}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption_or_a_table(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    folder, tars, table = (tmp_path / name for name in ("folder", "tars", "table"))
+    for each in (folder, tars, table):
+        each.mkdir()
+    (folder / "4.png").write_bytes(grey(4))
+    (folder / "4.txt").write_bytes(mark + b"picture 4\r\n")
+    files = [("5.png", grey(5)), ("5.txt", mark + b"picture 5"), ("6.png", grey(6))]
+    write_tar(tars / "a.tar", [*files, ("6.json", mark + b'{"caption": "picture 6"}')])
+    (table / "7.png").write_bytes(grey(7))
+    (table / "metadata.jsonl").write_bytes(mark + b'{"file_name": "7.png", "text": "\xef\xbb\xbfpicture 7"}')
+    assert numbers_of(ImageFolder(folder=folder, resolution=8).open(0).batch(0, 1)) == [4]
+    assert sorted(numbers_of(WebDataset(path=tars, resolution=8).open(0).batch(0, 2))) == [5, 6]
+    assert numbers_of(ImageFolder(folder=table, resolution=8).open(0).batch(0, 1)) == [7]
+
+
+def test_a_shard_that_git_left_as_a_pointer_is_counted_as_one(tmp_path):
+    pairs = fill_tars(tmp_path, list(range(8)))
+    (tmp_path / "c.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 33\n")
+    source = pairs.open(seed=1)
+    assert sorted(numbers_of(source.batch(0, 8))) == list(range(8)) and source.skipped == {"git LFS pointer": 1}
 
 
 def test_bad_samples_of_a_tar_are_replaced_and_counted_by_reason(tmp_path):
@@ -158,7 +205,7 @@ def test_bad_samples_of_a_tar_are_replaced_and_counted_by_reason(tmp_path):
     write_tar(tmp_path / "a.tar", files)
     source = WebDataset(path=tmp_path / "a.tar", resolution=8).open(seed=1)
     assert {number for step in range(4) for number in numbers_of(source.batch(step, 8))} == {0, 1, 8, 9}
-    wanted = {"no_caption": 1, "no_picture": 1, "not_json": 1, "damaged": 1, "not_text": 1, "not_an_object": 1}
+    wanted = {"no caption": 1, "no picture": 1, "not JSON": 1, "damaged": 1, "not text": 1, "not an object": 1}
     assert source.skipped == wanted
 
 
@@ -179,7 +226,7 @@ def test_a_damaged_shard_gives_what_stands_before_the_damage_and_the_others_ever
     source = pairs.open(seed=1)
     drawn = {number for step in range(10) for number in numbers_of(source.batch(step, 10))}
     assert drawn == {*range(kept), *range(10, 20)}
-    assert source.skipped["damaged_shard"] == 1
+    assert source.skipped["damaged shard"] == 1
 
 
 def test_pictures_of_any_kind_become_upright_squares_of_8_bit_rgb_on_white():
@@ -189,12 +236,59 @@ def test_pictures_of_any_kind_become_upright_squares_of_8_bit_rgb_on_white():
     left_red.paste((255, 0, 0), (0, 0, 20, 20))
     file = io.BytesIO()
     left_red.save(file, format="JPEG", exif=turned, quality=95)
-    upright = decode(file.getvalue(), 16)
+    upright = square(file.getvalue(), 16)
     assert upright[2, 8, 0] > 200 > upright[13, 8, 0] and upright[13, 8, 2] > 200
-    assert (decode(encoded((9, 9, 9, 0), mode="RGBA"), 4) == 255).all()
-    assert (decode(encoded(77, mode="L"), 4) == 77).all()
-    assert np.abs(decode(encoded((0, 0, 0, 0), "JPEG", mode="CMYK"), 4).astype(int) - 255).max() <= 2
-    assert np.abs(decode(encoded((40, 90, 160), "WEBP", lossless=True), 4) - np.array([40, 90, 160])).max() == 0
+    assert (square(encoded((9, 9, 9, 0), mode="RGBA"), 4) == 255).all()
+    assert (square(encoded(77, mode="L"), 4) == 77).all()
+    assert np.abs(square(encoded((0, 0, 0, 0), "JPEG", mode="CMYK"), 4).astype(int) - 255).max() <= 2
+    assert np.abs(square(encoded((40, 90, 160), "WEBP", lossless=True), 4) - np.array([40, 90, 160])).max() == 0
+
+
+def tag(number, kind, count, value):
+    """An EXIF entry; kind 2 is text, 3 a short number, 5 a fraction."""
+    return struct.pack("<HHI", number, kind, count) + value
+
+
+ORIENTATION = tag(0x112, 3, 1, struct.pack("<HH", 6, 0))
+BROKEN_EXIF = {
+    "resolution is text": ORIENTATION + tag(0x11A, 2, 4, b"72\0\0"),
+    "model is a number": tag(0x110, 3, 1, struct.pack("<HH", 7, 0)) + ORIENTATION,
+    "model is a fraction": tag(0x110, 5, 1, struct.pack("<I", 38)) + ORIENTATION,
+    "orientation is text": tag(0x112, 2, 4, b"six\0"),
+    "tags point outside": tag(0x8769, 4, 1, struct.pack("<I", 1 << 30)) + ORIENTATION,
+}
+
+
+@pytest.mark.parametrize("entries", BROKEN_EXIF.values(), ids=BROKEN_EXIF)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_photo_with_broken_exif_is_used_or_counted_and_the_others_come(tmp_path, entries):
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries) // 12) + entries + bytes(4)
+    block += struct.pack("<II", 1, 3)
+    fill_folder(tmp_path, [0, 1])
+    (tmp_path / "photo.jpg").write_bytes(encoded((9, 9, 9), "JPEG", size=(40, 32), exif=block))
+    (tmp_path / "photo.txt").write_text("picture 9")
+    pairs = ImageFolder(folder=tmp_path, resolution=8)
+    for _ in ("the run", "the run resumed"):
+        source = pairs.open(seed=1)
+        drawn = {caption for step in range(3) for caption in source.batch(step, 3)[1]}
+        assert {"picture 0", "picture 1"} <= drawn
+        assert "picture 9" in drawn or source.skipped == {"damaged": 1}
+
+
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=8))
+@settings(max_examples=150, deadline=None)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_whatever_is_wrong_with_a_file_it_is_decoded_or_has_a_reason(place, bytes_):
+    for data in (PNG, JPEG):
+        place = min(place, len(data) - 1)
+        try:
+            assert square(data[:place] + bytes_ + data[place + len(bytes_) :], 8).shape == (8, 8, 3)
+        except BadRecord as bad:
+            assert bad.reason in ("damaged", "too large", "not 8 bit")
+
+
+def test_pictures_one_pixel_thin_are_covered_too():
+    assert (square(encoded((7, 7, 7), size=(1, 3000)), 8) == 7).all()
 
 
 def test_the_middle_of_a_wide_picture_is_kept():
@@ -202,7 +296,7 @@ def test_the_middle_of_a_wide_picture_is_kept():
     wide[:, 10:20] = 200
     file = io.BytesIO()
     Image.fromarray(wide).save(file, format="PNG")
-    assert (decode(file.getvalue(), 10) == 200).all()
+    assert (square(file.getvalue(), 10) == 200).all()
 
 
 @pytest.mark.parametrize(
@@ -211,15 +305,16 @@ def test_the_middle_of_a_wide_picture_is_kept():
         (b"", "damaged"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "damaged"),
         (encoded((1, 1, 1), "GIF"), "damaged"),
-        (encoded(0, size=(9000, 9000), mode="1"), "too_large"),
-        (encoded(0, size=(20_000, 20_000), mode="1"), "too_large"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 33\n", "git LFS pointer"),
+        (encoded(0, size=(9000, 9000), mode="1"), "too large"),
+        (encoded(0, size=(20_000, 20_000), mode="1"), "too large"),
     ],
-    ids=["empty", "postscript", "gif", "81 megapixels", "400 megapixels"],
+    ids=["empty", "postscript", "gif", "git LFS pointer", "81 megapixels", "400 megapixels"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_is_no_usable_picture_has_its_reason(data, reason):
     with pytest.raises(BadRecord, match=reason):
-        decode(data, 8)
+        square(data, 8)
 
 
 def test_when_no_picture_can_be_used_the_error_counts_why(tmp_path):
@@ -238,11 +333,11 @@ def test_a_folder_or_tar_with_nothing_to_read_is_one_clear_error(tmp_path):
         WebDataset(path=tmp_path, resolution=8).open(0)
     with tarfile.open(tmp_path / "zipped.tar", "w:gz"):
         pass
-    with pytest.raises(ConfigError, match=r"holds no picture with a caption \(skipped: 1 damaged_shard\); a sample is"):
+    with pytest.raises(ConfigError, match=r"holds no picture with a caption \(skipped: 1 damaged shard\); a sample is"):
         WebDataset(path=tmp_path, resolution=8).open(0)
     (tmp_path / "1.png").write_bytes(grey(1))
     with pytest.raises(
-        ConfigError, match=r"holds no picture with a .txt beside it \(skipped: 1 no_caption\); add some"
+        ConfigError, match=r"holds no picture with a .txt beside it \(skipped: 1 no caption\); add some"
     ):
         ImageFolder(folder=tmp_path, resolution=8).open(0)
     (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,3\n")

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pyarrow as pa
@@ -47,8 +48,9 @@ def test_a_table_like_diffusiondbs_metadata_is_read_by_the_name_of_its_column(tm
         "cfg": [7.0] * 6000,
     }
     pq.write_table(pa.table(columns), tmp_path / "metadata.parquet", row_group_size=1700)
-    split = read_prompts(tmp_path / "metadata.parquet", heldout=0.1, seed=5)
-    assert split.skipped == {"repeated": 4000}
+    assert len(read_prompts(tmp_path / "metadata.parquet").train) == 6000  # each has an image_name of its own
+    split = read_prompts(tmp_path / "metadata.parquet", fields=(), heldout=0.1, seed=5)
+    assert split.skipped == {"repeated": 4000} and split.fields == ()
     assert sorted(split.train + split.heldout) == sorted(NAMES)
     assert 160 <= len(split.heldout) <= 240
 
@@ -85,6 +87,132 @@ def test_reading_stops_at_the_limit_of_distinct_prompts(tmp_path):
     assert (split.train, split.skipped) == (NAMES[:1500], {"repeated": 1})
 
 
+# --------------------------------------------------------------------------------------------------- fields
+
+ROWS = (
+    {"prompt": "two red apples", "objects": ["apple", "apple"], "count": 2, "share": 0.5, "strict": True, "note": None},
+    {"prompt": "a  cat", "objects": [], "count": 1, "share": 1.0, "strict": False, "note": "any"},
+    {"prompt": "a cat", "objects": [], "count": 1, "share": 0.25, "strict": False, "note": "any"},
+    {"prompt": "a cat", "objects": [], "count": 1, "share": 0.25, "strict": False, "note": "any"},
+)
+
+
+def write_rows(file, rows):
+    if file.suffix == ".jsonl":
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    elif file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), file)
+    else:
+        with file.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]), delimiter={".csv": ",", ".tsv": "\t"}[file.suffix])
+            writer.writeheader()
+            writer.writerows(rows)
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_other_columns_are_fields_and_one_text_with_other_fields_is_another_prompt(tmp_path, suffix):
+    prompts = read_prompts(write_rows(tmp_path / f"prompts{suffix}", ROWS))
+    assert prompts.train == ("two red apples", "a cat", "a cat")
+    assert [dict(prompt.fields) for prompt in prompts.train] == [
+        {name: value for name, value in row.items() if name != "prompt"} for row in ROWS[:3]
+    ]
+    assert prompts.fields == ("objects", "count", "share", "strict", "note")
+    assert (prompts.skipped, prompts.left_out) == ({"repeated": 1}, {})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_fields_of_csv_are_texts_and_columns_without_a_name_are_none(tmp_path, suffix):
+    rows = [{"": i, "prompt": "a cat", "count": i // 2, " place": " at home"} for i in range(4)]
+    prompts = read_prompts(write_rows(tmp_path / f"prompts{suffix}", rows))
+    assert [dict(prompt.fields) for prompt in prompts.train] == [
+        {"count": count, "place": " at home"} for count in ("0", "1")
+    ]
+    assert prompts.skipped == {"repeated": 2}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_named_fields_alone_are_read_and_must_be_there(tmp_path, suffix):
+    file = write_rows(tmp_path / f"prompts{suffix}", ROWS)
+    prompts = read_prompts(file, fields=("count",))
+    assert [dict(prompt.fields) for prompt in prompts.train] == [
+        {"count": value} for value in (("2", "1") if suffix == ".csv" else (2, 1))
+    ]
+    with pytest.raises(ConfigError, match=r"has no column 'size'; its columns are 'prompt', 'objects', 'count'"):
+        read_prompts(file, fields=("count", "size"))
+
+
+def test_a_text_file_has_no_field(tmp_path):
+    prompts = read_prompts(write(tmp_path / "prompts.txt", NAMES[:3]))
+    assert prompts.fields == () and {type(prompt) for prompt in prompts.train} == {str}
+    with pytest.raises(ConfigError, match=r"prompts.txt has no column 'count'; its columns are 'prompt'"):
+        read_prompts(tmp_path / "prompts.txt", fields=("count",))
+
+
+@pytest.mark.parametrize("heldout", [0.0, 0.3])
+def test_prompts_of_one_text_fall_on_one_side_whatever_their_fields(tmp_path, heldout):
+    rows = [{"prompt": NAMES[i % 50], "seed": i} for i in range(200)]
+    prompts = read_prompts(write_rows(tmp_path / "prompts.jsonl", rows), heldout=heldout)
+    assert len(prompts.train) + len(prompts.heldout) == 200
+    assert not set(prompts.train) & set(prompts.heldout)
+    bare = read_prompts(tmp_path / "prompts.jsonl", fields=(), heldout=heldout)
+    assert list(dict.fromkeys(prompts.train)) == list(bare.train)
+    assert list(dict.fromkeys(prompts.heldout)) == list(bare.heldout)
+
+
+def test_values_that_can_be_no_field_are_left_out_and_counted_by_column(tmp_path):
+    rows = [
+        '{"prompt": "a", "id": 1, "include": [{"class": "bench"}], "size": 1e999}',
+        '{"prompt": "b", "id": 2, "include": {"class": "bench"}, "size": 3}',
+        json.dumps({"prompt": "c", "id": 3, "include": "all", "size": 3, "embedding": [0.1] * 1000, "last": True}),
+        '{"prompt": "d", "id": NaN}',
+        '{"prompt": "e", "id": Infinity}',
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    prompts = read_prompts(tmp_path / "prompts.jsonl")
+    assert [dict(prompt.fields) for prompt in prompts.train] == [
+        {"id": 1},
+        {"id": 2, "size": 3},
+        {"id": 3, "include": "all", "size": 3, "last": True},
+    ]
+    assert prompts.fields == ("id",)
+    assert (prompts.skipped, prompts.left_out) == ({"not JSON": 2}, {"include": 2, "size": 1, "embedding": 1})
+
+
+def test_parquet_columns_of_other_kinds_are_left_out_and_counted(tmp_path):
+    table = pa.table(
+        {
+            "prompt": ["a", "b"],
+            "image": [{"bytes": b"x"}, {"bytes": b"y"}],
+            "when": pa.array([0, 1], pa.timestamp("s")),
+            "score": pa.array([0.5, float("nan")]),
+            "label": pa.array(["x", "y"]).dictionary_encode(),
+            "boxes": [[[1, 2]], [[3]]],
+            "absent": pa.nulls(2),
+        }
+    )
+    pq.write_table(table, tmp_path / "prompts.parquet")
+    prompts = read_prompts(tmp_path / "prompts.parquet")
+    assert [dict(prompt.fields) for prompt in prompts.train] == [
+        {"score": 0.5, "label": "x", "absent": None},
+        {"label": "y", "absent": None},
+    ]
+    assert prompts.left_out == {"image": 2, "when": 2, "boxes": 2, "score": 1}
+
+
+def test_what_became_of_the_rows_is_told_in_a_sentence(tmp_path):
+    rows = [json.dumps({"prompt": name, "target": 1, "min_share": 0.1, "extra": {}}) for name in NAMES[:8]]
+    rows += [rows[0], '{"prompt": " "}', "{"]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    prompts = read_prompts(tmp_path / "prompts.jsonl", heldout=0.25, seed=1)
+    train, heldout = len(prompts.train), len(prompts.heldout)
+    assert str(prompts) == (
+        f"prompts.jsonl: 8 prompts, {train} to train on, {heldout} held out; 3 skipped (1 repeated, 1 blank, 1 not JSON); "
+        "fields: target, min_share; values that can be no field: extra of 9"
+    )
+    assert str(read_prompts(write(tmp_path / "p.txt", NAMES[:3]))) == "p.txt: 3 prompts, 3 to train on, 0 held out"
+
+
 def test_bad_records_of_jsonl_are_skipped_and_counted_by_reason(tmp_path):
     lines = [
         '{"prompt": "a cat"}',
@@ -104,13 +232,13 @@ def test_bad_records_of_jsonl_are_skipped_and_counted_by_reason(tmp_path):
     split = read_prompts(tmp_path / "prompts.jsonl")
     assert split.train == ("a cat", "a hen")
     assert split.skipped == {
-        "not_json": 2,
-        "not_an_object": 1,
-        "not_text": 1,
+        "not JSON": 2,
+        "not an object": 1,
+        "not text": 1,
         "missing": 2,
         "blank": 1,
-        "not_utf8": 1,
-        "too_long": 1,
+        "not UTF-8": 1,
+        "too long": 1,
     }
 
 
@@ -129,7 +257,7 @@ def test_a_csv_row_with_a_stray_quote_or_comma_costs_itself_alone(tmp_path):
     (tmp_path / "prompts.csv").write_text("\n".join(rows), encoding="utf-8")
     split = read_prompts(tmp_path / "prompts.csv")
     assert split.train == ("a cat", "a hen on two lines")
-    assert split.skipped == {"wrong_columns": 2, "not_csv": 2}
+    assert split.skipped == {"wrong columns": 2, "not CSV": 2}
 
 
 def test_a_parquet_value_that_is_no_utf8_or_null_costs_itself_alone(tmp_path):
@@ -137,7 +265,7 @@ def test_a_parquet_value_that_is_no_utf8_or_null_costs_itself_alone(tmp_path):
     strings = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
     pq.write_table(pa.table({"prompt": strings}), tmp_path / "prompts.parquet", use_dictionary=False)
     split = read_prompts(tmp_path / "prompts.parquet")
-    assert (split.train, split.skipped) == (("a cat", "a dog"), {"not_text": 1, "missing": 1})
+    assert (split.train, split.skipped) == (("a cat", "a dog"), {"not text": 1, "missing": 1})
 
 
 def test_a_damaged_row_group_of_parquet_costs_its_own_rows(tmp_path):
@@ -183,7 +311,7 @@ def test_an_unknown_column_is_answered_with_those_there_are(tmp_path, suffix):
         ("p.csv", b"prompt\na caf\xe9\n", "is not UTF-8 at byte 12"),
         ("p.jsonl", b'{"prompt": "a caf\xe9"}\n', "is not UTF-8 at byte 17"),
         ("p.txt", b" \n\n", r"holds no prompt; write one per line \(skipped: 2 blank\)"),
-        ("p.jsonl", b"{\n[]\n", r"holds no prompt; fill its column 'prompt' \(skipped: 1 not_an_object, 1 not_json\)"),
+        ("p.jsonl", b"{\n[]\n", r"holds no prompt; fill its column 'prompt' \(skipped: 1 not JSON, 1 not an object\)"),
         ("p.parquet", b"PAR1 but no more", "is no whole Parquet file"),
         ("p.json", b"[]", "has none of the endings .txt, .jsonl, .csv, .tsv, .parquet"),
     ],
@@ -192,6 +320,68 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path, name, content, 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 330\n", "git LFS pointer.* git lfs pull"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<p>Sign in</p>\n", "holds a web page; download the file itself"),
+        (b"\x1f\x8b\x08\x00 zipped", "holds gzip data; unpack it"),
+        (b"PK\x03\x04 a spreadsheet", "holds a zip archive; unpack it, or save the spreadsheet as CSV"),
+        (b"PAR1\x15 more", "holds Parquet; call it .parquet"),
+    ],
+    ids=["git LFS pointer", "web page", "gzip", "spreadsheet", "Parquet"],
+)
+def test_a_file_of_another_kind_than_its_name_says_is_refused(tmp_path, suffix, content, said):
+    (tmp_path / f"prompts{suffix}").write_bytes(content)
+    other = suffix == ".parquet" and not content.startswith(b"version")
+    with pytest.raises(ConfigError, match="is no whole Parquet file" if other else said):
+        read_prompts(tmp_path / f"prompts{suffix}")
+
+
+def test_json_under_another_name_is_refused_with_the_right_one(tmp_path):
+    (tmp_path / "p.txt").write_text('{"prompt": "a cat"}\n')
+    with pytest.raises(ConfigError, match=r"holds JSON objects, not texts; call it p.jsonl"):
+        read_prompts(tmp_path / "p.txt")
+    (tmp_path / "p.jsonl").write_text('[\n{"prompt": "a cat"},\n{"prompt": "a dog"}\n]\n')
+    with pytest.raises(ConfigError, match=r"holds one JSON list; write each of its objects on a line"):
+        read_prompts(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_is_there_twice_is_refused_where_it_is_read(tmp_path, suffix):
+    file = tmp_path / f"prompts{suffix}"
+
+    def write_columns(*names):
+        if suffix == ".csv":
+            file.write_text(f"{','.join(names)}\na,b,c\n")
+        else:
+            pq.write_table(pa.table([["a"], ["b"], ["c"]], names=names), file)
+
+    write_columns("prompt", "prompt", "id")
+    with pytest.raises(ConfigError, match="has 2 columns named 'prompt'; rename all but one"):
+        read_prompts(file, fields=())
+    write_columns("prompt", "id", "id")
+    assert read_prompts(file, fields=()).train == ("a",)
+    with pytest.raises(ConfigError, match="has 2 columns named 'id'; rename all but one"):
+        read_prompts(file)
+
+
+def test_columns_with_dots_in_their_names_are_told_from_parts_of_others(tmp_path):
+    table = pa.table(
+        {"meta": ["x", "y"], "meta.prompt": ["a cat", "a dog"], "more": [{"prompt": "z"}, {"prompt": "z"}]}
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    prompts = read_prompts(tmp_path / "p.parquet", "meta.prompt")
+    assert prompts.train == ("a cat", "a dog") and prompts.train[1].fields == {"meta": "y"}
+    assert prompts.left_out == {"more": 2}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt_wherever_files_were_joined(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n\xef\xbb\xbfa dog\r\n")
+    assert read_prompts(tmp_path / "p.txt").train == ("a cat", "a dog")
 
 
 def test_a_parquet_column_of_numbers_is_refused_by_its_type(tmp_path):

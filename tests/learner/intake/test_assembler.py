@@ -60,8 +60,8 @@ def test_a_group_is_complete_when_every_reward_has_answered():
     assert key not in desk.assembler.complete and desk.assembler.sampled(key)
     desk.scored(3, (5, 6, 7, 8), reward="size")
     group = desk.assembler.complete[key]
-    assert group.values("point").tolist() == [1, 2, 3, 4]
-    assert group.values("size").tolist() == [5, 6, 7, 8]
+    assert group.rewards["point"].values.tolist() == [1, 2, 3, 4]
+    assert group.rewards["size"].values.tolist() == [5, 6, 7, 8]
 
 
 def test_a_measurement_may_come_before_its_rollout(desk):
@@ -72,11 +72,11 @@ def test_a_measurement_may_come_before_its_rollout(desk):
 
 
 def test_of_two_attempts_the_first_complete_one_wins_and_the_others_blob_is_dropped(desk):
-    desk.sampled(3, attempt=1, x0=latents("3.1/x0"))
-    desk.sampled(3, attempt=2, x0=latents("3.2/x0"))
+    desk.sampled(3, attempt=1, latents=latents("3.1/x0"))
+    desk.sampled(3, attempt=2, latents=latents("3.2/x0"))
     desk.scored(3, (9, 9, 9, 9), attempt=2)
     group = desk.assembler.complete[(TRAIN, 3)]
-    assert group.rollout.attempt == 2 and group.values("point").tolist() == [9, 9, 9, 9]
+    assert group.rollout.attempt == 2 and group.rewards["point"].values.tolist() == [9, 9, 9, 9]
     assert (desk.kept("3.1/x0"), desk.kept("3.2/x0")) == (False, True)
 
 
@@ -117,25 +117,25 @@ def test_a_late_duplicate_of_a_group_that_ended_is_dropped(desk):
 
 
 def test_a_late_duplicate_of_a_group_that_waits_for_training_is_dropped_and_changes_nothing(desk):
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     desk.scored(3)
-    desk.sampled(3, attempt=2, x0=latents("3.2/x0"))
+    desk.sampled(3, attempt=2, latents=latents("3.2/x0"))
     desk.scored(3, (0, 0, 0, 0), attempt=2)
-    assert desk.assembler.complete[(TRAIN, 3)].values("point").tolist() == [1, 2, 3, 4]
+    assert desk.assembler.complete[(TRAIN, 3)].rewards["point"].values.tolist() == [1, 2, 3, 4]
     assert (desk.kept("3.1/x0"), desk.kept("3.2/x0")) == (True, False)
 
 
 def test_a_rollout_that_comes_twice_does_not_take_the_blobs_of_the_group_that_waits_for_training(desk):
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     desk.scored(3)
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     assert desk.kept("3.1/x0") and (TRAIN, 3) in desk.assembler.complete
 
 
 def test_pixels_go_once_every_reward_has_answered_and_what_is_trained_on_stays():
     desk, key = Desk("point", "size"), (TRAIN, 3)
     desk.assembler.expect(key)
-    desk.sampled(3, x0=latents("3.1/x0"))
+    desk.sampled(3, latents=latents("3.1/x0"))
     desk.scored(3)
     assert desk.kept("3.1")
     desk.scored(3, reward="size")

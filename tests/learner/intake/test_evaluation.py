@@ -98,9 +98,9 @@ def test_what_is_found_is_of_the_version_asked_for_however_far_training_got_mean
     assert house.evaluation.done
     found = house.evaluation.collect()
     assert found.due == Due("during", version=0, update=0) and found.lost == 0
-    assert found.values["point"].shape == (48,)
-    assert np.array_equal(found.values["point"], undisturbed.values["point"])  # the same seeds, too
-    assert found.scalars()["weights_version"] == 0.0 and found.scalars()["heldout/point/limit"] == -2.0
+    assert found.values["held", "point"].shape == (48,)
+    assert np.array_equal(found.values["held", "point"], undisturbed.values["held", "point"])  # the same seeds, too
+    assert found.scalars()["weights_version"] == 0.0 and found.scalars()["heldout/held/point/limit"] == -2.0
 
 
 def test_another_version_is_found_to_be_another(house):
@@ -111,7 +111,7 @@ def test_another_version_is_found_to_be_another(house):
         house.work()
         means.append(house.evaluation.collect().scalars())
     assert [each["weights_version"] for each in means] == [1, 2] and [each["update"] for each in means] == [10, 20]
-    assert means[0]["heldout/point/mean"] > means[1]["heldout/point/mean"] + 1
+    assert means[0]["heldout/held/point/mean"] > means[1]["heldout/held/point/mean"] + 1
 
 
 def test_a_version_is_kept_while_it_is_evaluated_and_no_longer(house):
@@ -165,7 +165,7 @@ def test_orders_that_fail_are_counted_and_the_rest_is_found(house):
     house.orders.ack(lost)
     house.work()
     found = house.evaluation.collect()
-    assert found.lost == 1 and found.values["point"].shape == (32,)
+    assert found.lost == 1 and found.values["held", "point"].shape == (32,)
     assert found.scalars()["evaluation/lost_orders"] == 1
 
 
@@ -178,7 +178,7 @@ def test_an_evaluation_of_which_everything_fails_says_so_and_the_next_is_whole(h
     assert found.lost == 3 and found.values == {} and found.due.version == 0
     house.want(1)
     house.work()
-    assert house.evaluation.collect().values["point"].shape == (48,)
+    assert house.evaluation.collect().values["held", "point"].shape == (48,)
 
 
 def test_a_version_that_is_gone_is_not_evaluated(house):

@@ -79,7 +79,7 @@ def test_the_answer_to_an_order_that_was_lost_does_not_count_beside_that_to_its_
 
     world.intake._wait = lose
     (found,) = world.intake.collect(1, total=1, version=0, stopping=lambda: False)
-    assert list(found.measurements["point"].values) == [0.0, 1.0]
+    assert list(found.rewards["point"].values) == [0.0, 1.0]
     assert found.rollout.epoch > 0
     world.intake.end(0, Ending.TRAINED)
     assert world.intake.ledger.as_dict()["issued"] == 1
@@ -109,4 +109,4 @@ def test_an_evaluation_whose_orders_are_lost_is_ordered_again_from_the_same_vers
     first, second = orders
     assert (second.seed, second.draw, second.version) == (first.seed, first.draw, first.version)
     assert second.epoch > first.epoch
-    assert evaluation.collect().values["point"].tolist() == [0.5]
+    assert evaluation.collect().values["t", "point"].tolist() == [0.5]

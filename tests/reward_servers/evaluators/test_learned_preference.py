@@ -162,7 +162,22 @@ def test_bad_records_are_skipped_and_counted_and_the_rest_is_read(folder):
     pairs, skipped = read_pairs(folder, side=16)
     assert len(pairs) == 2 and pairs.prompts == ("a day", "a day") and pairs.labels.tolist() == [1.0, 0.25]
     assert pairs.a.shape == (2, 16, 16, 3) and set(pairs.a.ravel()) == {200} and set(pairs.b.ravel()) == {50}
-    assert skipped == {"label": 3, "image": 2, "field": 4, "json": 1}
+    wanted = {"no label from 0 to 1": 3, "no picture": 1, "damaged": 1, "not text": 1, "missing": 1, "not an object": 1}
+    assert skipped == wanted | {"not JSON": 2}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pictures_of_pairs_have_the_limits_of_all_picture_files(tmp_path):
+    Image.fromarray(grey(9, 8)[0]).save(tmp_path / "good.png")
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "huge.png")
+    Image.fromarray(grey(9, 8)[0]).save(tmp_path / "other.tiff")
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(tmp_path / "deep.png")
+    good = {"prompt": "a day", "image_a": "good.png", "image_b": "good.png", "label": 1}
+    bad = [good | {"image_b": name} for name in ("huge.png", "other.tiff", "deep.png", "nul\0.png")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, [good, *bad])))
+    pairs, skipped = read_pairs(tmp_path, side=8)
+    assert len(pairs) == 1
+    assert skipped == {"too large": 1, "damaged": 1, "not 8 bit": 1, "no picture": 1}
 
 
 def test_a_file_is_read_like_its_folder(folder):
@@ -173,7 +188,7 @@ def test_no_file_and_no_usable_record_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"pairs.jsonl is not a file; give a JSONL file"):
         read_pairs(tmp_path)
     (tmp_path / "pairs.jsonl").write_text("nonsense\n")
-    with pytest.raises(ConfigError, match=r"no usable pair, skipped: \{'json': 1\}"):
+    with pytest.raises(ConfigError, match=r"no usable pair \(skipped: 1 not JSON\)"):
         read_pairs(tmp_path)
 
 

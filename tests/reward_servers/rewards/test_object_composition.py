@@ -281,7 +281,7 @@ def test_of_many_unknown_names_the_nearest_are_named():
 def test_what_is_no_detector_is_refused(yolos, tmp_path):
     with pytest.raises(ConfigError, match="threshold is 1.0"):
         ObjectDetector(str(yolos), 1.0)
-    with pytest.raises(ConfigError, match="no model folder"):
+    with pytest.raises(ConfigError, match="no checkpoint folder"):
         ObjectDetector(str(tmp_path / "missing"))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="AutoModelForObjectDetection cannot open .*BertConfig"):

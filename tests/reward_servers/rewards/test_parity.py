@@ -268,7 +268,7 @@ def test_a_class_the_model_does_not_know_is_refused_with_those_it_knows(tone_mod
 def test_a_folder_that_is_missing_empty_or_lacks_the_classifier_is_refused(tone_model, tmp_path):
     from transformers import ViTModel
 
-    with pytest.raises(ConfigError, match="no model folder '/nowhere/tones'"):
+    with pytest.raises(ConfigError, match="no checkpoint folder '/nowhere/tones'"):
         ImageClassifier("/nowhere/tones", LABELS)
     with pytest.raises(ConfigError, match="holds no config.json"):
         ImageClassifier(str(tmp_path), LABELS)

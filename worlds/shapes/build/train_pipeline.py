@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from drover.worlds.shapes.build import architecture, pretraining
-from drover.worlds.shapes import prompts, renderer
 from drover.worlds.fitting import Budget, fit
+from drover.worlds.shapes import prompts, renderer
+from drover.worlds.shapes.build import architecture, pretraining
 from drover.worlds.shapes.scenes import COLOURS, OCCUPATIONS, SHAPES, Portrait, Scene
 
 if TYPE_CHECKING:

@@ -1,9 +1,13 @@
 import pytest
 import torch
 
+from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
-from drover.learner.files.pretraining import Pretraining, PretrainingLoss
+from drover.learner.files.from_files import FileExamples, FromFiles
+from drover.learner.objective import Models
+from drover.learner.objectives.ddpo import Ddpo
+from drover.learner.objectives.denoising import Denoising
 from drover.worlds.plane.policy import ToyChain
 from drover.worlds.shapes import PIPELINE
 from drover.worlds.shapes.pairs import ShapesPairs
@@ -14,9 +18,18 @@ def policy():
     return StableDiffusionModel(checkpoint=str(PIPELINE), guidance=1.0).build("cpu")
 
 
-def loss(policy, *, size: int = 8, rank: int = 0, ranks: int = 1, seed: int = 0, **spec) -> PretrainingLoss:
-    made = Pretraining(pairs=ShapesPairs(), batch_size=size, **spec)
-    return PretrainingLoss(made, policy, seed=seed, rank=rank, ranks=ranks)
+def loss(policy, *, size: int = 8, rank: int = 0, ranks: int = 1, seed: int = 0, **spec):
+    """Step number -> this rank's part of the pretraining loss."""
+    made = FromFiles(source=ShapesPairs(), objective=Denoising(), batch_size=size, **spec)
+    models = Models(policy, Renoise(10, Ddim()))
+    examples = FileExamples(made, models, seed=seed, rank=rank, ranks=ranks)
+
+    def of(step: int) -> torch.Tensor:
+        part = examples.part(step)
+        ((batch, _),) = part.batches
+        return part.weight * part.objective.loss(models, batch).total / part.count
+
+    return of
 
 
 def test_ranks_add_up_to_what_one_rank_computes_alone(policy):
@@ -57,7 +70,12 @@ def test_its_gradient_descends(policy):
     assert loss(mine, size=32)(0).item() < 0.7 * first
 
 
-@pytest.mark.parametrize(("size", "ranks", "message"), [(6, 4, "does not divide over 4"), (0, 1, "needs a batch")])
+@pytest.mark.parametrize(("size", "ranks", "message"), [(6, 4, "does not divide over 4"), (0, 1, "files need a batch")])
 def test_a_batch_that_ranks_cannot_share_is_refused(size, ranks, message):
     with pytest.raises(ConfigError, match=message):
         loss(ToyChain(), size=size, ranks=ranks)
+
+
+def test_an_objective_of_recorded_steps_cannot_learn_from_files():
+    with pytest.raises(ConfigError, match="Ddpo learns from recorded steps, which files do not have"):
+        FromFiles(source=ShapesPairs(), objective=Ddpo(weights={"a": 1.0}, clip=0.1), batch_size=8)

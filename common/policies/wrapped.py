@@ -1,0 +1,52 @@
+"""A policy around another policy: the base of guidance and of the consistency head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
+
+
+class Wrapped:
+    """Answers as the wrapped ``policy`` does. A subclass overrides the methods that it answers by itself."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.schedule: Schedule = policy.schedule
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.policy.latent_shape
+
+    @property
+    def parts(self) -> int:
+        return self.policy.parts
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self.policy.trainable
+
+    @property
+    def empty(self) -> str | None:
+        return self.policy.empty
+
+    def encode(self, names: Sequence[str]) -> Conditioning:
+        return self.policy.encode(names)
+
+    def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
+        return self.policy.predict(x, time, cond)
+
+    def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        return self.policy.output(x, time, cond)
+
+    def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return self.policy.target(x0, noise, time)
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        return self.policy.decode(x0)
+
+    def to_latents(self, media: np.ndarray) -> Tensor:
+        return self.policy.to_latents(media)

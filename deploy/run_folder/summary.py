@@ -1,0 +1,82 @@
+"""The end of a run: its reports become summary.json and the pictures, however it ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from drover.common.errors import ConfigError, DroverError
+from drover.common.types import Report
+from drover.common.user_code import sentence
+from drover.deploy.run_folder.pictures import SamplePair
+from drover.deploy.run_folder.results import RunFolder
+from drover.deploy.run_folder.watch import MOMENTS
+
+log = logging.getLogger(__name__)
+
+
+def conclude(folder: RunFolder, facts: Mapping[str, object]) -> dict[str, object]:
+    """Write summary.json and the pictures of a run that is over; returns the summary. ``facts`` are added to it."""
+    reports = folder.reports()
+    summary = summarise(reports) | dict(facts)
+    folder.write_summary(summary)
+    if any(report.kind == "update" for report in reports):
+        folder.draw_curves()
+    pictures = {moment: folder.path / f"{moment}.npz" for moment in MOMENTS}
+    if all(path.exists() for path in pictures.values()):
+        before, after = (np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS)
+        folder.draw_samples(
+            SamplePair(before=before["media"], after=after["media"], prompts=before["prompts"].tolist())
+        )
+    return summary
+
+
+def conclude_badly(folder: RunFolder, error: BaseException, facts: Mapping[str, object]) -> None:
+    """Leave the reason of a run that ``error`` ended. Of one that a misuse or the user ended before it began, leave nothing."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    if (stopped or isinstance(error, ConfigError)) and not folder.begun:
+        folder.discard()
+        return
+    folder.release()
+    reason = str(error) if isinstance(error, DroverError) else "interrupted" if stopped else sentence(error)
+    try:
+        conclude(folder, {**facts, "ended": "stopped" if stopped else "failed", "reason": reason})
+    except (DroverError, OSError) as second:  # the first error is the one to be told
+        log.warning("the end of the run is not written down: %s", second)
+
+
+def summarise(reports: list[Report]) -> dict[str, object]:
+    """The numbers of a run: held-out reward before and after by name, and what it took."""
+    last = next((r for r in reversed(reports) if r.kind in ("end", "update")), None)
+    updates = [r for r in reports if r.kind == "update"]
+    ledger = {key.removeprefix("ledger/"): int(value) for key, value in _scalars(last) if key.startswith("ledger/")}
+    return {
+        "reward_before": _heldout(reports, "before"),
+        "reward_after": _heldout(reports, "after"),
+        "reward_limit": _heldout(reports, "after", "limit"),
+        "updates": int(dict(_scalars(last)).get("update", 0)),
+        "samples": int(dict(_scalars(last)).get("samples", 0)),
+        "wall_s": round(last.at_s, 2) if last else 0.0,
+        "first_update_s": round(updates[0].at_s, 2) if updates else None,
+        "max_lag_seen": int(max((r.scalars.get("lag_max", 0.0) for r in updates), default=0)),
+        "ledger": ledger,
+        "ended": last.text if last is not None and last.kind == "end" else "stopped",
+    }
+
+
+def _scalars(report: Report | None) -> list[tuple[str, float]]:
+    return [] if report is None else list(report.scalars.items())
+
+
+def _heldout(reports: list[Report], moment: str, what: str = "mean") -> dict[str, float]:
+    """By "SET/REWARD", at the newest evaluation of that moment."""
+    found = [r for r in reports if r.kind == "eval" and r.text == moment]
+    if not found:
+        return {}
+    return {
+        name.removeprefix("heldout/").removesuffix(f"/{what}"): value
+        for name, value in found[-1].scalars.items()
+        if name.startswith("heldout/") and name.endswith(f"/{what}")
+    }

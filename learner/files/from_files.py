@@ -1,0 +1,122 @@
+"""Examples from files, beside those of actors or instead of them: pretraining, behaviour cloning, offline preferences.
+
+Source of the mix with rewards: arXiv 2401.12244, eq. 8 and algorithm 1: one optimiser step of its own after every round of
+tasks. Because one AdamW state serves both, its effective weight is set by the gradients' magnitudes, so their ratio is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+
+from drover.common import seeds
+from drover.common.errors import ConfigError
+from drover.learner.batches import Batches
+from drover.learner.examples import LatentBatch
+from drover.learner.objective import Models, Objective
+from drover.learner.step import Part
+
+When = Literal["round", "step", "alone"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileBatch:
+    """Media with their conditions. Of pairs, all preferred ones come first, then the others in the same order."""
+
+    media: Any  # [A B] rows of the media that the model draws
+    names: Sequence[str]  # [A B] prompts, or names of the model's conditions
+    weight: np.ndarray  # [B, S]
+
+
+class FileSource(Protocol):
+    """Opened files. Resuming needs no cursor: the step is the position."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Bad records met so far, by reason; each is counted once."""
+
+    def batch(self, step: int, size: int) -> FileBatch:
+        """Batch number ``step`` of ``size`` examples, a pure function of both.
+
+        Rank r of R takes its part of the batch of all ranks with ``batch(step * R + r, size // R)``.
+        """
+
+
+class Files(Protocol):
+    """A cheap, frozen description; files are opened with ``open``, by the rank that learns from them."""
+
+    def open(self, seed: int) -> Any:
+        """Raises `ConfigError` when there is nothing to read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromFiles:
+    """Which files are learned from, how, and when.
+
+    ``weight`` multiplies the loss. ``when`` "round": a step of its own at the end of every round of tasks. "step": a part of
+    every optimiser step, as eq. 8 prints it. "alone": every step, and no actor samples anything to train on.
+    """
+
+    source: Files
+    objective: Objective
+    batch_size: int  # examples of one step, over all ranks
+    weight: float = 1.0
+    when: When = "round"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or not self.weight > 0:
+            raise ConfigError(
+                f"files need a batch and a positive weight, got {self.batch_size} and {self.weight}; "
+                "leave files out to do without"
+            )
+        if self.when not in get_args(When):
+            raise ConfigError(f"when must be one of {', '.join(get_args(When))}, got {self.when!r}")
+        if self.objective.learns_from is not LatentBatch:
+            raise ConfigError(
+                f"{type(self.objective).__name__} learns from recorded steps, which files do not have; "
+                "use an objective that learns from clean latents, such as Denoising()"
+            )
+
+
+class FileExamples:
+    """One rank's part of it."""
+
+    def __init__(self, spec: FromFiles, models: Models, *, seed: int, rank: int, ranks: int) -> None:
+        if spec.batch_size % ranks:
+            raise ConfigError(f"a batch of {spec.batch_size} from files does not divide over {ranks} ranks")
+        self.spec = spec
+        self._source = spec.source.open(seed)
+        self._models, self._seed, self._rank, self._ranks = models, seed, rank, ranks
+
+    def part(self, step: int) -> Part:
+        """The part of an optimiser step's loss that batch number ``step`` is. Ranks add up to one rank's alone."""
+        batches = Batches(lambda: self._batches(step), 1)
+        return Part(self.spec.objective, batches, float(self.spec.batch_size), self.spec.weight)
+
+    def _batches(self, step: int) -> Iterator[tuple[LatentBatch, bool]]:
+        size = self.spec.batch_size // self._ranks
+        found = _file_batch(self._source.batch(step * self._ranks + self._rank, size))
+        policy, first = self._models.policy, self._rank * size
+        x0 = policy.to_latents(found.media)
+        sides = len(found.names) // size
+        draws = [
+            generator
+            for side in range(sides)
+            for generator in seeds.generators(
+                self._seed, "pretraining" if side == 0 else "pretraining.other", step, range(first, first + size)
+            )
+        ]
+        weight = torch.from_numpy(np.asarray(found.weight, np.float32)).to(x0.device)
+        yield LatentBatch(x0=x0, weight=weight, cond=policy.encode(found.names), draws=draws), True
+
+
+def _file_batch(found: Any) -> FileBatch:
+    """Pictures with captions are examples of weight 1."""
+    if isinstance(found, FileBatch):
+        return found
+    media, captions = found
+    return FileBatch(media, captions, np.ones((len(captions), 1), np.float32))
