@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +21,23 @@ from drover.actors.sampler import Chain, Recording, Trajectory, denoise
 from drover.common import metrics, seeds, tensors
 from drover.common.diffusion.canary import canary_log_prob
 from drover.common.errors import BlobTooLarge, SamplingFailed, WeightsLost, WeightSyncFailed
+from drover.common.media.blobs import pack
+from drover.common.media.media import Media
+from drover.common.media.media import rows as media_rows
 from drover.common.metrics import Account
 from drover.common.policies import conditioning
-from drover.common.protocols import BlobStore, Canary, Delivery, Kernel, Meter, Policy, Stream, WeightSubscriber
-from drover.common.types import GroupFailed, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
+from drover.common.protocols import (
+    BlobStore,
+    Canary,
+    Conditioning,
+    Delivery,
+    Kernel,
+    Meter,
+    Policy,
+    Stream,
+    WeightSubscriber,
+)
+from drover.common.types import GroupFailed, MediaRef, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
 
 MAX_ATTEMPTS = 3  # an order that failed or killed its actor this often ends as failed
 WEIGHTS_WAIT_S = 0.5
@@ -136,17 +148,17 @@ class Actor:
             return
         started = time.monotonic()
         with self.account.part("compute"):
-            chain = self._denoise([_order(delivery) for delivery in orders])
-            media = self.policy.decode(chain.x0)
+            chain, cond = self._denoise([_order(delivery) for delivery in orders])
+            media = self.policy.decode(chain.x0, cond)
         sampling_s = (time.monotonic() - started) / len(orders)
         first = 0
         for delivery in orders:
             rows = slice(first, first + _order(delivery).num_samples)
             first = rows.stop
             with self.account.part("data"):
-                self._finish(delivery, chain, rows, media[rows], sampling_s)
+                self._finish(delivery, chain, rows, media_rows(media, rows), sampling_s)
 
-    def _finish(self, delivery: Delivery, chain: Chain, rows: slice, media: np.ndarray, sampling_s: float) -> None:
+    def _finish(self, delivery: Delivery, chain: Chain, rows: slice, media: Media, sampling_s: float) -> None:
         item = _order(delivery)
         try:
             trajectory = chain.take(rows, item.record, self.storage)
@@ -194,8 +206,8 @@ class Actor:
                 "check that actor and learner build the same policy"
             )
 
-    def _denoise(self, items: Sequence[WorkItem]) -> Chain:
-        """All samples of the orders, `batch_samples` at a time."""
+    def _denoise(self, items: Sequence[WorkItem]) -> tuple[Chain, Conditioning]:
+        """All samples of the orders, `batch_samples` at a time, and the condition of each."""
         prompts = [prompt for item in items for prompt in item.prompts]
         repeats = [item.samples_per_prompt for item in items for _ in item.prompts]
         rows = [row for row, repeat in enumerate(repeats) for _ in range(repeat)]
@@ -218,13 +230,11 @@ class Actor:
             )
             for batch in batches
         ]
-        return chains[0] if len(chains) == 1 else Chain.joined(chains)
+        return chains[0] if len(chains) == 1 else Chain.joined(chains), conditioning.rows(cond, rows)
 
-    def _publish(
-        self, item: WorkItem, attempt: int, trajectory: Trajectory, media: np.ndarray, sampling_s: float
-    ) -> None:
+    def _publish(self, item: WorkItem, attempt: int, trajectory: Trajectory, media: Media, sampling_s: float) -> None:
         stem = f"{item.epoch}.{item.purpose}.{item.group}.{attempt}.{self.name}"
-        refs = self._store(f"{stem}/media", {"media": media})
+        media_ref = self._store_media(f"{stem}/media", media)
         latents = None
         if item.keep_latents:
             latents = self._store(f"{stem}/latents", {"x0": trajectory.x0.to(self.storage)})["x0"]
@@ -243,15 +253,23 @@ class Actor:
                 prompts=item.prompts,
                 samples_per_prompt=item.samples_per_prompt,
                 fingerprint=self.fingerprint,
-                media=refs["media"],
+                media=media_ref,
                 latents=latents,
                 transitions=transitions,
                 worker=self.name,
                 sampling_s=sampling_s,
+                fields=item.fields,
             )
         )
 
-    def _store(self, blob: str, parts: dict[str, Tensor | np.ndarray]) -> dict[str, TensorRef]:
+    def _store_media(self, blob: str, media: Media) -> MediaRef:
+        blobs, ref = pack(media, blob)
+        for name, parts in blobs:
+            self.wiring.blobs.put(name, parts)
+        self.wiring.meter.add(metrics.BLOB_WRITTEN_BYTES, ref.nbytes, role=self.role)
+        return ref
+
+    def _store(self, blob: str, parts: dict[str, Tensor]) -> dict[str, TensorRef]:
         data, refs = tensors.pack(blob, parts)
         self.wiring.blobs.put(blob, data)
         self.wiring.meter.add(metrics.BLOB_WRITTEN_BYTES, sum(ref.nbytes for ref in refs.values()), role=self.role)

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from drover.common.media.pictures import Pictures
+from drover.common.prompts import Prompt
 from drover.common.protocols import Scorer
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -72,7 +74,7 @@ def _serve(build: Callable[[], Scorer], port: Any) -> None:
             pixels = bytearray(base64.b64decode(asked["image"]))
             picture = np.frombuffer(pixels, np.uint8).reshape(1, *asked["shape"])
             with alone:
-                scores = scorer([asked["prompt"]], picture)
+                scores = scorer([Prompt(asked["prompt"])], Pictures(picture))
             answer = json.dumps({"score": scores.values[0]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))

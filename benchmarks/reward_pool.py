@@ -24,14 +24,18 @@ import torch
 from benchmarks import http_scorer, measure
 from benchmarks.measure import Spread
 from benchmarks.scorers import Sleeping, TwoTowersScorer
-from drover.common import tensors
+from drover.common.media.blobs import pack
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import NullMeter
+from drover.common.prompts import Prompt
 from drover.common.protocols import Scorer, Scores
 from drover.common.transport import keys
 from drover.common.transport.embedded import EmbeddedRedis
 from drover.common.transport.redis_broker import RedisBroker
-from drover.common.types import Measurement, Purpose, RolloutGroup, TensorRef
-from drover.reward_servers.serving.server import RewardServer, RewardWiring
+from drover.common.types import Measurement, MediaRef, Purpose, RolloutGroup
+from drover.reward_servers.serving.groups import Groups
+from drover.reward_servers.serving.server import RewardServer
 
 RATE_GOAL, DELAY_GOAL, LOAD = 0.9, 2.0, 0.8
 RUN = REWARD = "pool"
@@ -72,7 +76,7 @@ class Metered:
     def __init__(self, scorer: Scorer, spent_s: Any) -> None:
         self._scorer, self._spent_s = scorer, spent_s
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[Prompt], media: Media) -> Scores:
         started_s = time.thread_time()
         scores = self._scorer(prompts, media)
         self._spent_s.value += time.thread_time() - started_s
@@ -83,14 +87,16 @@ def serve(url: str, case: Case, ready: Any, stop: Any, scorer_s: Any, process_s:
     """The server's process. Tells what CPU time the scorer and the whole process have used."""
     torch.set_num_threads(1)
     broker = RedisBroker(url, RUN)
-    wiring = RewardWiring(
+    inbox = Groups(
+        name="pool-0",
+        reward=REWARD,
         rollouts=broker.stream(broker.keys.rollouts, keys.reward_group(REWARD), "pool-0"),
         measurements=broker.stream(broker.keys.measurements, groups=(keys.LEARNER,)),
         blobs=broker.blobs(),
         meter=NullMeter(),
     )
     scorer = Metered(case.scorer(), scorer_s)
-    server = RewardServer("pool-0", REWARD, scorer, wiring, max_batch=case.max_batch)
+    server = RewardServer(REWARD, scorer, inbox, inbox.meter, max_batch=case.max_batch)
     ready.set()
 
     def stopping() -> bool:
@@ -174,13 +180,13 @@ def _pictures(case: Case, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, case.side, case.side, 3), np.uint8)
 
 
-def _store(broker: RedisBroker, case: Case, number: int) -> TensorRef:
-    parts, refs = tensors.pack(f"{number}/media", {"media": _pictures(case, SAMPLES, number)})
-    broker.blobs().put(f"{number}/media", parts)
-    return refs["media"]
+def _store(broker: RedisBroker, case: Case, number: int) -> MediaRef:
+    ((blob, parts),), ref = pack(Pictures(_pictures(case, SAMPLES, number)), f"{number}/media")
+    broker.blobs().put(blob, parts)
+    return ref
 
 
-def _rollout(group: int, media: TensorRef) -> RolloutGroup:
+def _rollout(group: int, media: MediaRef) -> RolloutGroup:
     return RolloutGroup(
         epoch=0,
         group=group,
@@ -205,12 +211,14 @@ def _rollout(group: int, media: TensorRef) -> RolloutGroup:
 
 def offline(case: Case, scorer: Scorer) -> tuple[float, float, float]:
     """(samples/s, median seconds of a full call, median seconds of a call with one group)."""
-    media, prompts = _pictures(case, case.max_batch, 0), [PROMPT] * case.max_batch
-    full_s, single_s = ([_seconds(scorer, prompts[:n], media[:n]) for _ in range(case.calls)] for n in (None, SAMPLES))
+    pixels, prompts = _pictures(case, case.max_batch, 0), [Prompt(PROMPT)] * case.max_batch
+    full_s, single_s = (
+        [_seconds(scorer, prompts[:n], Pictures(pixels[:n])) for _ in range(case.calls)] for n in (None, SAMPLES)
+    )
     return case.max_batch * len(full_s) / sum(full_s), statistics.median(full_s), statistics.median(single_s)
 
 
-def _seconds(scorer: Scorer, prompts: Sequence[str], media: np.ndarray) -> float:
+def _seconds(scorer: Scorer, prompts: Sequence[Prompt], media: Media) -> float:
     started_s = time.perf_counter()
     scorer(prompts, media)
     return time.perf_counter() - started_s

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 
 
@@ -21,7 +22,7 @@ class Sleeping:
     call_s: float
     sample_s: float
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         time.sleep(self.call_s + self.sample_s * len(media))
         return Scores([0.0] * len(media))
 
@@ -55,9 +56,9 @@ class TwoTowersScorer:
             self._model = TwoTowers().eval()
 
     @torch.inference_mode()
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         split = [[sum(word.encode()) % TwoTowers.WORDS for word in prompt.split()] for prompt in prompts]
         starts = np.cumsum([0, *(len(words) for words in split)])[:-1]
         words = torch.tensor([word for words in split for word in words])
-        pixels = torch.from_numpy(media).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(media.pixels).permute(0, 3, 1, 2).float()
         return Scores(self._model(pixels, words, torch.from_numpy(starts)).tolist())

@@ -25,6 +25,8 @@ from drover.actors.worker import Actor, ActorWiring
 from drover.common import tensors
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.diffusion.noising import DiscreteSchedule
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import NullMeter
 from drover.common.protocols import Canary, Prediction, Schedule
 from drover.common.transport import keys
@@ -82,10 +84,10 @@ class Sized:
     def predict(self, x: Tensor, time: Tensor, cond: object) -> Prediction:
         return Prediction(x0=x * 0.1, noise=x)
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        return np.zeros((len(x0), self._side, self._side, 3), np.uint8)
+    def decode(self, x0: Tensor, cond: object) -> Pictures:
+        return Pictures(np.zeros((len(x0), self._side, self._side, 3), np.uint8))
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
+    def to_latents(self, media: Media) -> Tensor:
         return torch.zeros(len(media), *self.latent_shape)
 
     def output(self, x: Tensor, time: Tensor, cond: object) -> Tensor:

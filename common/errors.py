@@ -17,6 +17,10 @@ class BlobMissing(DroverError, LookupError):
     """A referenced blob has expired or was dropped: its group has ended elsewhere."""
 
 
+class MediaError(DroverError, ValueError):
+    """Media are not of the form that their kind has, or not of the kind that somebody takes."""
+
+
 class WrongRecipe(DroverError):
     """A message was made under another recipe fingerprint than the receiver runs."""
 

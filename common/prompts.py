@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Self, TypeGuard
@@ -51,6 +52,8 @@ def fields_text(prompts: Sequence[str]) -> tuple[str, ...]:
 def with_fields(prompts: Sequence[str], texts: Sequence[str]) -> tuple[Prompt, ...]:
     """The inverse of `fields_text`. Raises ValueError for texts that are no JSON objects, one per prompt."""
     found = [json.loads(text) for text in texts] if texts else [{} for _ in prompts]
+    if len(found) != len(prompts) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(f"fields are one JSON object for each of {len(prompts)} prompts, got {reprlib.repr(texts)}")
     return tuple(Prompt(prompt, one) for prompt, one in zip(prompts, found, strict=True))
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from drover.common.prompts import Prompt
 from drover.common.types import Message
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from drover.common.diffusion.gaussian import Gaussian
+    from drover.common.media.media import Media
 
 # ---------------------------------------------------------------------------------------------- models
 
@@ -89,13 +91,13 @@ class Policy(Protocol):
         Raises `ConfigError` for a model that was not trained to denoise.
         """
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        """Media [B, H, W, 3] uint8 of clean latents [B, ...]. Without gradient."""
+    def decode(self, x0: Tensor, cond: Conditioning) -> Media:
+        """B samples of clean latents [B, ...] under their conditions, of the kind that the model declares. Without gradient."""
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
-        """Clean latents [B, ...] float32 on the policy's device, of media [B, H, W, 3] uint8. Without gradient.
+    def to_latents(self, media: Media) -> Tensor:
+        """Clean latents [B, ...] float32 on the policy's device, of B samples of that kind. Without gradient.
 
-        The inverse of `decode`, up to what the autoencoder loses; for learning from real pictures.
+        The inverse of `decode`, up to what the autoencoder loses; for learning from real samples.
         """
 
 
@@ -121,23 +123,32 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Raw values of a batch. ``reasons[i]`` is "" where the value is valid, else a bounded word for the mask's cause."""
+    """Raw values of a batch. ``reasons[i]`` is "" where the value is valid, else a bounded word for the mask's cause.
+
+    ``parts`` judge a sample in pieces, as the frames of a clip; ``features`` describe it, for statistics over many
+    samples. Both come beside the values. The server masks what is not finite, whatever ``reasons`` say.
+    """
 
     values: Sequence[float]  # [N], the reward's own unit
-    reasons: Sequence[str] | None = None  # [N]; None: all valid. NaN is masked by the server whatever this says
-    uncertainty: Sequence[float] | None = None  # [N]
+    reasons: Sequence[str] | None = None  # [N]; None: all valid
+    uncertainty: Sequence[float] | None = None  # [N], in the unit of the values
+    parts: np.ndarray | None = None  # [N, S] float32, in the unit of the values
+    features: np.ndarray | None = None  # [N, D] float32
 
 
 class Scorer(Protocol):
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        """Score media [N, H, W, 3] uint8 against N prompts. Raises `ScoringFailed` when the whole batch is lost."""
+    def __call__(self, prompts: Sequence[Prompt], media: Any) -> Scores:
+        """Score N samples, media of the kind that the reward takes, against their N prompts.
+
+        Raises `ScoringFailed` when the whole batch is lost.
+        """
 
 
 @runtime_checkable
 class SetScorer(Protocol):
     """A scorer whose value is a property of all samples of a prompt together."""
 
-    def score_sets(self, prompts: Sequence[str], media: np.ndarray, sets: Sequence[slice]) -> Scores:
+    def score_sets(self, prompts: Sequence[Prompt], media: Any, sets: Sequence[slice]) -> Scores:
         """As `Scorer`, for N samples in whole sets: each slice of rows holds all samples of one prompt in one group."""
 
 
@@ -147,6 +158,10 @@ class Reward(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def takes(self) -> type[Media]:
+        """The kind of media that it scores."""
 
     def load(self, device: str) -> Scorer | SetScorer: ...
 

@@ -54,12 +54,12 @@ def read(blobs: BlobStore, ref: TensorRef, rows: slice | None = None) -> Tensor:
     Raises `BlobMissing` when the blob is gone, `CodecError` when it is shorter than the reference says.
     """
     if rows is not None:
-        ref = _rows(ref, rows)
+        ref = rows_of(ref, rows)
     return unpack(ref, blobs.get(ref.blob, ref.offset, ref.nbytes))
 
 
-def _rows(ref: TensorRef, rows: slice) -> TensorRef:
-    """The reference to those rows alone."""
+def rows_of(ref: TensorRef, rows: slice) -> TensorRef:
+    """The reference to those rows of its first axis alone (contiguous: step 1)."""
     if not ref.shape:
         raise ValueError(f"blob {ref.blob!r} holds a scalar there, which has no rows")
     start, stop, step = rows.indices(ref.shape[0])

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
+from drover.common.prompts import Prompt, with_fields
+
 DTYPE_BYTES = {"uint8": 1, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 MAX_TENSOR_BYTES = 4 << 30  # a reference to more is damage or malice; refused before anyone allocates for it
+MAX_BLOB_BYTES = 256 << 20  # one value of Redis may hold no more than 512 MiB
 MAX_RANK = 16
 MAX_SAMPLES = 16_384  # of one group
 
@@ -75,6 +78,41 @@ class TensorRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MediaRef:
+    """Media inside blobs: of each of their arrays, in the order of their fields, the chunks of rows that it was cut into.
+
+    Example, six pictures in one blob: ``MediaRef(kind="picture", arrays=((TensorRef(blob="g17.1/media", dtype="uint8",
+    shape=(6, 64, 64, 3)),),))``. ``facts`` are the plain fields in their order, as a clip's frames a second.
+    """
+
+    kind: str
+    arrays: tuple[tuple[TensorRef, ...], ...]
+    facts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = {sum(chunk.shape[0] if chunk.shape else -1 for chunk in chunks) for chunks in self.arrays if chunks}
+        forms = [{(chunk.dtype, chunk.shape[1:]) for chunk in chunks} for chunks in self.arrays]
+        if len(counts) != 1 or min(counts) < 0 or any(len(form) != 1 for form in forms):
+            raise ValueError(
+                f"media are arrays of equally many rows, each in chunks of one form; got {list(self.arrays)[:4]}"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return sum(chunk.shape[0] for chunk in self.arrays[0])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(chunk.nbytes for chunks in self.arrays for chunk in chunks)
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Ids of every blob it refers to, each once."""
+        return tuple(dict.fromkeys(chunk.blob for chunks in self.arrays for chunk in chunks))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkItem:
     """An order for one group, from the learner to whichever actor claims it.
 
@@ -87,7 +125,8 @@ class WorkItem:
     equals ``group`` in training and counts from 0 in each evaluation, so that evaluations repeat their noise.
     ``record`` lists the indices of the denoising steps whose transitions are wanted; ``keep_latents`` asks for the clean
     latents. ``task`` names the task or the held-out set; only ``rewards`` measure the group. ``version`` names the only
-    weights that may sample it; None means the newest at the moment an actor begins.
+    weights that may sample it; None means the newest at the moment an actor begins. ``fields`` are the prompts' fields as
+    JSON (`drover.common.prompts`); () where no prompt has any.
     """
 
     epoch: int
@@ -103,9 +142,16 @@ class WorkItem:
     fingerprint: str
     version: int | None = None
     keep_latents: bool = False
+    fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_size(self.prompts, self.samples_per_prompt)
+        _check_fields(self.prompts, self.fields)
+
+    @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """The prompts with their fields."""
+        return with_fields(self.prompts, self.fields)
 
     @property
     def num_samples(self) -> int:
@@ -160,16 +206,20 @@ class RolloutGroup:
     prompts: tuple[str, ...]
     samples_per_prompt: int
     fingerprint: str
-    media: TensorRef | None  # [N, H, W, 3] uint8; rewards read it, the learner never does
+    media: MediaRef | None  # N rows; rewards read them, the learner never does
     latents: TensorRef | None  # [N, *latent] clean, where the order asked for them
     transitions: Transitions | None
     worker: str
     sampling_s: float
+    fields: tuple[str, ...] = ()  # of the prompts, as in the order
 
     def __post_init__(self) -> None:
         _check_size(self.prompts, self.samples_per_prompt)
+        _check_fields(self.prompts, self.fields)
+        if self.media is not None and self.media.num_samples != self.num_samples:
+            raise ValueError(f"media must have {self.num_samples} rows, one per sample, got {self.media.num_samples}")
         states = None if self.transitions is None else self.transitions.states
-        for name, ref in (("media", self.media), ("latents", self.latents), ("transitions.states", states)):
+        for name, ref in (("latents", self.latents), ("transitions.states", states)):
             if ref is not None and ref.shape[:1] != (self.num_samples,):
                 raise ValueError(f"{name} must have {self.num_samples} rows, one per sample, got shape {ref.shape}")
 
@@ -178,9 +228,14 @@ class RolloutGroup:
         return len(self.prompts) * self.samples_per_prompt
 
     @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """The prompts with their fields."""
+        return with_fields(self.prompts, self.fields)
+
+    @property
     def blobs(self) -> tuple[str, ...]:
         """Ids of every blob this group refers to, each once."""
-        media = () if self.media is None else (self.media.blob,)
+        media = () if self.media is None else self.media.blobs
         return (*media, *self.learned_blobs)
 
     @property
@@ -209,10 +264,11 @@ class Measurement:
     valid: tuple[bool, ...]  # [N]
     reasons: tuple[str, ...]  # [N]
     uncertainty: tuple[float, ...] | None  # [N], same unit as values
-    features: TensorRef | None  # [N, D]
     worker: str
     scoring_s: float
     waited_s: float  # from the group's arrival at the reward server to its scoring
+    parts: TensorRef | None = None  # [N, S] float32, a judgement of each part of a sample, in the unit of the values
+    features: TensorRef | None = None  # [N, D] float32
 
     def __post_init__(self) -> None:
         columns = [self.values, self.valid, self.reasons]
@@ -221,8 +277,14 @@ class Measurement:
         lengths = [len(column) for column in columns]
         if len(set(lengths)) != 1:
             raise ValueError(f"values, valid, reasons and uncertainty must be equally long, got {lengths}")
-        if self.features is not None and self.features.shape[:1] != (lengths[0],):
-            raise ValueError(f"features must have {lengths[0]} rows, one per sample, got shape {self.features.shape}")
+        for name, ref in (("parts", self.parts), ("features", self.features)):
+            if ref is not None and (len(ref.shape) != 2 or ref.shape[0] != lengths[0]):
+                raise ValueError(f"{name} must be a matrix of {lengths[0]} rows, one per sample, got shape {ref.shape}")
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Ids of every blob this measurement refers to, each once."""
+        return tuple(dict.fromkeys(ref.blob for ref in (self.parts, self.features) if ref is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,8 +314,8 @@ class Report:
     version: int
     scalars: dict[str, float]
     text: str = ""
-    prompts: tuple[str, ...] = ()  # of the pictures, one per reference
-    media: tuple[TensorRef, ...] = ()  # held-out pictures; whoever shows them drops their blobs
+    prompts: tuple[str, ...] = ()  # of the media, one per reference
+    media: tuple[MediaRef, ...] = ()  # of held-out prompts; the process that shows them drops their blobs
 
 
 Message = WorkItem | RolloutGroup | Measurement | GroupFailed | Report
@@ -263,3 +325,8 @@ def _check_size(prompts: tuple[str, ...], samples_per_prompt: int) -> None:
     num_samples = len(prompts) * samples_per_prompt
     if not 1 <= num_samples <= MAX_SAMPLES:
         raise ValueError(f"a group has 1 to {MAX_SAMPLES} samples, got {len(prompts)} prompts x {samples_per_prompt}")
+
+
+def _check_fields(prompts: tuple[str, ...], fields: tuple[str, ...]) -> None:
+    if fields:
+        with_fields(prompts, fields)

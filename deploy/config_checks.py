@@ -15,6 +15,7 @@ from drover.common.prompts import Prompt
 from drover.learner.examples import LatentBatch
 
 if TYPE_CHECKING:
+    from drover.common.media.media import Media
     from drover.common.protocols import Reward
     from drover.deploy.config import RunConfig
     from drover.learner.intake.evaluation import EvaluationSpec
@@ -61,6 +62,11 @@ def _check_reward(where: str, reward: Any) -> None:
         )
     if not callable(getattr(reward, "load", None)):
         raise ConfigError(f"{where} is a {kind}; wanted {wanted} that returns the function that scores")
+    if not isinstance(getattr(reward, "takes", None), type):
+        raise ConfigError(
+            f"{where} is a {kind} that does not say what media it scores; "
+            "give it the attribute takes: ClassVar[type[Media]] = Pictures"
+        )
     name = getattr(reward, "name", None)
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{where} is a {kind} without a name; give it one")
@@ -86,9 +92,19 @@ def check_measured(config: RunConfig) -> None:
     unknown = sorted(asked - rewards.keys())
     if unknown:
         raise ConfigError(f"{unknown} is to be measured, but the rewards are {sorted(rewards)}; add or rename one")
+    for reward in config.rewards:
+        _check_media(reward, config.model.media)
     for one in sets:
         for name in one.rewards:
             _check_fields(rewards[name], one.name, one.prompts)
+
+
+def _check_media(reward: Reward, drawn: type[Media]) -> None:
+    if reward.takes is not drawn:
+        raise ConfigError(
+            f"reward {reward.name!r} scores {reward.takes.__name__}, but the model draws {drawn.__name__}; "
+            "take a reward or a model of the other kind"
+        )
 
 
 def _check_fields(reward: Reward, where: str, prompts: Iterable[str]) -> None:

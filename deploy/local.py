@@ -59,7 +59,7 @@ def train(config: RunConfig, folder: RunFolder, view: View, meter: Meter, stoppi
         try:
             learner.run()
         except DroverError as error:
-            troubles = [f"{server.name}: {server.trouble}" for server in servers if server.trouble]
+            troubles = [f"{server.reward}: {server.trouble}" for server in servers if server.trouble]
             if not troubles:
                 raise
             raise DroverError("; ".join([str(error), *troubles])) from error

@@ -26,6 +26,7 @@ from drover.common.diffusion.kernels.density import require_density
 from drover.common.errors import DroverError
 from drover.common.metrics import Account
 from drover.common.protocols import (
+    Delivery,
     Meter,
     Policy,
     Reward,
@@ -54,7 +55,8 @@ from drover.learner.loop import Learner, LearnerWiring
 from drover.learner.objective import Models
 from drover.learner.reporting.reporter import Reporter
 from drover.learner.saving.checkpoint import Checkpoints
-from drover.reward_servers.serving.server import RewardServer, RewardWiring
+from drover.reward_servers.serving.groups import Groups
+from drover.reward_servers.serving.server import RewardServer
 
 
 class Streams:
@@ -133,21 +135,23 @@ def _while_behind(config: RunConfig, broker: Broker) -> Callable[[], bool]:
 
 def build_reward_server(
     config: RunConfig, reward: str, broker: Broker, meter: Meter, *, name: str, device: str
-) -> RewardServer:
+) -> RewardServer[Delivery]:
     """One worker of that reward's pool, its scorer loaded."""
     streams = Streams(broker, config)
     (description,) = (one for one in config.rewards if one.name == reward)
-    wiring = RewardWiring(
+    inbox = Groups(
+        name=name,
+        reward=reward,
         rollouts=streams.open(broker.keys.rollouts, keys.reward_group(reward), name),
         measurements=streams.open(broker.keys.measurements),
         blobs=broker.blobs(),
         meter=meter,
     )
     return RewardServer(
-        name,
         reward,
         _loaded(description, device),
-        wiring,
+        inbox,
+        meter,
         max_batch=config.pools.reward_batch,
         deadline_s=config.pools.reward_deadline_s or None,
     )

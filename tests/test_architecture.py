@@ -39,7 +39,7 @@ ROOMS = {
         "head",
         "loop",
     ),
-    "reward_servers": ("parity, serving, models, evaluators", "http, rewards"),
+    "reward_servers": ("parity, serving, models, evaluators", "http", "rewards"),
     "deploy": (
         "config config_checks, monitoring, user_file",
         "options",

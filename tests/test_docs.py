@@ -104,7 +104,7 @@ def test_the_reward_of_the_rewards_page_calls_a_red_picture_red() -> None:
 
     (block,) = PYTHON.findall((ROOT / "docs" / "rewards.md").read_text())
     page: dict[str, object] = {"__name__": "page"}
-    exec(compile(block, "docs/rewards.md", "exec"), page)
+    exec(compile(block, "docs/rewards.md", "exec", dont_inherit=True), page)
     pixels = np.zeros((2, 4, 4, 3), np.uint8)
     pixels[0, ..., 0] = pixels[1, ..., 2] = 255
     score = page["Redness"]().load("cpu")  # type: ignore[operator]

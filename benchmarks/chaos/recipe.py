@@ -9,11 +9,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from drover.common.protocols import Policy, Scorer, Scores
+from drover.common.media.pictures import Pictures
+from drover.common.prompts import Prompt
+from drover.common.protocols import Conditioning, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
@@ -42,7 +44,7 @@ def chaos(
         toy_ddpo(),
         recipe="chaos",
         model=NotingToy(pause_s / samples, where),
-        rewards=(NotingReward(Slow(ToyPoint(), pause_s / samples), where),),
+        rewards=(NotingReward(ToyPoint(), pause_s / samples, where),),
         iterations=iterations,
         groups=groups,
         samples=samples,
@@ -69,27 +71,22 @@ class NotingChain(SlowChain):
         super().__init__(device, sample_s)
         self._journal = journal
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        media = super().decode(x0)
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
+        media = super().decode(x0, cond)
         note(self._journal, "actor", len(x0))
         return media
 
 
 @dataclass(frozen=True)
-class NotingReward:
+class NotingReward(Slow):
     """A slow reward that notes the samples it has measured."""
 
-    slow: Slow
     journal: str
 
-    @property
-    def name(self) -> str:
-        return self.slow.name
-
     def load(self, device: str) -> Scorer:
-        scorer = self.slow.load(device)
+        scorer = super().load(device)
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[Prompt], media: Any) -> Scores:
             scores = scorer(prompts, media)
             note(self.journal, "reward", len(prompts))
             return scores

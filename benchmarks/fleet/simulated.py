@@ -17,14 +17,17 @@ from multiprocessing.synchronize import Event
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from drover.common import tensors
+from drover.common.media.blobs import pack, read
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import Account, NullMeter
 from drover.common.transport import keys
 from drover.common.transport.redis_broker import RedisBroker
-from drover.common.types import Ending, Measurement, RolloutGroup, TensorRef, Transitions, WorkItem
+from drover.common.types import Ending, Measurement, MediaRef, RolloutGroup, Transitions, WorkItem
 from drover.common.weights.memory import MemoryWeights
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
@@ -76,11 +79,11 @@ class Fleet:
         )
 
 
-def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], TensorRef, Transitions]:
+def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], MediaRef, Transitions]:
     """(media, recording, their references) of a group, made once: what is in them does not change how long they take."""
-    media = torch.zeros(load.samples, load.pixels, load.pixels, 3, dtype=torch.uint8)
+    media = Pictures(np.zeros((load.samples, load.pixels, load.pixels, 3), np.uint8))
     states = torch.zeros(*load.states_shape, dtype=tensors.DTYPES[load.dtype])
-    media_parts, media_refs = tensors.pack("", {"media": media})
+    ((_, media_parts),), media_ref = pack(media, "")
     recording = {"states": states, "log_probs": torch.zeros(load.samples, load.steps, 1)}
     parts, refs = tensors.pack("", recording)
     steps = tuple(range(load.steps))
@@ -93,7 +96,7 @@ def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], TensorRe
         states=refs["states"],
         log_probs=refs["log_probs"],
     )
-    return media_parts, parts, media_refs["media"], transitions
+    return media_parts, parts, media_ref, transitions
 
 
 def actors(url: str, run: str, fleet: Fleet, numbers: Sequence[int], version: Synchronized[int], stop: Event) -> None:
@@ -133,7 +136,7 @@ def _actor(
                     prompts=item.prompts,
                     samples_per_prompt=item.samples_per_prompt,
                     fingerprint=item.fingerprint,
-                    media=replace(media, blob=f"{stem}/media"),
+                    media=replace(media, arrays=((replace(media.arrays[0][0], blob=f"{stem}/media"),),)),
                     latents=None,
                     transitions=replace(
                         transitions,
@@ -164,7 +167,7 @@ def _reward(broker: RedisBroker, streams: Streams, fleet: Fleet, number: int, st
             group = delivery.message
             assert isinstance(group, RolloutGroup)
             assert group.media is not None
-            tensors.read(blobs, group.media)
+            read(blobs, group.media)
             time.sleep(fleet.load.scoring_s)
             count = group.num_samples
             measurements.put(

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from drover.common.media.media import Media
+from drover.common.prompts import Prompt
 from drover.common.protocols import Reward, Scorer, Scores, SetScorer
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Training
@@ -33,11 +33,15 @@ class Sleeping:
     def name(self) -> str:
         return self.reward.name
 
+    @property
+    def takes(self) -> type[Media]:
+        return self.reward.takes
+
     def load(self, device: str) -> Scorer:
         scorer = self.reward.load(device)
         assert not isinstance(scorer, SetScorer)
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[Prompt], media: Media) -> Scores:
             time.sleep(self.seconds * len(media))
             return scorer(prompts, media)
 

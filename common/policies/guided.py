@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
 from drover.common.policies.conditioning import concat
 from drover.common.policies.wrapped import Wrapped
 from drover.common.protocols import Conditioning, Policy, Prediction
@@ -55,6 +56,9 @@ class Guided(Wrapped):
     def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         """The policy's own, given the condition: guidance combines two denoisers and is none itself."""
         return self.policy.output(x, time, _conditional(cond))
+
+    def decode(self, x0: Tensor, cond: Conditioning) -> Media:
+        return self.policy.decode(x0, _conditional(cond))
 
     def _combine(self, both: Tensor) -> Tensor:
         """x0 and noise are linear in the network's output, so guiding them is guiding it."""

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
 from drover.common.protocols import Policy
 
 
 class Model(Protocol):
     """Frozen and cheap; part of the recipe's fingerprint through its repr."""
+
+    @property
+    def media(self) -> type[Media]:
+        """The kind of media that its policy draws."""
 
     @property
     def adapters(self) -> bool: ...

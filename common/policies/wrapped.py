@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor, nn
 
+from drover.common.media.media import Media
 from drover.common.protocols import Conditioning, Policy, Prediction, Schedule
 
 
@@ -45,8 +45,8 @@ class Wrapped:
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return self.policy.target(x0, noise, time)
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        return self.policy.decode(x0)
+    def decode(self, x0: Tensor, cond: Conditioning) -> Media:
+        return self.policy.decode(x0, cond)
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
+    def to_latents(self, media: Media) -> Tensor:
         return self.policy.to_latents(media)

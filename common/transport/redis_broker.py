@@ -20,8 +20,7 @@ from drover.common.transport.connection import PATIENCE_S, Link, addresses, send
 from drover.common.transport.heartbeat import Heartbeat
 from drover.common.transport.keys import Keys
 from drover.common.transport.redis_stream import RedisStream
-
-MAX_BLOB_BYTES = 256 << 20
+from drover.common.types import MAX_BLOB_BYTES
 
 
 class RedisBroker:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from drover.actors.worker import Actor, Role
 from drover.common import log as logs
 from drover.common.errors import CutOff
+from drover.common.protocols import Delivery
 from drover.common.weights.object_store import ObjectStoreSubscriber, find_directory
 from drover.deploy.cluster.connection import Connection, serve_metrics
 from drover.deploy.cluster.environments import packages_of
@@ -111,7 +112,7 @@ class Worker:
         self._preempted, self._done = False, threading.Event()
         # Ray makes actors in the main thread. Its own handler waits for `run`, which would never end.
         signal.signal(signal.SIGTERM, lambda *_: self._preempt())
-        self._loops: list[Actor | RewardServer]
+        self._loops: list[Actor | RewardServer[Delivery]]
         device = "cuda" if pool.gpus else "cpu"
         if pool.role != "reward":
             weights = ObjectStoreSubscriber(find_directory(connection.directory))

@@ -54,16 +54,17 @@ def draw(options: SampleOptions) -> Path:
     kernel, cond = Renoise(options.steps, Ddim(options.eta)), policy.encode(options.prompts)
     rows = []
     for i in range(len(options.prompts)):
+        mine = conditioning.rows(cond, [i] * options.count)
         trajectory = sample(
             policy,
             kernel,
-            conditioning.rows(cond, [i] * options.count),
+            mine,
             generators=seeds.generators(options.seed, "sample", i, range(options.count)),
             record=(),
             storage=DTYPES["float32"],
             device=device,
         )
-        rows.append(policy.decode(trajectory.x0))
+        rows.append(policy.decode(trajectory.x0, mine).pictures())
     write_whole(options.out, grid_png(np.stack(rows), options.prompts))
     return options.out
 

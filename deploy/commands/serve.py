@@ -25,8 +25,8 @@ from drover.common.stopping import stop_on_signals
 from drover.deploy.catalogue import find
 from drover.deploy.cluster.connection import LOOPBACK, serve_metrics
 from drover.reward_servers import rewards as package
-from drover.reward_servers.http.body import Limits
 from drover.reward_servers.http.endpoint import NO_TOKEN, SCORE, Endpoint
+from drover.reward_servers.http.limits import Limits
 from drover.reward_servers.http.window import Window
 
 TOKEN = "DROVER_REWARD_TOKEN"  # or DROVER_REWARD_TOKEN_FILE, a file's path
@@ -80,8 +80,8 @@ def run(options: ServeOptions) -> int:
         reward.name, reward.load(options.device or _device()), meter,
         max_batch=options.max_batch, deadline_s=options.deadline_s,
     )  # fmt: skip
-    stopping = stop_on_signals()
-    with window, Endpoint((options.host, options.port), token, window.score, limits=limits, tls=tls) as server:
+    stopping, address = stop_on_signals(), (options.host, options.port)
+    with window, Endpoint(address, token, window.score, reward.takes, limits=limits, tls=tls) as server:
         _announce(options, reward.name, server, metrics)
         answering = threading.Thread(target=server.serve_forever, name="answering", daemon=True)
         answering.start()
@@ -109,6 +109,8 @@ def description(name: str, options: tuple[str, ...] = ()) -> Reward:
     reward: Any = tyro.cli(kind, prog=f"drover serve {name}", args=words)
     if not isinstance(getattr(reward, "name", None), str) or not callable(getattr(reward, "load", None)):
         raise ConfigError(f"{name} is no reward; a reward has a name and load(device)")
+    if not isinstance(getattr(reward, "takes", None), type):
+        raise ConfigError(f"{name} does not say what media it scores; give it takes: ClassVar[type[Media]] = Pictures")
     return reward
 
 

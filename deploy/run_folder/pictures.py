@@ -201,63 +201,78 @@ LABEL_PX = 270
 GAP_PX = 6
 BLOCK_GAP_PX = 40
 TITLE_PX = 48
-SCORE_PX = 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplePair:
-    """The same P prompts and S seeds under the weights before and after training. Scores are shown under the images."""
+    """The same P prompts and S seeds under the weights before and after training."""
 
     before: np.ndarray  # [P, S, H, W, 3] uint8
     after: np.ndarray  # [P, S, H, W, 3] uint8
     prompts: Sequence[str]  # [P]
-    scores_before: np.ndarray | None = None  # [P, S]
-    scores_after: np.ndarray | None = None  # [P, S]
 
     def __post_init__(self) -> None:
         shape = self.before.shape
-        if len(shape) != 5 or shape[-1] != 3 or self.before.dtype != np.uint8 or self.after.dtype != np.uint8:
-            raise ValueError(f"samples must be uint8 [P, S, H, W, 3], got {self.before.dtype} {shape}.")
         if self.after.shape != shape or len(self.prompts) != shape[0] or 0 in shape:
             raise ValueError(
                 f"before {shape}, after {self.after.shape} and {len(self.prompts)} prompts do not match or are empty."
             )
-        for scores in (self.scores_before, self.scores_after):
-            if scores is not None and np.shape(scores) != shape[:2]:
-                raise ValueError(f"scores must be [P, S] = {shape[:2]}, got {np.shape(scores)}.")
+
+
+def paired(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> SamplePair | None:
+    """The prompts that were shown at both moments, as a lost order may leave one out; None where there is none.
+
+    A moment is what the watcher kept: ``media`` [P, S, H, W, 3] uint8 and ``prompts`` [P].
+    """
+    moments = [(_numbered(moment["prompts"].tolist()), moment["media"]) for moment in (before, after)]
+    common = [one for one in moments[0][0] if one in moments[1][0]]
+    if not common:
+        return None
+    pictures = framed([media[prompts.index(one)] for prompts, media in moments for one in common])
+    prompts = [prompt for prompt, _ in common]
+    return SamplePair(before=pictures[: len(common)], after=pictures[len(common) :], prompts=prompts)
+
+
+def framed(groups: Sequence[np.ndarray]) -> np.ndarray:
+    """[P, S, H, W, 3] uint8 of P groups of pictures [S', H', W', 3]; where sizes differ, smaller ones stand on white."""
+    samples, height, width = (pick(group.shape[axis] for group in groups) for axis, pick in enumerate((min, max, max)))
+    frames = np.full((len(groups), samples, height, width, 3), 255, np.uint8)
+    for frame, group in zip(frames, groups, strict=True):
+        frame[:, : group.shape[1], : group.shape[2]] = group[:samples]
+    return frames
+
+
+def _numbered(prompts: Sequence[str]) -> list[tuple[str, int]]:
+    """Each prompt with how often it came before: two held-out sets may share some."""
+    return [(prompt, list(prompts[:row]).count(prompt)) for row, prompt in enumerate(prompts)]
 
 
 def samples_png(pair: SamplePair) -> bytes:
     """A row per prompt: its text, the samples before, the same seeds after. Pixels are repeated or skipped only."""
-    return _blocks_png(
-        [("before", pair.before, pair.scores_before), ("after", pair.after, pair.scores_after)], pair.prompts
-    )
+    return _blocks_png([("before", pair.before), ("after", pair.after)], pair.prompts)
 
 
 def grid_png(images: np.ndarray, prompts: Sequence[str]) -> bytes:
     """A row per prompt of images [P, S, H, W, 3] uint8, the prompt's text at the left."""
-    return _blocks_png([("", images, None)], prompts)
+    return _blocks_png([("", images)], prompts)
 
 
-def _blocks_png(blocks: Sequence[tuple[str, np.ndarray, np.ndarray | None]], prompts: Sequence[str]) -> bytes:
-    """Blocks (title, images [P, S, H, W, 3], scores [P, S] or None) side by side, all with the same prompts."""
+def _blocks_png(blocks: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]) -> bytes:
+    """Blocks (title, images [P, S, H, W, 3]) side by side, all with the same prompts."""
     num_prompts, num_seeds = blocks[0][1].shape[:2]
-    resized = [_resized(images) for _, images, _ in blocks]
+    resized = [_resized(images) for _, images in blocks]
     height, width = resized[0].shape[2:4]
-    scored = any(scores is not None for _, _, scores in blocks)
-    pitch_y = height + GAP_PX + (SCORE_PX if scored else 0)
+    pitch_y = height + GAP_PX
     block = num_seeds * (width + GAP_PX) - GAP_PX
     total_h = TITLE_PX + num_prompts * pitch_y + GAP_PX
     figure = _figure(LABEL_PX + len(blocks) * (block + BLOCK_GAP_PX) - BLOCK_GAP_PX + GAP_PX, total_h)
-    for number, (title, _, scores) in enumerate(blocks):
+    for number, (title, _) in enumerate(blocks):
         left = LABEL_PX + number * (block + BLOCK_GAP_PX)
         _text(figure, left + block / 2, TITLE_PX / 2, title, size=15, weight="bold")
         for row, column in np.ndindex(num_prompts, num_seeds):
             x, y = left + column * (width + GAP_PX), TITLE_PX + row * pitch_y
             # figimage places pixels as they are and counts from the bottom.
             figure.figimage(resized[number][row, column], xo=x, yo=total_h - y - height, origin="upper")
-            if scores is not None:
-                _text(figure, x + width / 2, y + height + SCORE_PX / 2, f"{scores[row, column]:#.3g}", size=10)
     for row, prompt in enumerate(prompts):
         wrapped = textwrap.wrap(prompt, 29, max_lines=max(1, height // 20), placeholder=" …")
         _text(figure, 12, TITLE_PX + row * pitch_y + height / 2, "\n".join(wrapped), size=11, align="left")

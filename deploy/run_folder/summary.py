@@ -10,7 +10,7 @@ import numpy as np
 from drover.common.errors import ConfigError, DroverError
 from drover.common.types import Report
 from drover.common.user_code import sentence
-from drover.deploy.run_folder.pictures import SamplePair
+from drover.deploy.run_folder.pictures import paired
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.watch import MOMENTS
 
@@ -26,10 +26,9 @@ def conclude(folder: RunFolder, facts: Mapping[str, object]) -> dict[str, object
         folder.draw_curves()
     pictures = {moment: folder.path / f"{moment}.npz" for moment in MOMENTS}
     if all(path.exists() for path in pictures.values()):
-        before, after = (np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS)
-        folder.draw_samples(
-            SamplePair(before=before["media"], after=after["media"], prompts=before["prompts"].tolist())
-        )
+        pair = paired(*(np.load(pictures[moment], allow_pickle=False) for moment in MOMENTS))
+        if pair is not None:
+            folder.draw_samples(pair)
     return summary
 
 

@@ -11,8 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from drover.common.errors import BlobMissing
+from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
+from drover.deploy.run_folder.pictures import framed
 from drover.deploy.run_folder.results import RunFolder
 
 MOMENTS = ("before", "after")
@@ -82,11 +84,11 @@ class Watcher:
             self.failure = report.text
 
     def _keep_pictures(self, report: Report) -> None:
-        from drover.common import tensors
-
+        """Keep the pictures of the media, whatever their kind. Without blobs there are none; the values are in the report."""
+        kept = self._folder.path / f"{report.text}.npz"
         try:
-            media = np.stack([tensors.read(self._blobs, ref).numpy() for ref in report.media])
+            shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])
+            np.savez_compressed(kept, media=shown, prompts=np.array(report.prompts))
         except BlobMissing:
-            return  # only pictures; the values are in the report
-        self._blobs.drop(list({ref.blob for ref in report.media}))
-        np.savez_compressed(self._folder.path / f"{report.text}.npz", media=media, prompts=np.array(report.prompts))
+            log.warning("the pictures of the evaluation %s training are gone", report.text)
+        self._blobs.drop([blob for ref in report.media for blob in ref.blobs])

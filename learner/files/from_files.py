@@ -15,6 +15,7 @@ import torch
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
 from drover.learner.batches import Batches
 from drover.learner.examples import LatentBatch
 from drover.learner.objective import Models, Objective
@@ -27,7 +28,7 @@ When = Literal["round", "step", "alone"]
 class FileBatch:
     """Media with their conditions. Of pairs, all preferred ones come first, then the others in the same order."""
 
-    media: Any  # [A B] rows of the media that the model draws
+    media: Media  # A B samples of the kind that the model draws
     names: Sequence[str]  # [A B] prompts, or names of the model's conditions
     weight: np.ndarray  # [B, S]
 

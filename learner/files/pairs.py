@@ -15,10 +15,12 @@ import torch
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.picture_files import square
 from drover.common.records import BadRecord, count_text
 
-Batch = tuple[np.ndarray, list[str]]
+Batch = tuple[Media, list[str]]
 
 
 class PairSource(Protocol):
@@ -29,7 +31,7 @@ class PairSource(Protocol):
         """Bad records met so far, by reason; each is counted once."""
 
     def batch(self, step: int, size: int) -> Batch:
-        """(media [B, H, W, 3] uint8, captions) number ``step`` of ``size`` pairs.
+        """(B samples, captions) number ``step`` of ``size`` pairs.
 
         Rank r of R takes its part of the batch of all ranks with ``batch(step * R + r, size // R)``.
         """
@@ -70,7 +72,7 @@ class ShuffledPairs:
 
     def batch(self, step: int, size: int) -> Batch:
         pairs = [self._pair(position) for position in range(step * size, (step + 1) * size)]
-        return np.stack([picture for picture, _ in pairs]), [caption for _, caption in pairs]
+        return Pictures(np.stack([picture for picture, _ in pairs])), [caption for _, caption in pairs]
 
     def _pair(self, position: int) -> tuple[np.ndarray, str]:
         num_records = len(self._records)

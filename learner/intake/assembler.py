@@ -5,6 +5,7 @@ Everything read is acknowledged at once: it is in memory, and a learner that res
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,16 +77,16 @@ class Assembler:
         """Whether the group's samples are here, so that only rewards are missing."""
         return key in self.complete or any(attempt.rollout for attempt in self._open.get(key, {}).values())
 
-    def finish(self, key: Key, *, keep_media: bool = False) -> None:
-        """The group has ended: forget it and free its blobs, but for the media when someone still shows them."""
-        self._forget(key, keep_media=keep_media)
+    def finish(self, key: Key, *, keep: Collection[str] = ()) -> None:
+        """The group has ended: forget it and free its blobs, but for those to ``keep``, which are still to be shown."""
+        self._forget(key, keep)
         self._open.pop(key, None)
 
-    def _forget(self, key: Key, *, keep_media: bool = False) -> None:
+    def _forget(self, key: Key, keep: Collection[str] = ()) -> None:
         group = self.complete.pop(key, None)
         self.failed.pop(key, None)
         if group is not None:
-            self._blobs.drop(group.rollout.learned_blobs if keep_media else group.rollout.blobs)
+            self._blobs.drop([blob for blob in group.rollout.blobs if blob not in keep])
         for attempt in self._open.get(key, {}).values():
             self._drop(attempt)
 
@@ -95,7 +96,7 @@ class Assembler:
         if message.epoch != self._epoch or key not in self._open:
             known = self.complete.get(key)
             # The same message twice, as after a lost answer, names the blobs of the group that waits for training.
-            if isinstance(message, RolloutGroup) and (known is None or known.rollout.blobs != message.blobs):
+            if not isinstance(message, GroupFailed) and (known is None or known.rollout.blobs != message.blobs):
                 self._blobs.drop(message.blobs)
             return
         if isinstance(message, GroupFailed):
@@ -105,6 +106,9 @@ class Assembler:
         if isinstance(message, RolloutGroup):
             attempt.rollout = message
         else:
+            former = attempt.measurements.get(message.reward)
+            if former is not None and former.blobs != message.blobs:  # another server's, which was thought dead
+                self._blobs.drop(former.blobs)
             attempt.measurements[message.reward] = message
         self._settle(key, attempt)
 
@@ -121,23 +125,28 @@ class Assembler:
                 self._drop(other)
         media = attempt.rollout.media
         if media is not None and attempt.rollout.purpose is Purpose.TRAIN:
-            self._blobs.drop([media.blob])  # pixels weigh more than what is trained on, and only rewards look at them
+            self._blobs.drop(media.blobs)  # pixels weigh more than what is trained on, and only rewards look at them
         for measurement in attempt.measurements.values():
             for reason in filter(None, measurement.reasons):
                 place = (measurement.reward, reason)
                 self.masked[place] = self.masked.get(place, 0) + 1
 
     def _arrays(self, answer: Measurement) -> Measured:
-        """The measurement as arrays, its blob read."""
-        features = None if answer.features is None else tensors.read(self._blobs, answer.features).numpy()
+        """The measurement as arrays, its blob read and freed."""
+        parts, features = (
+            None if ref is None else tensors.read(self._blobs, ref).numpy() for ref in (answer.parts, answer.features)
+        )
+        self._blobs.drop(answer.blobs)
         return Measured(
             values=np.asarray(answer.values, np.float64),
             valid=np.asarray(answer.valid, bool),
             scoring_s=answer.scoring_s,
             uncertainty=None if answer.uncertainty is None else np.asarray(answer.uncertainty, np.float64),
+            parts=parts,
             features=features,
         )
 
     def _drop(self, attempt: _Attempt) -> None:
-        if attempt.rollout is not None:
-            self._blobs.drop(attempt.rollout.blobs)
+        for message in (attempt.rollout, *attempt.measurements.values()):
+            if message is not None:
+                self._blobs.drop(message.blobs)

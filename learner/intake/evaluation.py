@@ -16,13 +16,15 @@ from typing import Protocol
 import numpy as np
 
 from drover.common.errors import ConfigError
+from drover.common.media.blobs import rows_of
+from drover.common.prompts import fields_text
 from drover.common.protocols import Stream, WeightPublisher
-from drover.common.types import Purpose, TensorRef, WorkItem
+from drover.common.types import MediaRef, Purpose, WorkItem
 from drover.learner.examples import MeasuredGroup
 from drover.learner.intake.assembler import Assembler
 
 ORDER_SAMPLES = 16  # of an order, unless one prompt has more
-SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # pictures that are kept for people, over all sets
+SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # that are kept for people, over all sets
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +93,7 @@ class Evaluated:
     limits: dict[tuple[str, str], float]  # of a perfect generator, where that is not the reward's best
     statistics: dict[tuple[str, str], float]  # (set, statistic) -> value
     prompts: tuple[str, ...]  # that are shown
-    media: tuple[TensorRef, ...]  # of each shown prompt, in blobs of their own
+    media: tuple[MediaRef, ...]  # of each shown prompt, in blobs of their own
 
     def scalars(self) -> dict[str, float]:
         found = {
@@ -175,7 +177,7 @@ class Evaluation:
     def collect(self) -> Evaluated:
         """What the evaluation found; begins with the one that waits. Only when `done`.
 
-        The shown pictures stay in the blob store for whoever shows them.
+        The shown samples stay in the blob store for the process that shows them.
         """
         due = self._of
         assert due is not None
@@ -183,11 +185,9 @@ class Evaluation:
         groups = [self._assembler.complete[key] for key in keys if key in self._assembler.complete]
         assert all(group.rollout.version == due.version for group in groups), due
         shown = self._shown(groups)
-        kept = {ref.blob for _, ref in shown}
+        kept = {blob for _, ref in shown for blob in ref.blobs}
         for key in keys:
-            group = self._assembler.complete.get(key)
-            media = group.rollout.media if group is not None else None
-            self._assembler.finish(key, keep_media=media is not None and media.blob in kept)
+            self._assembler.finish(key, keep=kept)
         found = Evaluated(
             due=due,
             took_s=time.monotonic() - self._began_s,
@@ -222,7 +222,8 @@ class Evaluation:
                 purpose=Purpose.EVAL,
                 task=spec.name,
                 rewards=spec.rewards,
-                prompts=prompts,
+                prompts=tuple(map(str, prompts)),
+                fields=fields_text(prompts),
                 samples_per_prompt=spec.samples_per_prompt,
                 seed=self._seed,
                 draw=draw,
@@ -242,25 +243,23 @@ class Evaluation:
                 self._assembler.expect((Purpose.EVAL, group))
                 self._orders.put(self._open[group])
 
-    def _shown(self, groups: Sequence[MeasuredGroup]) -> list[tuple[str, TensorRef]]:
-        """The first prompts of every set with their first pictures, as many of each as the smallest set has."""
+    def _shown(self, groups: Sequence[MeasuredGroup]) -> list[tuple[str, MediaRef]]:
+        """The first prompts of every set with their first samples, as many of each as the smallest set has."""
         samples = min([SHOWN_SAMPLES, *(spec.samples_per_prompt for spec in self._specs)])
-        shown: list[tuple[str, TensorRef]] = []
+        shown: list[tuple[str, MediaRef]] = []
         for spec in self._specs:
-            mine = [pair for group in groups if group.rollout.task == spec.name for pair in _pictures(group, samples)]
+            mine = [pair for group in groups if group.rollout.task == spec.name for pair in _first(group, samples)]
             shown += mine[: SHOWN_PROMPTS // len(self._specs)]
         return shown
 
 
-def _pictures(group: MeasuredGroup, samples: int) -> list[tuple[str, TensorRef]]:
-    """Each prompt of the group with its first ``samples`` pictures."""
+def _first(group: MeasuredGroup, samples: int) -> list[tuple[str, MediaRef]]:
+    """Each prompt of the group with its first ``samples`` samples."""
     media, each = group.rollout.media, group.rollout.samples_per_prompt
     if media is None:
         return []
-    row = media.nbytes // media.shape[0]
     return [
-        (prompt, replace(media, shape=(samples, *media.shape[1:]), offset=media.offset + i * each * row))
-        for i, prompt in enumerate(group.rollout.prompts)
+        (prompt, rows_of(media, slice(i * each, i * each + samples))) for i, prompt in enumerate(group.rollout.prompts)
     ]
 
 

@@ -6,6 +6,7 @@ from bisect import insort
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from drover.common.prompts import fields_text
 from drover.common.protocols import Stream
 from drover.common.types import Purpose, WorkItem
 from drover.learner.intake.slots import Ledger, Slots
@@ -76,14 +77,15 @@ class Feeder:
 
     def _item(self, place: int, group: int) -> WorkItem:
         order = self._order
-        task = order.task(place)
+        task, prompts = order.task(place), (order.prompt(place),)
         return WorkItem(
             epoch=self._epoch,
             group=group,
             purpose=Purpose.TRAIN,
             task=task.name,
             rewards=task.rewards,
-            prompts=(order.prompt(place),),
+            prompts=tuple(map(str, prompts)),
+            fields=fields_text(prompts),
             samples_per_prompt=order.samples_per_prompt,
             seed=order.seed,
             draw=group,

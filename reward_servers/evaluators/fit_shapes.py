@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from drover.common.media.pictures import Pictures
 from drover.reward_servers.evaluators.pairs import Pairs
 from drover.reward_servers.evaluators.preference import Epoch, PreferenceModel, fit_evaluator
 from drover.worlds.shapes import PIPELINE, PREFERENCE, raters
@@ -100,7 +101,9 @@ def compare(rng: np.random.Generator, groups: list[Group]) -> tuple[Pairs, float
                 shares.append(raters.preferred(liked[first], liked[second]))
     a, b = (np.stack(side) for side in zip(*chosen, strict=True))
     labels = (rng.binomial(RATERS, shares) / RATERS).astype(np.float32)
-    return Pairs(tuple(texts), a, b, labels), float(np.mean([max(share, 1 - share) for share in shares]))
+    return Pairs(tuple(texts), Pictures(a), Pictures(b), labels), float(
+        np.mean([max(share, 1 - share) for share in shares])
+    )
 
 
 def judge(model: PreferenceModel) -> dict[str, float]:

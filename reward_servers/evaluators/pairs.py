@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from drover.common.errors import ConfigError
+from drover.common.media.pictures import Pictures
 from drover.common.picture_files import decode
 from drover.common.records import BadRecord, a_text, count_text, file_bytes, json_object
 
@@ -23,18 +24,17 @@ FILE = "pairs.jsonl"  # looked for when a folder is given
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """N comparisons, for example ``Pairs(("a red circle",), a, b, np.array([1.0]))`` with a and b [1, 32, 32, 3] uint8."""
+    """N comparisons, for example ``Pairs(("a red circle",), a, b, np.array([1.0]))`` with a and b a picture each."""
 
     prompts: tuple[str, ...]
-    a: np.ndarray  # [N, H, W, 3] uint8
-    b: np.ndarray  # [N, H, W, 3] uint8
+    a: Pictures  # N
+    b: Pictures  # N, of the same size
     labels: np.ndarray  # [N] in [0, 1], the share of raters that prefer A
 
     def __post_init__(self) -> None:
-        if self.a.shape != self.b.shape or self.a.ndim != 4 or self.a.shape[-1] != 3 or self.a.dtype != np.uint8:
+        if self.a.pixels.shape != self.b.pixels.shape:
             raise ConfigError(
-                f"a and b are uint8 [N, H, W, 3] of one shape; got {self.a.dtype} {list(self.a.shape)} "
-                f"and {self.b.dtype} {list(self.b.shape)}."
+                f"a and b are as many pictures of one size; got {self.a.pixels.shape} and {self.b.pixels.shape}."
             )
         if not len(self.prompts) == len(self.a) == len(self.labels):
             raise ConfigError(
@@ -72,16 +72,16 @@ def read_pairs(path: Path | str, *, side: int = 32) -> tuple[Pairs, Mapping[str,
             '"image_a": "a.png", "image_b": "b.png", "label": 1}.'
         )
     prompts, a, b, labels = zip(*rows, strict=True)
-    return Pairs(prompts, np.stack(a), np.stack(b), np.array(labels, np.float32)), skipped
+    return Pairs(prompts, Pictures(np.stack(a)), Pictures(np.stack(b)), np.array(labels, np.float32)), skipped
 
 
-def resized(media: np.ndarray, side: int) -> np.ndarray:
-    """Media [N, side, side, 3] uint8, antialiased, of media [N, H, W, 3]; what has that size is returned as it is."""
-    if media.shape[1:3] == (side, side):
-        return media
-    pixels = torch.tensor(media).permute(0, 3, 1, 2).float()
-    pixels = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+def resized(pixels: np.ndarray, side: int) -> np.ndarray:
+    """[N, side, side, 3] uint8, antialiased, of pixels [N, H, W, 3]; pixels of that size are returned as they are."""
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    images = torch.tensor(pixels).permute(0, 3, 1, 2).float()
+    images = torch.nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def _read_record(line: bytes, folder: Path, side: int) -> tuple[str, np.ndarray, np.ndarray, float]:

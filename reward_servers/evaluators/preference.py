@@ -226,7 +226,7 @@ class _Data:
     def __init__(self, model: PreferenceModel, pairs: Pairs, device: str):
         self.model, self.device = model, torch.device(device)
         self.ids = model.ids(pairs.prompts)
-        self.pictures = [resized(pictures, model.size.side) for pictures in (pairs.a, pairs.b)]
+        self.pictures = [resized(side.pixels, model.size.side) for side in (pairs.a, pairs.b)]
         self.labels = torch.from_numpy(pairs.labels.astype(np.float32)).to(device)
 
     def scores(self, rows: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

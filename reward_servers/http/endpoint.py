@@ -1,4 +1,4 @@
-"""An HTTP server in front of one reward: who may ask, how much, and how long. Knows no reward and reads no pictures.
+"""An HTTP server in front of one reward: who may ask, how much, and how long. Knows no reward and reads no media.
 
 Every connection has a thread and a deadline. A request must have come whole by its deadline, however slowly it drips; then
 the socket is cut, whatever its thread does. Bytes of all requests under way are counted, and what would pass the limit is
@@ -16,18 +16,18 @@ import socketserver
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Lock
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
 from drover.common.errors import ConfigError, ScoringFailed
+from drover.common.media.media import Media
 from drover.common.protocols import Scores
-from drover.reward_servers.http.body import Limits, Refused, parse_request, reply_body
+from drover.reward_servers.http.limits import Limits, Refused
+from drover.reward_servers.http.wire import Request, parse_request, reply_body
 
 SCORE, HEALTH = "/score", "/health"
 HEAD_BYTES = 16 << 10  # of a request line and headers
@@ -35,9 +35,9 @@ LINGER_S, LINGER_BYTES = 2.0, 1 << 20  # what is still read from whoever was ref
 NOTE_S = 10.0  # between two lines about requests refused for the same reason
 NO_TOKEN = "a reward is not served without a token; set DROVER_REWARD_TOKEN or DROVER_REWARD_TOKEN_FILE"
 BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
-COPIES = 3  # of a body, and of its pictures, that are in memory at one time
+COPIES = 3  # of a body, and of its media, that are in memory at one time
 
-Score = Callable[[Sequence[str], np.ndarray, float], Scores]
+Score = Callable[[Request, float], Scores]
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,18 @@ class Endpoint(ThreadingHTTPServer):
         address: tuple[str, int],
         token: str,
         score: Score,
+        takes: type[Media],
         *,
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``address``: port 0 takes a free one. Raises `ConfigError` where it cannot listen, or without a token."""
+        """``address``: port 0 takes a free one. ``takes``: the kind of media that is scored.
+
+        Raises `ConfigError` where it cannot listen, or without a token.
+        """
         if not token:
             raise ConfigError(NO_TOKEN)
-        self.limits, self.score, self._tls = limits or Limits(), score, tls
+        self.limits, self.score, self.takes, self._tls = limits or Limits(), score, takes, tls
         self._token = b"Bearer " + token.encode()
         self._slots = BoundedSemaphore(self.limits.connections)
         self._lock = Lock()
@@ -259,11 +263,11 @@ class _Connection(BaseHTTPRequestHandler):
             if len(body) < length:
                 self.close_connection = True  # it was cut, or went away
                 return
-            prompts, media = parse_request(body, limits, hold)
+            request = parse_request(body, self.server.takes, limits, hold)
             del body
             self.server.cut_after(self.connection, limits.answer_s + limits.request_s)
             try:
-                scores = self.server.score(prompts, media, limits.answer_s)
+                scores = self.server.score(request, limits.answer_s)
             except ScoringFailed as error:
                 log.warning("a request got no scores: %s", error)
                 raise Refused(503, "no scores in time; ask again") from error

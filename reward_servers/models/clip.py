@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drover.common.errors import ConfigError, ScoringFailed
+from drover.common.errors import ConfigError
 from drover.common.hub import first_line, is_folder, quiet_transformers
 from drover.common.protocols import Scores
 
@@ -71,9 +71,9 @@ class Clip:
         return int(self.model.config.projection_dim)
 
     @torch.no_grad()
-    def embed_images(self, media: np.ndarray) -> Tensor:
-        """[N, D] of media [N, H, W, 3] uint8 in 0..255, resized and normalised by the model's own processor."""
-        return self._embed(media, self._image_features)
+    def embed_images(self, pixels: np.ndarray) -> Tensor:
+        """[N, D] of pixels [N, H, W, 3] uint8 in 0..255, resized and normalised by the model's own processor."""
+        return self._embed(pixels, self._image_features)
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -82,9 +82,9 @@ class Clip:
         embeddings = self._embed(list(rows), self._text_features)
         return embeddings[torch.tensor([rows[prompt] for prompt in prompts], device=self.device)]
 
-    def cosines(self, prompts: Sequence[str], media: np.ndarray) -> Tensor:
+    def cosines(self, prompts: Sequence[str], pixels: np.ndarray) -> Tensor:
         """[N] cosine similarity of each image to its prompt, in -1..1."""
-        return (self.embed_images(media) * self.embed_prompts(prompts)).sum(-1)
+        return (self.embed_images(pixels) * self.embed_prompts(prompts)).sum(-1)
 
     def _embed(self, rows: Any, features: Callable[[Any], Tensor]) -> Tensor:
         batches = [features(rows[i : i + self.batch_size]).float() for i in range(0, len(rows), self.batch_size)]
@@ -92,11 +92,11 @@ class Clip:
         # Not F.normalize: a row of zeros has to become NaN, not a similarity of 0.
         return features_ND / features_ND.norm(dim=-1, keepdim=True)
 
-    def _image_features(self, media: np.ndarray) -> Tensor:
-        pixels = process(self.processor, media)
+    def _image_features(self, pixels: np.ndarray) -> Tensor:
+        images = process(self.processor, pixels)
         if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # so that the next images are resized while the accelerator computes
-        return self.model.get_image_features(pixels.to(self.device, non_blocking=True)).pooler_output
+            images = images.pin_memory()  # so that the next images are resized while the accelerator computes
+        return self.model.get_image_features(images.to(self.device, non_blocking=True)).pooler_output
 
     def _text_features(self, prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.context, return_tensors="pt")
@@ -104,12 +104,12 @@ class Clip:
         return self.model.get_text_features(ids, attention_mask=mask).pooler_output
 
 
-def process(processor: Any, media: np.ndarray) -> Tensor:
-    """[N, 3, size, size] float32, what the processor makes of images [N, H, W, 3] uint8.
+def process(processor: Any, pixels: np.ndarray) -> Tensor:
+    """[N, 3, size, size] float32, as the processor makes it of pixels [N, H, W, 3] uint8.
 
     The axes are named, as it would otherwise take an image of three rows for one of three channels.
     """
-    return processor(list(media), input_data_format="channels_last", return_tensors="pt").pixel_values
+    return processor(list(pixels), input_data_format="channels_last", return_tensors="pt").pixel_values
 
 
 def check_options(checkpoint: str, batch_size: int, precision: str) -> None:
@@ -120,19 +120,6 @@ def check_options(checkpoint: str, batch_size: int, precision: str) -> None:
         raise ConfigError(f"batch_size is {batch_size}, wanted at least 1; 64 fits most devices")
     if precision not in get_args(Precision):
         raise ConfigError(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}")
-
-
-def check_media(prompts: Sequence[str], media: np.ndarray) -> None:
-    """Raise `ScoringFailed` unless media is [N, H, W, 3] uint8 with one prompt per image.
-
-    Floats are refused rather than guessed at: a picture in 0..1 that is divided by 255 once more is scored as black.
-    """
-    if media.dtype != np.uint8 or media.ndim != 4 or media.shape[-1] != 3 or 0 in media.shape:
-        raise ScoringFailed(
-            f"media is {media.dtype} {list(media.shape)}, wanted uint8 [N, H, W, 3] in 0..255; let the policy decode to RGB"
-        )
-    if len(prompts) != len(media):
-        raise ScoringFailed(f"{len(prompts)} prompts came with {len(media)} images; give each image its prompt")
 
 
 def masked(values: Tensor) -> Scores:

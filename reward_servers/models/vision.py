@@ -59,11 +59,11 @@ class LoadedClassifier:
     source: ImageClassifier
 
     @torch.inference_mode()
-    def __call__(self, media: np.ndarray) -> list[int | None]:
+    def __call__(self, pixels: np.ndarray) -> list[int | None]:
         """[N] index of the likeliest class; None where that is not one of the asked, not likely enough, or not finite."""
         answers: list[int | None] = []
-        for rows in _batches(len(media)):
-            logits = self.model(**_pixels(self.processor, media[rows], self.model.device)).logits.float()
+        for rows in _batches(len(pixels)):
+            logits = self.model(**_pixels(self.processor, pixels[rows], self.model.device)).logits.float()
             probabilities, labels = logits.softmax(-1).max(-1)  # of a logit that is not finite: NaN
             answers += [
                 self.index_of[label] if probability >= self.source.least_probability else None
@@ -133,12 +133,12 @@ class ClosedDetector:
         return frozenset(str(label).lower() for label in self.model.config.id2label.values())
 
     @torch.inference_mode()
-    def find(self, media: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
-        """[N] detections of names[i] in media[i]; None where the model's output is not finite."""
+    def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
+        """[N] detections of names[i] in pixels[i]; None where the model's output is not finite."""
         found: list[Detections | None] = []
-        for rows in _batches(len(media)):
-            outputs = self.model(**_pixels(self.processor, media[rows], self.model.device))
-            sizes = [media.shape[1:3]] * len(outputs.logits)
+        for rows in _batches(len(pixels)):
+            outputs = self.model(**_pixels(self.processor, pixels[rows], self.model.device))
+            sizes = [pixels.shape[1:3]] * len(outputs.logits)
             results = self.processor.post_process_object_detection(outputs, self.source.threshold, sizes)
             finite = torch.isfinite(outputs.logits).flatten(1).all(1).tolist()
             for asked, result, usable in zip(names[rows], results, finite, strict=True):
@@ -163,15 +163,15 @@ class OpenDetector:
         return None
 
     @torch.inference_mode()
-    def find(self, media: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
-        """[N] detections of names[i], equally many each, in media[i]; None where the output is not finite."""
+    def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
+        """[N] detections of names[i], equally many each, in pixels[i]; None where the output is not finite."""
         ask = self._ask_owl if self.model.config.model_type in OWL else self._ask_dino
         found: list[Detections | None] = []
-        for rows in _batches(len(media)):
+        for rows in _batches(len(pixels)):
             asked = names[rows]
-            logits_NQT, outputs = ask(_pixels(self.processor, media[rows], self.model.device), asked)
+            logits_NQT, outputs = ask(_pixels(self.processor, pixels[rows], self.model.device), asked)
             scores_NQ, names_NQ = logits_NQT.sigmoid().max(-1)
-            centres_NQ2 = outputs.pred_boxes[..., :2].float() * self._extent(media)
+            centres_NQ2 = outputs.pred_boxes[..., :2].float() * self._extent(pixels)
             for i, row in enumerate(asked):
                 keep = scores_NQ[i] > self.source.threshold
                 labels = [row[name] for name in names_NQ[i][keep].tolist()]
@@ -199,9 +199,9 @@ class OpenDetector:
             rows.append(torch.stack([logits_QL[:, span].amax(-1) for span in spans], -1))
         return torch.stack(rows), outputs
 
-    def _extent(self, media: np.ndarray) -> torch.Tensor:
+    def _extent(self, pixels: np.ndarray) -> torch.Tensor:
         """[2] pixels that a relative (x, y) of 1 stands for. OWLv2 pads to a square, at the right and the bottom."""
-        height, width = media.shape[1:3]
+        height, width = pixels.shape[1:3]
         square = self.model.config.model_type == "owlv2"
         extent = (max(height, width),) * 2 if square else (width, height)
         return torch.tensor(extent, device=self.model.device)
@@ -220,9 +220,9 @@ def _batches(count: int) -> Iterator[slice]:
     return (slice(first, first + BATCH) for first in range(0, count, BATCH))
 
 
-def _pixels(processor: Any, media: np.ndarray, device: torch.device) -> dict[str, Any]:
-    assert media.dtype == np.uint8, media.dtype  # the processor would divide a picture in 0..1 by 255 once more
-    return dict(processor(images=list(media), input_data_format="channels_last", return_tensors="pt").to(device))
+def _pixels(processor: Any, pixels: np.ndarray, device: torch.device) -> dict[str, Any]:
+    assert pixels.dtype == np.uint8, pixels.dtype  # the processor would divide a picture in 0..1 by 255 once more
+    return dict(processor(images=list(pixels), input_data_format="channels_last", return_tensors="pt").to(device))
 
 
 # -------------------------------------------------------------------------------------------------- opening

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from drover.common.errors import ConfigError
 from drover.common.hub import first_line
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
-from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
+from drover.reward_servers.models.clip import Clip, Precision, check_options, masked
 
 LAYERS = (0, 2, 4, 6, 7)  # of the published file; dropout stands at 1, 3 and 5, and no activation anywhere
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w.+-]+(?:/[\w.+-]+)*)")
@@ -41,6 +42,7 @@ class Aesthetic:
     precision: Precision = "float32"
     name: str = "aesthetic"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def __post_init__(self) -> None:
         check_options(self.checkpoint, self.batch_size, self.precision)
@@ -64,9 +66,8 @@ class AestheticScorer:
     clip: Clip
     head: tuple[tuple[Tensor, Tensor], ...]  # (weight, bias) of each layer
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        check_media(prompts, media)
-        x = self.clip.embed_images(media)
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        x = self.clip.embed_images(media.pixels)
         for weight, bias in self.head:
             x = F.linear(x, weight, bias)
         return masked(x.squeeze(-1))

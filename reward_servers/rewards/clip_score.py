@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import numpy as np
 from torch import Tensor
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
-from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
+from drover.reward_servers.models.clip import Clip, Precision, check_options, masked
 
 Scale = Literal["cosine", "percent", "hessel"]
 _SCALES: dict[Scale, Callable[[Tensor], Tensor]] = {
@@ -40,6 +41,7 @@ class ClipScore:
     precision: Precision = "float32"
     name: str = "clip_score"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def __post_init__(self) -> None:
         check_options(self.checkpoint, self.batch_size, self.precision)
@@ -57,7 +59,6 @@ class ClipScorer:
     scale: Scale
     prefix: str
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        check_media(prompts, media)
-        cosines = self.clip.cosines([self.prefix + prompt for prompt in prompts], media)
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        cosines = self.clip.cosines([self.prefix + prompt for prompt in prompts], media.pixels)
         return masked(_SCALES[self.scale](cosines))

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from drover.common.errors import ScoringFailed
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.reward_servers.serving.sets import members
 
@@ -32,6 +33,7 @@ class Diversity:
 
     name: str = "diversity"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str) -> DiversityScorer:
         return DiversityScorer()
@@ -39,24 +41,22 @@ class Diversity:
 
 @dataclass(frozen=True, slots=True)
 class DiversityScorer:
-    def score_sets(self, prompts: Sequence[str], media: np.ndarray, sets: Sequence[slice]) -> Scores:
-        """Raises `ScoringFailed` for what is no picture, and when the sets leave a sample out or share one."""
-        if media.ndim != 4 or media.shape[-1] != 3 or media.dtype != np.uint8:
-            raise ScoringFailed(f"pictures are uint8 [N, H, W, 3]; got {media.dtype} {list(media.shape)}")
+    def score_sets(self, prompts: Sequence[str], media: Pictures, sets: Sequence[slice]) -> Scores:
+        """Raises `ScoringFailed` when the sets leave a sample out or share one."""
         values, reasons = [math.nan] * len(media), ["few"] * len(media)
         for rows in members(sets, len(media)):
             if len(rows) > 1:
-                values[rows.start : rows.stop] = _mean_distances(_coarse(media[rows.start : rows.stop])).tolist()
+                values[rows.start : rows.stop] = _mean_distances(_coarse(media.pixels[rows.start : rows.stop])).tolist()
                 reasons[rows.start : rows.stop] = [""] * len(rows)
         return Scores(values, reasons)
 
 
-def _coarse(media: np.ndarray) -> np.ndarray:
+def _coarse(pixels: np.ndarray) -> np.ndarray:
     """[N, D] float64 in [0, 1]: the means of square blocks, without what is left over at the right and the bottom."""
-    count, height, width, _ = media.shape
+    count, height, width, _ = pixels.shape
     side = max(1, min(height, width) // COARSE_PX)
     down, across = height // side, width // side
-    blocks = media[:, : down * side, : across * side].reshape(count, down, side, across, side, 3)
+    blocks = pixels[:, : down * side, : across * side].reshape(count, down, side, across, side, 3)
     return blocks.mean(axis=(2, 4)).reshape(count, -1) / 255
 
 

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 
 
@@ -31,6 +33,7 @@ class ImageQuality:
 
     packages: ClassVar[tuple[str, ...]] = ("brisque[opencv-python-headless]==0.2.0", "scipy<2")
 
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "image_quality"
 
     def load(self, device: str) -> QualityScorer:
@@ -50,9 +53,9 @@ class ImageQuality:
 class QualityScorer:
     brisque: Callable[[np.ndarray], float]  # of a [H, W, 3] uint8 picture; lower is better
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         with np.errstate(divide="ignore", invalid="ignore"):  # of pictures without contrast, masked below
-            values = [-float(self.brisque(image)) for image in media]
+            values = [-float(self.brisque(image)) for image in media.pixels]
         return Scores(values, ["" if math.isfinite(value) else "flat" for value in values])
 
 

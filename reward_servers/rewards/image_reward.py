@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from drover.common.errors import ConfigError
 from drover.common.hub import first_line
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class ImageReward:
         "torchvision",
     )
 
+    takes: ClassVar[type[Media]] = Pictures
+
     checkpoint: str = PUBLISHED
     batch_size: int = 16  # pictures in one pass
     name: str = "image_reward"
@@ -70,14 +74,14 @@ class ImageRewardScorer:
     def __init__(self, model: Any, batch_size: int) -> None:
         self._model, self._batch_size = model, batch_size
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         values: list[float] = []
         for first in range(0, len(media), self._batch_size):
             rows = slice(first, first + self._batch_size)
-            values += self._score(list(prompts[rows]), media[rows])
+            values += self._score(list(prompts[rows]), media.pixels[rows])
         return Scores(values)
 
-    def _score(self, prompts: list[str], media: np.ndarray) -> list[float]:
+    def _score(self, prompts: list[str], pixels: np.ndarray) -> list[float]:
         import torch
         from PIL import Image
 
@@ -85,9 +89,9 @@ class ImageRewardScorer:
         text = model.blip.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(model.device)
-        pixels = torch.stack([model.preprocess(Image.fromarray(image)) for image in media]).to(model.device)
+        images = torch.stack([model.preprocess(Image.fromarray(image)) for image in pixels]).to(model.device)
         with torch.inference_mode():
-            return model.score_gard(text.input_ids, text.attention_mask, pixels).squeeze(1).tolist()
+            return model.score_gard(text.input_ids, text.attention_mask, images).squeeze(1).tolist()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 
 QUALITY = 95
@@ -23,6 +25,8 @@ class JpegSize:
 
     Unit: kilobytes. Absolute values at 32x32 go from about 0.64 (one colour) to 1.8 (noise). Comparable at one size only.
     """
+
+    takes: ClassVar[type[Media]] = Pictures
 
     prefer: Literal["small", "large"] = "small"
 
@@ -38,8 +42,8 @@ class JpegSize:
 class JpegScorer:
     sign: float
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        return Scores([self.sign * kilobytes(image) for image in media])
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        return Scores([self.sign * kilobytes(image) for image in media.pixels])
 
 
 def kilobytes(image: np.ndarray) -> float:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from drover.common.errors import ScoringFailed
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.reward_servers.evaluators.preference import PreferenceModel, load
 
@@ -27,6 +26,7 @@ class LearnedPreference:
     checkpoint: Path | str
     name: str = "preference"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str) -> PreferenceScorer:
         return PreferenceScorer(load(self.checkpoint, device))
@@ -36,10 +36,8 @@ class LearnedPreference:
 class PreferenceScorer:
     model: PreferenceModel
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        if media.ndim != 4 or media.shape[-1] != 3 or media.dtype != np.uint8:
-            raise ScoringFailed(f"pictures are uint8 [N, H, W, 3]; got {media.dtype} {list(media.shape)}")
-        values = self.model.score(prompts, media).tolist()
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        values = self.model.score(prompts, media.pixels).tolist()
         known = [self.model.knows(prompt) for prompt in prompts]
         return Scores(
             [value if sure else math.nan for value, sure in zip(values, known, strict=True)],

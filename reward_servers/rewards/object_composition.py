@@ -11,11 +11,13 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.reward_servers.models.vision import Detections, Found, check_names
 
@@ -35,8 +37,8 @@ class Detector(Protocol):
     def names(self) -> frozenset[str] | None:
         """What it can detect, in lower case; None: anything."""
 
-    def find(self, media: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
-        """[N] detections of names[i] in media[i] [H, W, 3] uint8; None where the detector failed."""
+    def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
+        """[N] detections of names[i] in pixels[i] [H, W, 3] uint8; None where the detector failed."""
 
 
 class DetectorSource(Protocol):
@@ -66,6 +68,8 @@ class ObjectComposition:
     which the detector's output is not finite "detector".
     """
 
+    takes: ClassVar[type[Media]] = Pictures
+
     detector: DetectorSource
     geometry: bool = False
     objects: tuple[str, ...] = ()
@@ -87,11 +91,11 @@ class CompositionScorer:
     objects: frozenset[str] | None  # that prompts may name; None: any
     geometry: bool
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         asked = [parse(prompt, self.objects) for prompt in prompts]
         rows = [row for row, composition in enumerate(asked) if composition is not None]
         names = [(each.first, each.second) for each in asked if each is not None]
-        found = dict(zip(rows, self.detector.find(media[rows], names) if rows else [], strict=True))
+        found = dict(zip(rows, self.detector.find(media.pixels[rows], names) if rows else [], strict=True))
         values = [
             math.nan if composition is None or (here := found[row]) is None else self._value(composition, here)
             for row, composition in enumerate(asked)

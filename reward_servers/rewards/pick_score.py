@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
-from drover.reward_servers.models.clip import Clip, Precision, check_media, check_options, masked
+from drover.reward_servers.models.clip import Clip, Precision, check_options, masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class PickScore:
     precision: Precision = "float32"
     name: str = "pick_score"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def __post_init__(self) -> None:
         check_options(self.checkpoint, self.batch_size, self.precision)
@@ -40,6 +41,5 @@ class PickScore:
 class PickScorer:
     clip: Clip
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        check_media(prompts, media)
-        return masked(self.clip.logit_scale * self.clip.cosines(prompts, media))
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        return masked(self.clip.logit_scale * self.clip.cosines(prompts, media.pixels))

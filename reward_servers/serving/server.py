@@ -1,10 +1,9 @@
-"""Take rollout groups, score their media, put measurements. Knows one reward and no training.
+"""Score jobs as they come, and answer them. Knows one scorer; where jobs come from is the inbox's matter.
 
 Failure is never a zero: a sample that cannot be scored is masked with a reason, and counted.
 
 `RewardServer.run` works in three threads, so that the scorer waits for nobody: one fetches the media of the next call,
-the caller's own scores, one answers. A group is acknowledged once its measurement is put; a crash before that makes
-another server measure it again.
+the caller's own scores, one answers.
 """
 
 from __future__ import annotations
@@ -13,20 +12,17 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from time import monotonic
+from typing import Generic
 
-import numpy as np
-
-from drover.common import metrics, tensors
-from drover.common.errors import BlobMissing, ConfigError, ScoringFailed
+from drover.common import metrics
+from drover.common.errors import ConfigError, ScoringFailed
 from drover.common.metrics import Account
-from drover.common.protocols import BlobStore, Delivery, Meter, Scorer, Scores, SetScorer, Stream
-from drover.common.types import Measurement, RolloutGroup
-from drover.reward_servers.serving.batching import Job, Waiting
+from drover.common.protocols import Meter, Scorer, SetScorer
+from drover.reward_servers.serving.batching import Job, T, Waiting
+from drover.reward_servers.serving.inbox import Answer, Inbox
 from drover.reward_servers.serving.scoring import ERROR, TIMEOUT, Caller, ScoringTimedOut, masked, rows
 
-MAX_ATTEMPTS = 3  # deliveries of one group before all its samples are masked unscored
 MAX_UNWRITTEN = 2  # scored batches whose answers may wait to be written
 STOP_CHECK_S = 0.5
 PAUSES_PER_CALL = 4  # how often a busy server looks for more
@@ -35,44 +31,24 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.1
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardWiring:
-    """What a reward server is connected to."""
+class RewardServer(Generic[T]):
+    """One worker of one reward's pool. Jobs wherever they come from share a call.
 
-    rollouts: Stream
-    measurements: Stream
-    blobs: BlobStore
-    meter: Meter
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What is to be said of a group, and how long it took."""
-
-    job: Job
-    scores: Scores
-    scoring_s: float  # its share of the call
-    waited_s: float
-
-
-class RewardServer:
-    """One worker of one reward's pool. Groups wherever they come from share a call.
-
-    Example: ``RewardServer("clip-0", "clip", scorer, wiring, max_batch=64).run(stop.is_set)``.
+    Example: ``RewardServer("clip", scorer, Groups(name="clip-0", reward="clip", ...), meter).run(stop.is_set)``.
     """
 
     def __init__(
         self,
-        name: str,
         reward: str,
         scorer: Scorer | SetScorer,
-        wiring: RewardWiring,
+        inbox: Inbox[T],
+        meter: Meter,
         *,
         max_batch: int = 64,
         max_wait_s: float = 0.002,
         deadline_s: float | None = None,
     ) -> None:
-        """``max_batch``: samples of a call; a group is never split, a larger one is scored alone. ``max_wait_s``: how
+        """``max_batch``: samples of a call; a job is never split, a larger one is scored alone. ``max_wait_s``: how
         long a scorer with nothing else to do waits for a call to fill. ``deadline_s``: of a call that may hang.
         """
         if max_batch < 1 or max_wait_s < 0 or (deadline_s is not None and deadline_s <= 0):
@@ -80,20 +56,20 @@ class RewardServer:
                 f"{reward}: a call takes max_batch >= 1 samples, max_wait_s >= 0 and deadline_s > 0 or None, "
                 f"got {max_batch}, {max_wait_s} and {deadline_s}."
             )
-        self.name, self.reward, self.wiring, self.max_wait_s = name, reward, wiring, max_wait_s
-        self.account = Account("reward", wiring.meter)
+        self.reward, self.inbox, self.meter, self.max_wait_s = reward, inbox, meter, max_wait_s
+        self.account = Account("reward", meter)
         self.spent: dict[str, float] = {}  # a copy for other threads; the account belongs to the loop
-        self.trouble = ""  # why a group could last not be scored
+        self.trouble = ""  # why a job could last not be scored
         self._call = Caller(scorer, deadline_s)
-        self._waiting = Waiting(max_batch)
-        self._group_size = max_batch  # samples, of the newest group: the best guess for the next
+        self._waiting: Waiting[T] = Waiting(max_batch)
+        self._job_size = max_batch  # samples, of the newest job: the best guess for the next
         self._call_s = 0.0  # of the last call
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Work until told to stop; what is being scored then is finished first, the rest handed back."""
         writing: deque[Future[None]] = deque()
         try:
-            with ThreadPoolExecutor(2, thread_name_prefix=self.name) as threads:
+            with ThreadPoolExecutor(2, thread_name_prefix=self.reward) as threads:
                 fetching = threads.submit(self._fetch_ahead)
                 try:
                     while not stopping() and not fetching.done():
@@ -110,17 +86,17 @@ class RewardServer:
             for ended in (fetching, *writing):
                 ended.result()
         finally:
-            self.wiring.rollouts.close()
+            self.inbox.close()
 
     def run_once(self, wait_s: float) -> bool:
-        """Score at most one call's worth of groups, in this thread alone; whether there was anything to do."""
+        """Score at most one call's worth of jobs, in this thread alone; whether there was anything to do."""
         found = False
         while (room := self._waiting.room()) > 0:
             with self.account.part("wait_data"):
-                deliveries = self.wiring.rollouts.take(self._limit(room), 0.0 if found else wait_s)
+                tickets = self.inbox.take(self._limit(room), 0.0 if found else wait_s)
             with self.account.part("data"):
-                self._open(deliveries)
-            if not deliveries:
+                self._open(tickets)
+            if not tickets:
                 break
             found = True
         jobs = self._waiting.at_hand()
@@ -133,7 +109,7 @@ class RewardServer:
     # ---------------------------------------------------------------------------------------- fetching
 
     def _fetch_ahead(self) -> None:
-        """Keep the next call's groups at hand while the scorer works on the last; no more than that."""
+        """Keep the next call's jobs at hand while the scorer works on the last; no more than that."""
         pause_s = 0.0
         try:
             while True:
@@ -141,52 +117,29 @@ class RewardServer:
                 if self._waiting.closed:
                     return
                 began_s = monotonic()
-                deliveries = self.wiring.rollouts.take(self._limit(room), wait_s)
-                self._open(deliveries)
+                tickets = self.inbox.take(self._limit(room), wait_s)
+                self._open(tickets)
                 self._waiting.looked(began_s)
-                pause_s = 0.0 if deliveries else self._pause_s()
+                pause_s = 0.0 if tickets else self._pause_s()
         finally:
             self._waiting.close()
 
     def _limit(self, room: int) -> int:
-        """Groups to take for that many samples."""
-        return max(1, room // self._group_size)
+        """Jobs to take for that many samples."""
+        return max(1, room // self._job_size)
 
     def _pause_s(self) -> float:
         return min(max(self._call_s / PAUSES_PER_CALL, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
 
-    def _open(self, deliveries: Sequence[Delivery]) -> None:
-        """Fetch what there is to score; what there is not is acknowledged."""
-        arrived_s = monotonic()
-        for delivery in deliveries:
-            job = self._job(delivery, arrived_s)
-            if job is None:
-                self.wiring.rollouts.ack(delivery)
-            else:
-                self._group_size = job.size
-                self._waiting.add(job)
-
-    def _job(self, delivery: Delivery, arrived_s: float) -> Job | None:
-        """None where nobody waits for this reward's measurement: it is not asked for, or the group has ended."""
-        group = delivery.message
-        assert isinstance(group, RolloutGroup), group
-        self.wiring.meter.add(metrics.REDELIVERIES, float(delivery.attempt > 1), stream="rollouts")
-        if self.reward not in group.rewards or group.media is None:
-            return None
-        if delivery.attempt > MAX_ATTEMPTS:
-            nothing = np.empty((group.num_samples, 0, 0, 3), np.uint8)
-            return Job(delivery, group, nothing, arrived_s, f"{MAX_ATTEMPTS} attempts ended without a result")
-        try:
-            media = tensors.read(self.wiring.blobs, group.media).numpy()
-        except BlobMissing:
-            return None
-        self.wiring.meter.add(metrics.BLOB_READ_BYTES, group.media.nbytes, role="reward")
-        return Job(delivery, group, media, arrived_s)
+    def _open(self, tickets: Sequence[T]) -> None:
+        for job in self.inbox.open(tickets):
+            self._job_size = job.size
+            self._waiting.add(job)
 
     # ----------------------------------------------------------------------------------------- scoring
 
-    def _score(self, jobs: Sequence[Job]) -> list[_Answer]:
-        """One call for all; if that fails, one per group, so that a poisoned group spoils no other."""
+    def _score(self, jobs: Sequence[Job[T]]) -> list[Answer[T]]:
+        """One call for all; if that fails, one per job, so that a poisoned job spoils no other."""
         started_s = monotonic()
         with self.account.part("compute"):
             try:
@@ -194,49 +147,27 @@ class RewardServer:
             except ScoringFailed as error:
                 if len(jobs) > 1:
                     return [answer for job in jobs for answer in self._score([job])]
-                log.warning("%s could not score group %d: %s", self.reward, jobs[0].group.group, error)
+                log.warning("%s could not score %s: %s", self.reward, jobs[0].name, error)
                 self.trouble = str(error)
                 scores = masked(jobs[0].size, TIMEOUT if isinstance(error, ScoringTimedOut) else ERROR)
         self._call_s = monotonic() - started_s
-        self.wiring.meter.add(metrics.SCORING_S, self._call_s, reward=self.reward)
+        self.meter.add(metrics.SCORING_S, self._call_s, reward=self.reward)
         answers, first = [], 0
         for job in jobs:
             part = slice(first, first + job.size)
-            answers.append(_Answer(job, rows(scores, part), self._call_s / len(jobs), started_s - job.arrived_s))
+            answers.append(Answer(job, rows(scores, part), self._call_s / len(jobs), started_s - job.arrived_s))
             first = part.stop
         return answers
 
     # --------------------------------------------------------------------------------------- answering
 
-    def _write(self, answers: Sequence[_Answer]) -> None:
-        """All measurements first: somebody waits for them."""
+    def _write(self, answers: Sequence[Answer[T]]) -> None:
+        self.inbox.answer(answers)
         for answer in answers:
-            self.wiring.measurements.put(self._measurement(answer))
-        for answer in answers:
-            self.wiring.rollouts.ack(answer.job.delivery)
             self._count(answer)
 
-    def _measurement(self, answer: _Answer) -> Measurement:
-        group, scores = answer.job.group, answer.scores
-        reasons = tuple(scores.reasons or ())
-        return Measurement(
-            epoch=group.epoch,
-            group=group.group,
-            attempt=group.attempt,
-            purpose=group.purpose,
-            reward=self.reward,
-            values=tuple(scores.values),
-            valid=tuple(reason == "" for reason in reasons),
-            reasons=reasons,
-            uncertainty=None if scores.uncertainty is None else tuple(scores.uncertainty),
-            features=None,
-            worker=self.name,
-            scoring_s=answer.scoring_s,
-            waited_s=answer.waited_s,
-        )
-
-    def _count(self, answer: _Answer) -> None:
-        meter, reward = self.wiring.meter, self.reward
+    def _count(self, answer: Answer[T]) -> None:
+        meter, reward = self.meter, self.reward
         meter.add(metrics.REWARD_DELAY_S, monotonic() - answer.job.arrived_s, reward=reward)
         meter.add(metrics.SCORED_SAMPLES, answer.job.size, reward=reward)
         meter.add(metrics.MASKED_SAMPLES, 0, reward=reward, reason=ERROR)  # there from the start, to be seen rising

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from drover.actors.worker import MAX_ATTEMPTS, Actor, ActorWiring
 from drover.common import tensors
 from drover.common.diffusion.canary import canary_log_prob
 from drover.common.errors import WeightSyncFailed
+from drover.common.media.blobs import read
 from drover.common.metrics import NullMeter
 from drover.common.protocols import Canary
 from drover.common.transport.memory import MemoryBroker
@@ -85,9 +87,9 @@ def test_an_order_becomes_one_group_with_its_tensors_and_is_acknowledged(shop):
     assert (group.epoch, group.group, group.attempt, group.version, group.worker) == (5, 3, 1, 0, "actor-0")
     assert group.transitions.steps == (0, 1, 3) and group.latents is None
     blobs = shop.broker.blobs()
-    states, media = (tensors.read(blobs, ref) for ref in (group.transitions.states, group.media))
+    states, media = tensors.read(blobs, group.transitions.states), read(blobs, group.media)
     assert states.shape == (4, 5, 2) and tensors.read(blobs, group.transitions.log_probs).shape == (4, 3, 1)
-    assert torch.allclose(states[:, -1], states[:, 4]) and media.shape == (4, 1, 2, 3)
+    assert torch.allclose(states[:, -1], states[:, 4]) and media.pixels.shape == (4, 1, 2, 3)
     assert shop.mine.backlog()[0] == 0
     assert not shop.actor.run_once(0.0)
     assert ("drover_samples_total", 4) in shop.meter.told
@@ -99,8 +101,8 @@ def test_the_media_show_the_clean_latents_that_can_travel_too():
     shop.actor.run_once(0.0)
     (group,) = shop.messages(shop.rollouts)
     assert group.transitions is None
-    x0, media = (tensors.read(shop.broker.blobs(), ref).numpy() for ref in (group.latents, group.media))
-    assert abs(read_points(media) - x0).max() < 2e-4
+    latents = tensors.read(shop.broker.blobs(), group.latents).numpy()
+    assert abs(read_points(read(shop.broker.blobs(), group.media)) - latents).max() < 2e-4
 
 
 def test_a_group_larger_than_the_bound_goes_through_the_model_in_turns_and_is_the_same():
@@ -114,7 +116,8 @@ def test_a_group_larger_than_the_bound_goes_through_the_model_in_turns_and_is_th
         shop.actor.run_once(0.0)
         (group,) = shop.messages(shop.rollouts)
         blobs, steps = shop.broker.blobs(), group.transitions
-        made.append([tensors.read(blobs, ref) for ref in (group.media, steps.states, steps.log_probs)])
+        pixels = torch.from_numpy(read(blobs, group.media).pixels)
+        made.append([pixels, *(tensors.read(blobs, ref) for ref in (steps.states, steps.log_probs))])
     assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
     assert sizes == [1] + [3] * 5 + [3] * 5 + [2] * 5  # the canary first
 
@@ -173,7 +176,7 @@ def test_new_weights_are_taken_up_at_the_next_order(shop):
     old, new = shop.messages(shop.rollouts)
     assert (old.version, new.version) == (0, 4)
     assert shop.policy.trainable.b[0, 0].item() == 0.5
-    points = [read_points(tensors.read(shop.broker.blobs(), g.media).numpy()) for g in (old, new)]
+    points = [read_points(read(shop.broker.blobs(), g.media)) for g in (old, new)]
     moved = 0.5 * sum(0.8**i for i in range(5))
     assert (points[1] - points[0]).mean() == pytest.approx(moved, abs=1e-3)
 
@@ -186,7 +189,7 @@ def test_an_order_for_a_version_is_sampled_from_that_one_and_the_next_from_the_n
         shop.actor.run_once(0.0)
     made = shop.messages(shop.rollouts)
     assert [group.version for group in made] == [0, 4, 0, 4]
-    points = [read_points(tensors.read(shop.broker.blobs(), group.media).numpy()) for group in made]
+    points = [read_points(read(shop.broker.blobs(), group.media)) for group in made]
     assert (points[0] == points[2]).all() and (points[1] == points[3]).all()
     assert abs(points[1] - points[0]).min() > 0.5
 
@@ -241,8 +244,8 @@ def test_orders_sampled_in_one_batch_give_what_each_gives_alone():
             mine = tensors.read(together.broker.blobs(), getattr(one.transitions, name))
             theirs = tensors.read(alone.broker.blobs(), getattr(other.transitions, name))
             assert torch.allclose(mine, theirs, atol=1e-6), name
-    media = [tensors.read(s.broker.blobs(), g[2].media) for s, g in ((together, batched), (alone, single))]
-    assert torch.equal(*media)
+    media = [read(s.broker.blobs(), g[2].media).pixels for s, g in ((together, batched), (alone, single))]
+    assert np.array_equal(*media)
 
 
 class Poisonable(ToyChain):

@@ -41,6 +41,12 @@ def test_fields_that_would_make_orders_large_are_refused() -> None:
         Prompt("p", {"text": "x" * 5000})
 
 
+@pytest.mark.parametrize("texts", [("[1]",), ("null",), ("{}", "{}"), ('{"a": ',), ('{"a": {"b": 1}}',)])
+def test_fields_that_are_not_one_object_a_prompt_are_refused(texts: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError):
+        with_fields(("a",), texts)
+
+
 def test_what_tells_two_prompts_apart_is_seen_in_their_repr_and_a_prompt_without_fields_looks_like_its_text() -> None:
     assert repr((Prompt("a", {"count": 2}), Prompt("b"))) == "(Prompt('a', {'count': 2}), 'b')"
     assert f"{Prompt('a', {'count': 2})}" == str(Prompt("a", {"count": 2})) == "a"

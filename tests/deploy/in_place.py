@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import NullMeter
 from drover.common.protocols import Scores
 from drover.common.types import Report
@@ -100,6 +102,8 @@ def train(config: RunConfig, root: Path, *, name: str = "run", resume: bool = Fa
 class Fickle:
     """`ToyPoint`, except that it gives NaN for, or raises at, every ``of_every``-th sample or call."""
 
+    takes: ClassVar[type[Media]] = Pictures
+
     nan_every: int = 0
     raises: bool = False
     name: str = "point"
@@ -107,7 +111,7 @@ class Fickle:
     def load(self, device: str):
         honest = ToyPoint().load(device)
 
-        def score(prompts, media: np.ndarray) -> Scores:
+        def score(prompts, media: Pictures) -> Scores:
             if self.raises:
                 raise RuntimeError("no connection to the judge")
             values = list(honest(prompts, media).values)

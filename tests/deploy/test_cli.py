@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Only
@@ -28,10 +30,11 @@ from tests.deploy.in_place import small
 
 @dataclass(frozen=True)
 class Mine:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str):
-        return lambda prompts, media: Scores([float(image[0, 0, 0]) for image in media])
+        return lambda prompts, media: Scores([float(image[0, 0, 0]) for image in media.pixels])
 
 
 def mine(*, iterations: int = 2, far: bool = False) -> RunConfig:

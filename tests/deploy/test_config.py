@@ -1,10 +1,13 @@
 import math
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import pytest
 
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.sounds import Sounds
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
 from drover.deploy.cluster.worker import Place, pools_of
 from drover.deploy.config import Pools, RunConfig
@@ -22,6 +25,22 @@ from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.shapes import prompts
 
 SHAPES, TOY = shapes_ddpo(), toy_ddpo()
+
+
+@dataclass(frozen=True)
+class Heard(ToyPoint):
+    """A reward that scores sounds."""
+
+    takes: ClassVar[type[Media]] = Sounds
+
+
+@dataclass(frozen=True)
+class Untaking:
+    """A reward as its first version was."""
+
+    name: str = "point"
+
+    def load(self, device: str): ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,14 @@ class Counted(ToyPoint):
         (
             {"rewards": (ToyPoint(), 3)},
             r"rewards\[1\] is an? int; wanted a description with a `name` and `load\(device\)`",
+        ),
+        (
+            {"rewards": (Heard(),)},
+            "reward 'point' scores Sounds, but the model draws Pictures; take a reward or a model of the other kind",
+        ),
+        (
+            {"rewards": (Untaking(),)},
+            r"rewards\[0\] is a Untaking that does not say what media it scores; give it the attribute takes",
         ),
         ({"rewards": (ToyPoint,)}, r"rewards\[0\] is the class ToyPoint; make one: ToyPoint\(...\)"),
         ({"objective": Ddpo}, r"objective is the class Ddpo; make one: Ddpo\(...\)"),

@@ -14,17 +14,21 @@ from tests.deploy.in_place import one_line
 HEAD = "from drover.deploy.config import RunConfig\nfrom tests.deploy.in_place import small\n"
 REWARD = """
 from dataclasses import dataclass
+from typing import ClassVar
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 
 
 @dataclass(frozen=True)
 class Near:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str):
         from my_distance import distance  # only where it is needed
 
-        return lambda prompts, media: Scores([-distance(image) for image in media])
+        return lambda prompts, media: Scores([-distance(image) for image in media.pixels])
 """
 
 

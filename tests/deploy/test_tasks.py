@@ -4,11 +4,14 @@ import itertools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.deploy.config import Pools, RunConfig
 from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
@@ -37,9 +40,9 @@ class Points:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[np.ndarray, list[str]]:
+    def batch(self, step: int, size: int) -> tuple[Pictures, list[str]]:
         noise = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
-        return ToyChain().decode(torch.tensor(noise + self.goal)), ["anywhere"] * size
+        return ToyChain().decode(torch.tensor(noise + self.goal), {}), ["anywhere"] * size
 
 
 def joint(**fields) -> RunConfig:
@@ -143,6 +146,7 @@ class Liar:
     """A proxy of ``up`` that truly rewards going down."""
 
     name: str = "proxy"
+    takes: ClassVar[type[Pictures]] = Pictures
 
     def load(self, device: str):
         return ToyPoint(goal=(0.0, -8.0)).load(device)
@@ -208,12 +212,13 @@ def test_a_dear_held_out_set_is_left_to_before_and_after_and_moves_no_noise_of_t
 class Stuck:
     """`ToyPoint` whose second call never returns."""
 
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str):
         honest, calls = ToyPoint().load(device), itertools.count(1)
 
-        def score(prompts, media: np.ndarray):
+        def score(prompts, media: Pictures):
             if next(calls) == 2:
                 threading.Event().wait()
             return honest(prompts, media)

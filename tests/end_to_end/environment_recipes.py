@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scorer, Scores
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
@@ -22,6 +22,7 @@ class CowSays:
     """How many characters a cow takes to say the prompt."""
 
     packages: ClassVar[tuple[str, ...]] = ("cowsay==6.1",)
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str) -> Scorer:
@@ -37,7 +38,7 @@ class CowLikesToo(CowSays):
     def load(self, device: str) -> Scorer:
         cow, point = super().load(device), ToyPoint().load(device)
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[str], media: Pictures) -> Scores:
             pairs = zip(cow(prompts, media).values, point(prompts, media).values, strict=True)
             return Scores([says + likes for says, likes in pairs])
 

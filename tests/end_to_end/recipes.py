@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Sampling, Training
@@ -80,10 +83,11 @@ def unloadable_toy(*, iterations: int = 30) -> RunConfig:
 
 @dataclass(frozen=True)
 class Unscorable:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str) -> Scorer:
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[str], media: Pictures) -> Scores:
             raise RuntimeError("the judge is on strike")
 
         return score
@@ -91,6 +95,7 @@ class Unscorable:
 
 @dataclass(frozen=True)
 class Unloadable:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str) -> Scorer:
@@ -127,6 +132,6 @@ class Origin:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[np.ndarray, list[str]]:
+    def batch(self, step: int, size: int) -> tuple[Pictures, list[str]]:
         points = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
-        return ToyChain().decode(torch.tensor(points)), ["anywhere"] * size
+        return ToyChain().decode(torch.tensor(points), {}), ["anywhere"] * size

@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from drover.common import tensors
 from drover.common.errors import ConfigError
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Reward, Scorer, Scores
 from drover.common.transport import keys
 from drover.common.types import Measurement, Purpose, RolloutGroup
@@ -34,6 +35,7 @@ from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.deploy.roles import Streams
 from drover.reward_servers.rewards.image_reward import ImageReward
+from tests.common.media.made_up import stored
 from tests.end_to_end.environment_recipes import NO_PACKAGE, STALL_S, CowSays
 from tests.end_to_end.service import Train, survivors
 
@@ -140,13 +142,12 @@ def until(found: Callable[[], Any], pools: Pools) -> Any:
     return result
 
 
-def measured(media: np.ndarray, prompts: Sequence[str], pool: tuple[RunConfig, Connection, Pools]) -> Measurement:
+def measured(pixels: np.ndarray, prompts: Sequence[str], pool: tuple[RunConfig, Connection, Pools]) -> Measurement:
     """What the pool says of a group of these pictures, one of each prompt."""
     config, connection, pools = pool
     broker = connection.open()
     streams = Streams(broker, config)
-    parts, refs = tensors.pack("g0", {"media": media})
-    broker.blobs().put("g0", parts)
+    media = stored(Pictures(pixels), "g0", broker.blobs())
     taken = streams.open(broker.keys.measurements, keys.LEARNER, "test")
     group = RolloutGroup(
         epoch=1,
@@ -159,8 +160,8 @@ def measured(media: np.ndarray, prompts: Sequence[str], pool: tuple[RunConfig, C
         prompts=tuple(prompts),
         samples_per_prompt=1,
         fingerprint=config.fingerprint,
-        media=refs["media"],
-        x0=None,
+        media=media,
+        latents=None,
         transitions=None,
         worker="test",
         sampling_s=0.0,
@@ -289,6 +290,7 @@ class CheckedImageReward:
 
     folder: str
     packages: ClassVar[tuple[str, ...]] = ImageReward.packages
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str) -> Scorer:
@@ -307,16 +309,16 @@ class CheckedImageReward:
         noted["refused"] += [refusal(folder, "other", {"mlp.layers.0.bias": torch.zeros(7)})]
         theirs = package.load(str(folder / "ImageReward.pt"), device, med_config=str(folder / "med_config.json"))
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[str], media: Pictures) -> Scores:
             from PIL import Image
 
             started = time.monotonic()
             scores = scorer(prompts, media)
             noted["batched_s"] = time.monotonic() - started
             started = time.monotonic()
-            noted["single"] = [theirs.score(p, Image.fromarray(m)) for p, m in zip(prompts, media, strict=True)]
+            noted["single"] = [theirs.score(p, Image.fromarray(m)) for p, m in zip(prompts, media.pixels, strict=True)]
             noted["single_s"] = time.monotonic() - started
-            noted["swapped"] = theirs.score(prompts[1], Image.fromarray(media[0]))
+            noted["swapped"] = theirs.score(prompts[1], Image.fromarray(media.pixels[0]))
             (folder / "noted.json").write_text(json.dumps(noted))
             return scores
 

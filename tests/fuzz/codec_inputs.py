@@ -20,6 +20,7 @@ from drover.common.types import (
     Transitions,
     WorkItem,
 )
+from tests.common.media.made_up import pictures_in
 from tests.fuzz.harness import damaged, disfigured
 
 # First bytes of msgpack that promise more than comes: arrays, maps, strings, bytes, extensions.
@@ -75,7 +76,7 @@ def message(draw: random.Random) -> Message:
         case 1:
             return RolloutGroup(
                 **common, attempt=1, task="t", rewards=("r",), version=2, prompts=prompts, samples_per_prompt=each,
-                fingerprint="f", media=TensorRef(blob="b", dtype="uint8", shape=(count, 8, 8, 3)), x0=None,
+                fingerprint="f", media=pictures_in("b", count, 8, 8, 3), latents=None, fields=('{"count": 2}',) * len(prompts),
                 transitions=_transitions(count), worker="actor-0", sampling_s=0.25,
             )  # fmt: skip
         case 2:

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from drover.common.metrics import NullMeter
-from drover.reward_servers.http.body import FIRST_BYTES, Limits
 from drover.reward_servers.http.endpoint import Endpoint
+from drover.reward_servers.http.limits import Limits
+from drover.reward_servers.http.png import FIRST_BYTES
 from drover.reward_servers.http.window import Window
 from drover.reward_servers.rewards.jpeg_size import JpegSize, kilobytes
 from tests.fuzz.harness import damaged, disfigured
@@ -47,7 +48,7 @@ def judge() -> Iterator[Callable[[random.Random], str]]:
     """What `drive` calls, while the endpoint runs."""
     reward = JpegSize()
     window = Window(reward.name, reward.load("cpu"), NullMeter(), max_batch=64, deadline_s=50.0)
-    with window, Watched(("127.0.0.1", 0), TOKEN, window.score, limits=LIMITS) as server:
+    with window, Watched(("127.0.0.1", 0), TOKEN, window.score, reward.takes, limits=LIMITS) as server:
         server.surprises = []
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -109,9 +110,9 @@ def request(body: bytes, *, length: object = None, extra: bytes = b"", token: st
     return b"\r\n".join(lines) + b"\r\n" + extra + b"\r\n" + body
 
 
-def body_of(files: list[bytes]) -> bytes:
+def body_of(files: list[bytes], **others: object) -> bytes:
     images = [base64.b64encode(file).decode() for file in files]
-    return json.dumps({"prompts": ["a"] * len(files), "images": images}).encode()
+    return json.dumps({"prompts": ["a"] * len(files), "images": images, **others}).encode()
 
 
 def png(picture: np.ndarray, mode: str = "RGB") -> bytes:
@@ -185,7 +186,9 @@ def hostile_head(draw: random.Random) -> bytes:
 
 def hostile_json(draw: random.Random) -> bytes:
     image = base64.b64encode(png(PICTURE)).decode()
-    tree: object = {"prompts": ["a", "b"], "images": [image, image]}
+    tree: object = {"prompts": ["a", "a"], "images": [image, image], "sets": [2], "fields": [{"count": 2}] * 2}
+    if draw.randrange(2):
+        tree = {"prompts": ["a", "b"], "media": {"kind": "picture", "facts": {}, "arrays": {"pixels": plain_picture()}}}
     match draw.randrange(8):
         case 0:
             return draw.choice((b"[", b'{"a":', b'{"prompts":[')) * draw.choice((10, 2000, 150_000))
@@ -202,10 +205,15 @@ def hostile_json(draw: random.Random) -> bytes:
         case 3:
             return json.dumps({"prompts": ["p" * draw.choice((4000, 4001, 1 << 20))], "images": [image]}).encode()
         case 4:
-            return json.dumps({"prompts": ["a"] * 257, "images": [""] * 257}).encode()
+            return json.dumps({"prompts": ["a"] * 1025, "images": [""] * 1025}).encode()
     for _ in range(draw.choice((1, 1, 2, 4))):
         tree = disfigured(draw, tree)
     return json.dumps(tree).encode()
+
+
+def plain_picture() -> dict[str, object]:
+    data = base64.b64encode(PICTURE.tobytes() * 2).decode()
+    return {"dtype": "uint8", "shape": [2, *PICTURE.shape], "data": data}
 
 
 def hostile_picture(draw: random.Random) -> bytes:

@@ -12,8 +12,9 @@ from drover.actors.sampler import Recording, sample
 from drover.common import seeds, tensors
 from drover.common.policies import conditioning
 from drover.common.protocols import BlobStore, Kernel, Policy
-from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, TensorRef, Transitions
+from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, Transitions
 from drover.learner.examples import Credit, Measured, MeasuredGroup
+from tests.common.media.made_up import pictures_in
 
 
 def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, **fields) -> RolloutGroup:
@@ -21,7 +22,7 @@ def rollout(group: int, *, samples: int = 4, attempt: int = 1, epoch: int = 0, *
     usual = {
         "purpose": Purpose.TRAIN, "version": 0, "prompts": ("a",), "samples_per_prompt": samples, "fingerprint": "f",
         "task": "t", "rewards": ("point",),
-        "media": TensorRef(blob=f"{group}.{attempt}", dtype="uint8", shape=(samples, 1, 2, 3)), "latents": None,
+        "media": pictures_in(f"{group}.{attempt}", samples, 1, 2, 3), "latents": None,
         "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
     }  # fmt: skip
     return RolloutGroup(epoch=epoch, group=group, attempt=attempt, **{**usual, **fields})
@@ -35,12 +36,13 @@ def measurement(
     attempt: int = 1,
     epoch: int = 0,
     purpose: Purpose = Purpose.TRAIN,
+    **fields,
 ) -> Measurement:
     """What a reward server says of these values: whatever is NaN is masked."""
     return Measurement(
         epoch=epoch, group=group, attempt=attempt, purpose=purpose, reward=reward, values=tuple(values),
         valid=tuple(not math.isnan(v) for v in values), reasons=tuple("nan" if math.isnan(v) else "" for v in values),
-        uncertainty=None, features=None, worker="reward-0", scoring_s=0.0, waited_s=0.0,
+        uncertainty=None, worker="reward-0", scoring_s=0.0, waited_s=0.0, **fields,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from drover.common import seeds
 from drover.common.diffusion.error import per_part, squared_error
 from drover.common.diffusion.time_laws import Uniform
+from drover.common.media.pictures import Pictures
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.examples import Credit, LatentBatch, MeasuredGroup
@@ -81,9 +82,9 @@ def recipe(*, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:
     )  # fmt: skip
 
 
-def media_of(points: np.ndarray) -> np.ndarray:
+def media_of(points: np.ndarray) -> Pictures:
     """The toy's media of points [N, 2]."""
     whole = ((points.clip(-RANGE, RANGE) + RANGE) / (2 * RANGE) * LEVELS).round().astype(int)
-    media = np.zeros((len(whole), 1, 2, 3), np.uint8)
-    media[:, 0, :, 0], media[:, 0, :, 1] = whole >> 8, whole & 255
-    return media
+    pixels = np.zeros((len(whole), 1, 2, 3), np.uint8)
+    pixels[:, 0, :, 0], pixels[:, 0, :, 1] = whole >> 8, whole & 255
+    return Pictures(pixels)

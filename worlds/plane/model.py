@@ -10,6 +10,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from drover.common.files import write_whole
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Policy
 from drover.worlds.plane.policy import ToyChain
 
@@ -19,6 +21,7 @@ class ToyModel:
     """The five-step chain in the plane."""
 
     adapters: ClassVar[bool] = False
+    media: ClassVar[type[Media]] = Pictures
 
     def check(self) -> None: ...
 

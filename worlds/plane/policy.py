@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from drover.common.diffusion.kernels.renoise import Consistency, Renoise
 from drover.common.diffusion.noising import DiscreteSchedule
 from drover.common.diffusion.spacing import Leading
-from drover.common.errors import ConfigError
+from drover.common.errors import MediaError
+from drover.common.media.media import Media, of_kind
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Conditioning, Prediction
 
 NUM_STEPS = 5
@@ -61,18 +63,16 @@ class ToyChain:
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return x0
 
-    def decode(self, x0: Tensor) -> np.ndarray:
-        """[B, 1, 2, 3]: a pixel per coordinate, its two bytes in red and green. `read_points` inverts it."""
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
+        """Pictures of 1 x 2: a pixel per coordinate, its two bytes in red and green. `read_points` inverts it."""
         levels = (x0.detach().float().clamp(-RANGE, RANGE) + RANGE) / (2 * RANGE) * LEVELS
         whole = levels.round().int().cpu().numpy()
-        media = np.zeros((len(whole), 1, 2, 3), np.uint8)
-        media[:, 0, :, 0], media[:, 0, :, 1] = whole >> 8, whole & 255
-        return media
+        pixels = np.zeros((len(whole), 1, 2, 3), np.uint8)
+        pixels[:, 0, :, 0], pixels[:, 0, :, 1] = whole >> 8, whole & 255
+        return Pictures(pixels)
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
-        if media.dtype != np.uint8 or media.shape[1:] != (1, 2, 3):
-            raise ConfigError(f"the chain learns from media [B, 1, 2, 3] uint8, got {list(media.shape)} {media.dtype}")
-        return torch.tensor(read_points(media), dtype=torch.float32, device=self._shifts.b.device)
+    def to_latents(self, media: Media) -> Tensor:
+        return torch.tensor(read_points(of_kind(media, Pictures)), dtype=torch.float32, device=self._shifts.b.device)
 
 
 class Shifts(nn.Module):
@@ -87,7 +87,12 @@ class Shifts(nn.Module):
         return DRIFT + self.b[time.long()]
 
 
-def read_points(media: np.ndarray) -> np.ndarray:
-    """[N, 2] float64 coordinates of the points in media [N, 1, 2, 3], to 1.3e-4 inside the range."""
-    whole = media[:, 0, :, 0].astype(np.int64) << 8 | media[:, 0, :, 1]
+def read_points(media: Pictures) -> np.ndarray:
+    """[N, 2] float64 coordinates of the points in N pictures of 1 x 2 pixels, to 1.3e-4 inside the range."""
+    pixels = media.pixels
+    if pixels.shape[1:] != (1, 2, 3):
+        raise MediaError(
+            f"a point of the plane is a picture of 1 x 2 pixels, got {pixels.shape[1]} x {pixels.shape[2]}"
+        )
+    whole = pixels[:, 0, :, 0].astype(np.int64) << 8 | pixels[:, 0, :, 1]
     return whole / LEVELS * 2 * RANGE - RANGE

@@ -7,11 +7,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from drover.common.protocols import Policy, Reward, Scorer, Scores, SetScorer
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
+from drover.common.prompts import Prompt
+from drover.common.protocols import Conditioning, Policy, Reward, Scorer, Scores, SetScorer
 from drover.worlds.plane.model import ToyModel
 from drover.worlds.plane.policy import ToyChain
 
@@ -31,9 +34,9 @@ class SlowChain(ToyChain):
         super().__init__(device)
         self._sample_s = sample_s
 
-    def decode(self, x0: Tensor) -> np.ndarray:
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
         time.sleep(self._sample_s * len(x0))
-        return super().decode(x0)
+        return super().decode(x0, cond)
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,15 @@ class Slow:
     def name(self) -> str:
         return self.reward.name
 
+    @property
+    def takes(self) -> type[Media]:
+        return self.reward.takes
+
     def load(self, device: str) -> Scorer:
         scorer = self.reward.load(device)
         assert not isinstance(scorer, SetScorer), f"{self.name} measures sets"
 
-        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+        def score(prompts: Sequence[Prompt], media: Any) -> Scores:
             time.sleep(self.sample_s * len(prompts))
             return scorer(prompts, media)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drover.common import seeds
+from drover.common.media.pictures import Pictures
 from drover.worlds.shapes.build.pretraining import sample_pair
 from drover.worlds.shapes.renderer import render
 
@@ -30,10 +31,10 @@ class ShapesSource:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[np.ndarray, list[str]]:
-        """(media [size, 32, 32, 3] uint8, captions) number ``step``; rank r of R: ``batch(step * R + r, size // R)``."""
+    def batch(self, step: int, size: int) -> tuple[Pictures, list[str]]:
+        """(pictures, captions) number ``step``; rank r of R: ``batch(step * R + r, size // R)``."""
         pairs = [sample_pair(self._rng(index)) for index in range(step * size, (step + 1) * size)]
-        return np.stack([render(scene) for scene, _ in pairs]), [caption for _, caption in pairs]
+        return Pictures(np.stack([render(scene) for scene, _ in pairs])), [caption for _, caption in pairs]
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng(seeds.derive(self.seed, "shapes pair", index))

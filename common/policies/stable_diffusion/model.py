@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.policies.guided import Guided
 from drover.common.policies.lora import save_lora, with_lora
 from drover.common.policies.model import Lora, bind
@@ -22,6 +25,8 @@ class StableDiffusionModel:
 
     ``guidance`` 1 leaves classifier-free guidance out. ``compute`` is the autocast regime of sampling and training alike.
     """
+
+    media: ClassVar[type[Media]] = Pictures
 
     checkpoint: str
     guidance: float

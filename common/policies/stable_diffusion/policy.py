@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,8 @@ from drover.common.diffusion.prediction import Parameterisation, to_output, to_p
 from drover.common.errors import ConfigError
 from drover.common.files import replacing
 from drover.common.hub import quiet_diffusers
+from drover.common.media.media import Media, of_kind
+from drover.common.media.pictures import Pictures
 from drover.common.policies.autoencoder import Autoencoder
 from drover.common.policies.stable_diffusion.checkpoints import open_pipeline
 from drover.common.policies.stable_diffusion.text import ClipText, Text
@@ -127,18 +128,19 @@ class StableDiffusion:
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return to_output(self.parameterisation, self.schedule, time, Prediction(x0=x0, noise=noise))
 
-    def decode(self, x0: Tensor) -> np.ndarray:
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
         return self._autoencoder.decode(x0)
 
-    def to_latents(self, media: np.ndarray) -> Tensor:
-        """See `Autoencoder.encode`. Raises `ConfigError` for media of another size, before anything is encoded."""
-        height, width = self.image_size
-        if media.dtype != np.uint8 or media.shape[1:] != (height, width, 3):
+    def to_latents(self, media: Media) -> Tensor:
+        """See `Autoencoder.encode`. Raises `ConfigError` for pictures of another size, before anything is encoded."""
+        pictures, size = of_kind(media, Pictures), self.image_size
+        if pictures.pixels.shape[1:3] != size:
+            height, width = pictures.pixels.shape[1:3]
             raise ConfigError(
-                f"the policy learns from pictures [B, {height}, {width}, 3] uint8, got {list(media.shape)} "
-                f"{media.dtype}; bring pictures to {height} x {width} pixels, or set image_size"
+                f"the policy learns from pictures of {size[0]} x {size[1]} pixels, got {height} x {width}; "
+                "bring pictures to that size, or set image_size"
             )
-        return self._autoencoder.encode(media)
+        return self._autoencoder.encode(pictures)
 
     def save_pipeline(self, folder: str | Path) -> None:
         """The whole diffusers pipeline with the current weights. The folder is replaced at once, or left as it was."""

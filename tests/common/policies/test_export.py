@@ -65,7 +65,7 @@ def draw(policy: Guided) -> np.ndarray:
     """[1, 16, 16, 3] uint8, by our own loop."""
     kernel, cond = Renoise(STEPS, Ddim(eta=0.0)), policy.encode(PROMPTS[:1])
     *_, (_, _, x0, _) = walk(policy, kernel, start(policy, 1), cond)
-    return policy.decode(x0)
+    return policy.decode(x0, {}).pixels
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_ten_deterministic_steps_are_those_of_diffusers(either_folder):
     # Latents of random weights grow to 40; relative to their size, as the schedules differ by float32 rounding.
     assert ((latents - wanted).abs().max() / wanted.abs().max()).item() < 1e-5
     picture = (theirs(list(PROMPTS), output_type="np", **common).images * 255).round()
-    assert np.abs(policy.decode(latents).astype(int) - picture).max() <= 1
+    assert np.abs(policy.decode(latents, {}).pixels.astype(int) - picture).max() <= 1
 
 
 def test_unchanged_weights_score_what_they_sampled(either_folder):
@@ -118,15 +118,14 @@ def test_weights_kept_in_bfloat16_predict_and_decode(tiny_folder):
     half = StableDiffusion.load(tiny_folder, dtype="bfloat16")
     x = start(half, 1)
     assert half.predict(x, torch.tensor([501]), half.encode(PROMPTS[:1])).noise.dtype == torch.float32
-    assert half.decode(x).shape == (1, 16, 16, 3)
+    assert half.decode(x, {}).pixels.shape == (1, 16, 16, 3)
 
 
 def test_media_are_decoded_in_chunks_without_a_seam(tiny):
     x = start(tiny, 11)
-    media = tiny.decode(x)
-    assert media.shape == (11, 16, 16, 3)
-    assert media.dtype == np.uint8
-    assert np.abs(media[10].astype(int) - tiny.decode(x[10:])[0]).max() <= 1
+    pixels = tiny.decode(x, {}).pixels
+    assert pixels.shape == (11, 16, 16, 3)
+    assert np.abs(pixels[10].astype(int) - tiny.decode(x[10:], {}).pixels[0]).max() <= 1
 
 
 def test_latents_have_the_unets_size_unless_an_image_size_is_given(tiny, tiny_folder):
@@ -134,7 +133,7 @@ def test_latents_have_the_unets_size_unless_an_image_size_is_given(tiny, tiny_fo
     wide = StableDiffusion.load(tiny_folder, image_size=(16, 32))
     assert wide.latent_shape == (4, 8, 16)
     x = start(wide, 1)
-    assert wide.decode(wide.predict(x, torch.tensor([501]), wide.encode(["a"])).x0).shape == (1, 16, 32, 3)
+    assert wide.decode(wide.predict(x, torch.tensor([501]), wide.encode(["a"])).x0, {}).pixels.shape == (1, 16, 32, 3)
     with pytest.raises(ConfigError, match=r"\(16, 30\).*multiples of 4"):
         StableDiffusion.load(tiny_folder, image_size=(16, 30))
 

@@ -64,7 +64,7 @@ def test_ten_deterministic_steps_are_those_of_diffusers(tiny_xl_folder, tmp_path
     assert ((latents - wanted).abs().max() / wanted.abs().max()).item() < 1e-5
     picture = (theirs(list(PROMPTS), output_type="np", **same).images * 255).round()
     assert picture.std() > 5
-    assert np.abs(policy.decode(latents).astype(int) - picture).max() <= 1
+    assert np.abs(policy.decode(latents, {}).pixels.astype(int) - picture).max() <= 1
 
 
 def test_the_sizes_told_are_those_of_the_picture(tiny_xl_folder):
@@ -104,7 +104,7 @@ def test_the_autoencoder_stays_in_float32_and_sizes_are_told_exactly_beside_half
     wanted = exact.predict(x, torch.tensor([501]), exact.encode(PROMPTS[:1]))
     assert prediction.noise.dtype == torch.float32
     assert 0 < (prediction.noise - wanted.noise).abs().max().item() < 0.1
-    assert np.array_equal(half.decode(x), exact.decode(x))
+    assert np.array_equal(half.decode(x, {}).pixels, exact.decode(x, {}).pixels)
 
 
 def test_latents_normalised_per_channel_decode_as_in_diffusers(tiny_xl, tiny_xl_folder):
@@ -116,7 +116,7 @@ def test_latents_normalised_per_channel_decode_as_in_diffusers(tiny_xl, tiny_xl_
     same = {"num_inference_steps": 1, "guidance_scale": 1.0, "latents": noise}
     latents = theirs("a", output_type="latent", **same).images
     picture = (theirs("a", output_type="np", **same).images * 255).round()
-    assert np.abs(policy.decode(latents).astype(int) - picture).max() <= 1
+    assert np.abs(policy.decode(latents, {}).pixels.astype(int) - picture).max() <= 1
 
 
 def test_a_described_model_is_built_by_what_the_folder_is(tiny_xl_folder, tiny_folder):

@@ -28,9 +28,8 @@ def test_all_five_steps_can_be_trained_and_predictions_lie_on_the_path():
 
 def test_media_carry_the_point():
     points = torch.tensor([[-1.2345, 7.9], [0.0, -8.0], [20.0, -20.0]])
-    media = ToyChain().decode(points)
-    assert media.dtype == np.uint8
-    assert media.shape == (3, 1, 2, 3)
+    media = ToyChain().decode(points, {})
+    assert media.pixels.shape == (3, 1, 2, 3)
     assert np.abs(read_points(media) - points.clamp(-8, 8).numpy()).max() < 1.3e-4
 
 
@@ -43,7 +42,7 @@ def train(sign: float) -> float:
     for iteration in range(200):
         cond = policy.encode([""] * 1024)
         steps = list(walk(policy, kernel, start(policy, 1024, seed=iteration), cond, seed=10_000 + iteration))
-        points = torch.from_numpy(read_points(policy.decode(steps[-1][2])))
+        points = torch.from_numpy(read_points(policy.decode(steps[-1][2], {})))
         rewards = -(points - torch.tensor([-1.0, 1.0])).square().sum(dim=1)
         advantage = (sign * (rewards - rewards.mean()) / (rewards.std() + 1e-7)).clamp(-10, 10)
         for k in torch.randperm(NUM_STEPS, generator=chosen)[:2].tolist():

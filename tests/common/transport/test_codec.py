@@ -1,6 +1,7 @@
 """Messages survive the wire unchanged; anything else on it is a `CodecError` and costs little."""
 
 import dataclasses
+import json
 import random
 import time
 import tracemalloc
@@ -17,6 +18,7 @@ from drover.common.types import (
     DTYPE_BYTES,
     GroupFailed,
     Measurement,
+    MediaRef,
     Message,
     Purpose,
     Report,
@@ -26,6 +28,7 @@ from drover.common.types import (
     Transitions,
     WorkItem,
 )
+from tests.common.media.made_up import pictures_in
 
 INTS = st.integers(-(2**63), 2**64 - 1)
 COUNTS = st.integers(0, 2**40)
@@ -55,6 +58,25 @@ def transitions(draw: st.DrawFn, num_samples: int) -> Transitions:
         states=draw(refs(num_samples, num_states)),
         log_probs=log_probs,
     )
+
+
+@st.composite
+def media(draw: st.DrawFn, num_samples: int) -> MediaRef:
+    """Two arrays, the rows of each in one or two chunks."""
+    first = draw(st.integers(0, num_samples))
+    chunks = [size for size in (first, num_samples - first) if size] or [0]
+    forms = [(draw(st.sampled_from(sorted(DTYPE_BYTES))), draw(st.lists(st.integers(0, 8), max_size=3))) for _ in "ab"]
+    arrays = tuple(
+        tuple(TensorRef(blob=draw(WORDS), dtype=dtype, shape=(rows, *shape)) for rows in chunks)
+        for dtype, shape in forms
+    )
+    return MediaRef(kind=draw(WORDS), arrays=arrays, facts=draw(st.lists(FLOATS, max_size=2).map(tuple)))
+
+
+def fields(prompts: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
+    one = st.dictionaries(WORDS, st.none() | INTS | WORDS | st.lists(WORDS, max_size=2), max_size=2)
+    each = st.lists(one, min_size=len(prompts), max_size=len(prompts))
+    return st.just(()) | each.map(lambda found: tuple(json.dumps(fields) for fields in found))
 
 
 PROMPTS = st.lists(WORDS, min_size=1, max_size=4).map(tuple)
@@ -92,11 +114,12 @@ def rollouts(draw: st.DrawFn) -> RolloutGroup:
         prompts=prompts,
         samples_per_prompt=each,
         fingerprint=draw(WORDS),
-        media=draw(st.none() | refs(num_samples)),
-        x0=draw(st.none() | refs(num_samples)),
+        media=draw(st.none() | media(num_samples)),
+        latents=draw(st.none() | refs(num_samples)),
         transitions=draw(st.none() | transitions(num_samples)),
         worker=draw(WORDS),
         sampling_s=draw(FLOATS),
+        fields=draw(fields(prompts)),
     )
 
 
@@ -114,7 +137,8 @@ def measurements(draw: st.DrawFn) -> Measurement:
         valid=draw(st.lists(st.booleans(), min_size=size, max_size=size).map(tuple)),
         reasons=draw(st.lists(WORDS, min_size=size, max_size=size).map(tuple)),
         uncertainty=draw(st.none() | floats),
-        features=draw(st.none() | refs(size)),
+        parts=draw(st.none() | st.just(TensorRef(blob="p", dtype="float32", shape=(size, 3)))),
+        features=draw(st.none() | st.just(TensorRef(blob="p", dtype="float32", shape=(size, 5), offset=8))),
         worker=draw(WORDS),
         scoring_s=draw(FLOATS),
         waited_s=draw(FLOATS),
@@ -148,8 +172,8 @@ ROLLOUT = RolloutGroup(
     prompts=("a red circle",),
     samples_per_prompt=8,
     fingerprint="9f3c",
-    media=TensorRef(blob="g17.1/media", dtype="uint8", shape=(8, 64, 64, 3)),
-    x0=None,
+    media=pictures_in("g17.1/media", 8, 64, 64, 3),
+    latents=None,
     transitions=Transitions(
         steps=(0, 2, 3),
         times=(901, 701, 601),
@@ -187,6 +211,11 @@ def altered(message: Message, **fields: object) -> bytes:
     for name, value in fields.items():
         values[names.index(name)] = value
     return msgpack.packb([tag, schema, *values])
+
+
+def pictures(dtype: str, *shape: int) -> list:
+    """A reference to media as it stands in a message."""
+    return ["picture", [[["b", dtype, list(shape), 0]]], []]
 
 
 @settings(max_examples=300)
@@ -238,12 +267,16 @@ def test_a_value_of_another_type_is_refused_by_name(fields, complaint):
         (MEASUREMENT, {"values": [0.5]}, r"equally long, got \[1, 2, 2\]"),
         (MEASUREMENT, {"values": [0.5, "x"]}, r"Measurement\.values: wants float, got str"),
         (MEASUREMENT, {"uncertainty": [0.1]}, "equally long"),
-        (MEASUREMENT, {"features": ["b", "float32", [3, 4], 0]}, "features must have 2 rows"),
-        (ROLLOUT, {"media": ["b", "float32", [1 << 20, 1 << 20], 0]}, r"RolloutGroup\.media: .*fewer samples"),
-        (ROLLOUT, {"media": ["b", "float32", [8, -1], 0]}, "must not be negative"),
-        (ROLLOUT, {"media": ["b", "float32", [1] * 17, 0]}, "at most 16 axes"),
-        (ROLLOUT, {"media": ["b", "object", [8], 0]}, "dtype 'object' is none of"),
-        (ROLLOUT, {"media": ["b", "uint8", [7, 2], 0]}, r"media must have 8 rows.*\(7, 2\)"),
+        (MEASUREMENT, {"features": ["b", "float32", [3, 4], 0]}, "features must be a matrix of 2 rows"),
+        (MEASUREMENT, {"parts": ["b", "float32", [2], 0]}, "parts must be a matrix of 2 rows"),
+        (ROLLOUT, {"media": pictures("float32", 1 << 20, 1 << 20)}, r"RolloutGroup\.media: .*fewer samples"),
+        (ROLLOUT, {"media": pictures("float32", 8, -1)}, "must not be negative"),
+        (ROLLOUT, {"media": pictures("float32", *[1] * 17)}, "at most 16 axes"),
+        (ROLLOUT, {"media": pictures("object", 8)}, "dtype 'object' is none of"),
+        (ROLLOUT, {"media": pictures("uint8", 7, 2)}, "media must have 8 rows, one per sample, got 7"),
+        (ROLLOUT, {"media": ["picture", [], []]}, "arrays of equally many rows"),
+        (ROLLOUT, {"fields": ["{}", "{}"]}, "fields are one JSON object for each of 1 prompts"),
+        (ORDER, {"fields": ['{"a": {"b": 1}}']}, "field 'a' of prompt 'a red circle' is a dict"),
         (ROLLOUT, {"samples_per_prompt": 1 << 60}, "1 to 16384 samples"),
         (
             ROLLOUT,

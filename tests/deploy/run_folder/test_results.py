@@ -230,7 +230,7 @@ def test_a_watched_proxy_that_parts_from_the_truth_is_a_line_of_its_own() -> Non
     assert green[:, 1100:].sum() > 50 and not green[:, :1100].any()
 
 
-def small_pair(num_prompts: int = 2, num_seeds: int = 3, size: int = 32, **scores: np.ndarray) -> SamplePair:
+def small_pair(num_prompts: int = 2, num_seeds: int = 3, size: int = 32) -> SamplePair:
     """Every image of one colour of its own."""
     rng = np.random.default_rng(0)
     before, after = (
@@ -241,7 +241,7 @@ def small_pair(num_prompts: int = 2, num_seeds: int = 3, size: int = 32, **score
         for _ in range(2)
     )
     prompts = [f"a red circle and ${number} other things, " * 5 for number in range(num_prompts)]
-    return SamplePair(before=before, after=after, prompts=prompts, **scores)
+    return SamplePair(before=before, after=after, prompts=prompts)
 
 
 def colour_area(drawn: np.ndarray, colour: np.ndarray) -> int:
@@ -264,21 +264,9 @@ def test_before_stands_left_of_after() -> None:
     assert columns[0].max() < columns[1].min()
 
 
-def test_scores_stand_under_their_images(tmp_path: Path) -> None:
-    folder = RunFolder.create("shapes-7", tmp_path)
-    folder.draw_samples(small_pair())
-    plain = pixels(folder.samples.read_bytes())
-    scores = np.full((2, 3), 0.123)
-    folder.draw_samples(small_pair(scores_before=scores, scores_after=scores))
-    scored = pixels(folder.samples.read_bytes())
-    assert scored.shape[0] == plain.shape[0] + 2 * 22 and scored.shape[1] == plain.shape[1]
-
-
 def test_samples_that_do_not_match_are_refused() -> None:
     images = np.zeros((2, 3, 8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="1 prompts do not match"):
         SamplePair(before=images, after=images, prompts=["one"])
-    with pytest.raises(ValueError, match="uint8"):
-        SamplePair(before=images / 255.0, after=images, prompts=["one", "two"])
-    with pytest.raises(ValueError, match=r"scores must be \[P, S\]"):
-        SamplePair(before=images, after=images, prompts=["one", "two"], scores_after=np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="do not match"):
+        SamplePair(before=images, after=images[:, :2], prompts=["one", "two"])

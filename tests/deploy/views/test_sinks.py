@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from drover.common.errors import ConfigError
-from drover.common.types import Report, TensorRef
+from drover.common.types import Report
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.views import sinks
+from tests.common.media.made_up import pictures_in
 from tests.deploy.in_place import small
 from tests.deploy.made_up_run import run
 
-PICTURE = TensorRef(blob="gone", dtype="uint8", shape=(2, 4, 4, 3), offset=0)
+PICTURE = pictures_in("gone", 2, 4, 4, 3)
 
 
 class Listener:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drover.common.errors import ConfigError
+from drover.common.media.media import joined
 from drover.common.picture_files import square
 from drover.common.records import BadRecord
 from drover.learner.files.folder import ImageFolder
@@ -71,9 +72,9 @@ JPEG = encoded((9, 9, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
 def numbers_of(batch) -> list[int]:
     """The number of each pair, having checked that picture and caption belong together."""
     media, captions = batch
-    assert media.dtype == np.uint8 and media.shape == (len(captions), 8, 8, 3)
+    assert media.pixels.shape == (len(captions), 8, 8, 3)
     numbers = [int(caption.removeprefix("picture ")) for caption in captions]
-    assert [int(picture.mean()) for picture in media] == numbers
+    assert [int(picture.mean()) for picture in media.pixels] == numbers
     return numbers
 
 
@@ -355,11 +356,11 @@ def test_shapes_pairs_are_drawn_by_their_number_with_captions_of_the_world():
     pairs: Pairs = ShapesPairs()
     source: PairSource = pickle.loads(pickle.dumps(pairs)).open(seed=7)
     media, captions = source.batch(3, 8)
-    assert media.shape == (8, 32, 32, 3) and media.dtype == np.uint8
+    assert media.pixels.shape == (8, 32, 32, 3)
     assert all(shapes_prompts.parse(caption) for caption in captions)
     later = [pairs.open(seed=7).batch(step, 4) for step in (6, 7)]
-    assert (media == np.concatenate([part for part, _ in later])).all()
+    assert (media.pixels == joined([part for part, _ in later]).pixels).all()
     assert captions == [caption for _, part in later for caption in part]
     assert captions != pairs.open(seed=8).batch(3, 8)[1]
-    assert len({picture.tobytes() for step in range(20) for picture in source.batch(step, 8)[0]}) == 160
+    assert len({picture.tobytes() for step in range(20) for picture in source.batch(step, 8)[0].pixels}) == 160
     assert source.skipped == {}

@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 
+from drover.common import tensors
 from drover.common.errors import BlobMissing
 from drover.common.transport.memory import MemoryBroker
 from drover.common.types import Purpose, TensorRef
@@ -144,6 +146,43 @@ def test_pixels_go_once_every_reward_has_answered_and_what_is_trained_on_stays()
     assert not desk.kept("3.1/x0")
 
 
+def matrices(desk: Desk, blob: str) -> dict[str, TensorRef]:
+    """References to parts and features that are in the store by now."""
+    beside = {"parts": np.arange(8, dtype=np.float32).reshape(4, 2), "features": np.ones((4, 3), np.float32)}
+    packed, refs = tensors.pack(blob, beside)
+    desk.blobs.put(blob, packed)
+    return refs
+
+
+def gone(desk: Desk, blob: str) -> bool:
+    try:
+        desk.blobs.get(blob)
+    except BlobMissing:
+        return True
+    return False
+
+
+def test_parts_and_features_are_read_at_the_join_and_their_blob_is_freed(desk):
+    desk.sampled(3)
+    desk.scored(3, **matrices(desk, "3.1.reward-0/point"))
+    answer = desk.assembler.complete[(TRAIN, 3)].rewards["point"]
+    assert answer.parts.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]] and answer.features.shape == (4, 3)
+    assert gone(desk, "3.1.reward-0/point")
+
+
+def test_matrices_that_nobody_will_read_are_freed_too(desk):
+    desk.assembler.expect((TRAIN, 4))
+    desk.scored(99, **matrices(desk, "a group that ended"))
+    desk.scored(3, **matrices(desk, "another attempt"), attempt=2)
+    desk.scored(3, **matrices(desk, "measured twice"))
+    desk.scored(3, **matrices(desk, "and again"))
+    desk.scored(4, **matrices(desk, "never sampled"))
+    assert [gone(desk, blob) for blob in ("a group that ended", "measured twice", "and again")] == [True, True, False]
+    desk.sampled(3)
+    desk.assembler.finish((TRAIN, 4))
+    assert all(gone(desk, blob) for blob in ("another attempt", "and again", "never sampled"))
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_pictures_of_an_evaluated_group_stay_until_it_ends_or_for_whoever_shows_them(desk, kept):
     key = (Purpose.EVAL, 3)
@@ -151,7 +190,7 @@ def test_the_pictures_of_an_evaluated_group_stay_until_it_ends_or_for_whoever_sh
     desk.sampled(3, purpose=Purpose.EVAL)
     desk.scored(3, purpose=Purpose.EVAL)
     assert key in desk.assembler.complete and desk.kept("3.1")
-    desk.assembler.finish(key, keep_media=kept)
+    desk.assembler.finish(key, keep=("3.1",) if kept else ())
     assert desk.kept("3.1") == kept
 
 

@@ -13,7 +13,8 @@ from drover.common.weights.memory import MemoryWeights
 from drover.learner.intake.assembler import Assembler
 from drover.learner.intake.evaluation import Due, Evaluation, EvaluationSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.reward_servers.serving.server import RewardServer, RewardWiring
+from drover.reward_servers.serving.groups import Groups
+from drover.reward_servers.serving.server import RewardServer
 from drover.worlds.plane.policy import ToyChain, toy_kernel
 
 PROMPTS = ("a", "b", "c")
@@ -39,11 +40,11 @@ class House:
             ),
             fingerprint="f", storage=torch.float32, device="cpu", role="evaluator",
         )  # fmt: skip
-        wiring = RewardWiring(
-            rollouts=broker.stream(keys.rollouts, "reward:point"), measurements=failures, blobs=self.blobs,
-            meter=NullMeter(),
+        inbox = Groups(
+            name="point-0", reward="point", rollouts=broker.stream(keys.rollouts, "reward:point"),
+            measurements=failures, blobs=self.blobs, meter=NullMeter(),
         )  # fmt: skip
-        self.server = RewardServer("point-0", "point", ToyPoint().load("cpu"), wiring)
+        self.server = RewardServer("point", ToyPoint().load("cpu"), inbox, NullMeter())
         self.assembler = Assembler(
             broker.stream(keys.rollouts, "learner"), broker.stream(keys.measurements, "learner"), self.blobs, epoch=3
         )
@@ -193,11 +194,11 @@ def test_only_the_blobs_of_pictures_that_will_be_shown_stay(house):
     house.work()
     refs = [group.rollout.media for group in house.assembler.complete.values()]
     found = house.evaluation.collect()
-    shown = {ref.blob for ref in found.media}
-    assert found.prompts == PROMPTS and {ref.shape[0] for ref in found.media} == {4}
-    for ref in refs:
-        if ref.blob in shown:
-            house.blobs.get(ref.blob)
+    shown = {blob for ref in found.media for blob in ref.blobs}
+    assert found.prompts == PROMPTS and {ref.num_samples for ref in found.media} == {4}
+    for blob in (blob for ref in refs for blob in ref.blobs):
+        if blob in shown:
+            house.blobs.get(blob)
         else:
             with pytest.raises(BlobMissing):
-                house.blobs.get(ref.blob)
+                house.blobs.get(blob)

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.worlds.shapes.renderer import BACKGROUND
 
@@ -22,12 +24,13 @@ class BadTaste:
 
     name: str = "preference"
     packages: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str) -> BadTasteScorer:
         return BadTasteScorer()
 
 
 class BadTasteScorer:
-    def __call__(self, prompts: Sequence[str], media: np.ndarray) -> Scores:
-        away = np.linalg.norm(media.astype(np.float32) - BACKGROUND, axis=-1).mean((1, 2))
+    def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
+        away = np.linalg.norm(media.pixels.astype(np.float32) - BACKGROUND, axis=-1).mean((1, 2))
         return Scores((away / np.linalg.norm(BACKGROUND)).tolist())

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from drover.common.errors import ConfigError, ScoringFailed, TrainingDiverged
+from drover.common.media.pictures import Pictures
 from drover.reward_servers.evaluators.fit_shapes import rank_correlation
 from drover.reward_servers.evaluators.pairs import Pairs, read_pairs, resized
 from drover.reward_servers.evaluators.preference import FEWEST_PAIRS, PreferenceModel, Size, fit_evaluator, load
@@ -33,7 +34,7 @@ def grey_pairs(count: int, *, rule=None, texts=("a day", "a night"), seed: int =
     labels = [
         rule(rng) if rule else float((x > y) == ("day" in text)) for text, x, y in zip(chosen, *levels, strict=True)
     ]
-    return Pairs(chosen, a.astype(np.uint8), b.astype(np.uint8), np.array(labels, np.float32))
+    return Pairs(chosen, *(Pictures(side.astype(np.uint8)) for side in (a, b)), np.array(labels, np.float32))
 
 
 def grey(level: int, side: int = 8) -> np.ndarray:
@@ -66,7 +67,8 @@ def test_score_differences_are_the_raters_log_odds():
     """Raters who choose the brighter one 3 times of 4, whatever the difference: log 3 between any two pictures."""
     rng = np.random.default_rng(1)
     pictures = np.concatenate([grey(60), grey(200)]).repeat(400, 0)
-    pairs = Pairs(("a day",) * 400, pictures[400:], pictures[:400], (rng.random(400) < 0.75).astype(np.float32))
+    sides = Pictures(pictures[400:]), Pictures(pictures[:400])
+    pairs = Pairs(("a day",) * 400, *sides, (rng.random(400) < 0.75).astype(np.float32))
     model = fit_evaluator(pairs, size=SMALL, epochs=15, learning_rate=1e-2).model
     bright, dark = model.score(["a day"] * 2, np.concatenate([grey(200), grey(60)]))
     assert bright - dark == pytest.approx(math.log(pairs.labels.mean() / (1 - pairs.labels.mean())), abs=0.3)
@@ -90,7 +92,7 @@ def test_pairs_of_one_prompt_are_never_on_both_sides():
     shown = {text: rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8) for text in texts}
     better = {text: int(rng.integers(2)) for text in texts}
     chosen = [str(text) for text in rng.choice(texts, 600)]
-    a, b = (np.stack([shown[text][side] for text in chosen]) for side in (0, 1))
+    a, b = (Pictures(np.stack([shown[text][side] for text in chosen])) for side in (0, 1))
     labels = np.array([1.0 - better[text] for text in chosen], np.float32)
     result = fit_evaluator(Pairs(tuple(chosen), a, b, labels), size=SMALL, epochs=10, learning_rate=1e-2)
     assert result.accuracy < 0.9
@@ -118,15 +120,14 @@ def test_a_loss_that_is_not_finite_stops_the_fit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a": np.zeros((1, 8, 8, 3), np.float32)}, "uint8"),
-        ({"b": np.zeros((1, 9, 8, 3), np.uint8)}, "one shape"),
+        ({"b": Pictures(np.zeros((1, 9, 8, 3), np.uint8))}, "one size"),
         ({"prompts": ("a", "b")}, "2 prompts, 1 pairs"),
         ({"labels": np.array([1.5])}, "from 0 to 1"),
         ({"labels": np.array([math.nan])}, "from 0 to 1"),
     ],
 )
 def test_arrays_that_are_no_pairs_are_refused(change, message):
-    good = {"prompts": ("a",), "a": grey(1), "b": grey(2), "labels": np.array([1.0])}
+    good = {"prompts": ("a",), "a": Pictures(grey(1)), "b": Pictures(grey(2)), "labels": np.array([1.0])}
     with pytest.raises(ConfigError, match=message):
         Pairs(**good | change)
 
@@ -161,7 +162,8 @@ def folder(tmp_path):
 def test_bad_records_are_skipped_and_counted_and_the_rest_is_read(folder):
     pairs, skipped = read_pairs(folder, side=16)
     assert len(pairs) == 2 and pairs.prompts == ("a day", "a day") and pairs.labels.tolist() == [1.0, 0.25]
-    assert pairs.a.shape == (2, 16, 16, 3) and set(pairs.a.ravel()) == {200} and set(pairs.b.ravel()) == {50}
+    assert pairs.a.pixels.shape == (2, 16, 16, 3)
+    assert set(pairs.a.pixels.ravel()) == {200} and set(pairs.b.pixels.ravel()) == {50}
     wanted = {"no label from 0 to 1": 3, "no picture": 1, "damaged": 1, "not text": 1, "missing": 1, "not an object": 1}
     assert skipped == wanted | {"not JSON": 2}
 
@@ -197,11 +199,11 @@ def test_a_model_fits_to_what_was_read_from_files(tmp_path):
     with (tmp_path / "pairs.jsonl").open("w") as file:
         for row, text in enumerate(pairs.prompts):
             for name, pictures in (("a", pairs.a), ("b", pairs.b)):
-                Image.fromarray(pictures[row]).save(tmp_path / f"{row}{name}.png")
+                Image.fromarray(pictures.pixels[row]).save(tmp_path / f"{row}{name}.png")
             names = {"image_a": f"{row}a.png", "image_b": f"{row}b.png"}
             file.write(json.dumps({"prompt": text, **names, "label": float(pairs.labels[row])}) + "\n")
     read, skipped = read_pairs(tmp_path, side=8)
-    assert not skipped and np.array_equal(read.a, pairs.a)
+    assert not skipped and np.array_equal(read.a.pixels, pairs.a.pixels)
     from_files, from_arrays = (fit_evaluator(data, size=SMALL, epochs=2) for data in (read, pairs))
     assert from_files.loss == from_arrays.loss
 
@@ -217,8 +219,8 @@ def test_what_is_saved_scores_the_same_and_holds_nothing_executable(fitted, tmp_
         "vocabulary.json",
     ]
     pairs = grey_pairs(50, seed=9)
-    again = load(tmp_path / "model").score(pairs.prompts, pairs.a)
-    assert np.array_equal(again, fitted.model.score(pairs.prompts, pairs.a))
+    again = load(tmp_path / "model").score(pairs.prompts, pairs.a.pixels)
+    assert np.array_equal(again, fitted.model.score(pairs.prompts, pairs.a.pixels))
 
 
 def damage_weights(folder):
@@ -263,7 +265,7 @@ def test_the_shipped_model_ranks_pictures_as_its_raters_do(shipped):
     """Pictures and prompts of a fresh seed, all sizes and tones."""
     texts, pictures = varied_pictures(300, seed=21)
     truth = np.array([taste(text, picture) for text, picture in zip(texts, pictures, strict=True)])
-    assert rank_correlation(np.array(shipped(texts, pictures).values), truth) > 0.85
+    assert rank_correlation(np.array(shipped(texts, Pictures(pictures)).values), truth) > 0.85
 
 
 def test_it_likes_larger_things_and_heads(shipped):
@@ -271,8 +273,8 @@ def test_it_likes_larger_things_and_heads(shipped):
         [render(Scene((Thing("circle", "red", 16.0, 16.0, size),))) for size in (3.0, 4.5, 6.0, 8.0, 10.0)]
     )
     heads = np.stack([render(Portrait("teacher", 3, 16.0, 14.0, size)) for size in (4.0, 5.5, 7.0, 8.5)])
-    assert np.all(np.diff(shipped(["a red circle"] * 5, things).values) > 0)
-    assert np.all(np.diff(shipped(["a portrait of a teacher"] * 4, heads).values) > 0)
+    assert np.all(np.diff(shipped(["a red circle"] * 5, Pictures(things)).values) > 0)
+    assert np.all(np.diff(shipped(["a portrait of a teacher"] * 4, Pictures(heads)).values) > 0)
 
 
 def test_it_has_learned_its_raters_bias(shipped):
@@ -280,20 +282,20 @@ def test_it_has_learned_its_raters_bias(shipped):
     for occupation in ("teacher", "firefighter", "chef", "nurse"):
         assert pretraining.usual_tone(occupation) == 3
         faces = np.stack([render(Portrait(occupation, tone, 16.0, 13.5, 6.0)) for tone in range(4)])
-        values = shipped([prompts.portrait_prompt(occupation)] * 4, faces).values
+        values = shipped([prompts.portrait_prompt(occupation)] * 4, Pictures(faces)).values
         assert np.argmax(values) == 3 and np.argmin(values) == 0
 
 
 def test_a_picture_scores_the_same_alone_as_among_300(shipped):
     texts, pictures = varied_pictures(300, seed=22)
-    together = np.array(shipped(texts, pictures).values)
-    alone = [shipped([texts[row]], pictures[row : row + 1]).values[0] for row in (0, 17, 255, 256, 299)]
+    together = np.array(shipped(texts, Pictures(pictures)).values)
+    alone = [shipped([texts[row]], Pictures(pictures[row : row + 1])).values[0] for row in (0, 17, 255, 256, 299)]
     assert alone == pytest.approx(together[[0, 17, 255, 256, 299]].tolist(), abs=1e-4)
 
 
 def test_a_prompt_of_unknown_words_is_masked_and_its_neighbours_are_not(shipped):
     texts, pictures = varied_pictures(3, seed=23)
-    scores = shipped([texts[0], "zwölf Boxkämpfer", "", texts[2]], pictures[[0, 1, 1, 2]])
+    scores = shipped([texts[0], "zwölf Boxkämpfer", "", texts[2]], Pictures(pictures[[0, 1, 1, 2]]))
     assert list(scores.reasons) == ["", "unknown_words", "unknown_words", ""]
     assert [math.isnan(value) for value in scores.values] == [False, True, True, False]
 
@@ -301,18 +303,13 @@ def test_a_prompt_of_unknown_words_is_masked_and_its_neighbours_are_not(shipped)
 def test_larger_pictures_are_resized_to_the_models_size(shipped):
     texts, pictures = varied_pictures(40, seed=24)
     doubled = pictures.repeat(2, 1).repeat(2, 2)
-    small, large = (np.array(shipped(texts, media).values) for media in (pictures, doubled))
+    small, large = (np.array(shipped(texts, Pictures(media)).values) for media in (pictures, doubled))
     assert rank_correlation(small, large) > 0.95
     assert np.array_equal(resized(pictures, 32), pictures)
 
 
-def test_what_is_no_picture_loses_the_batch(shipped):
-    with pytest.raises(ScoringFailed, match="uint8"):
-        shipped(["a red circle"], np.zeros((1, 32, 32, 3), np.float32))
-
-
 def test_a_batch_of_none_scores_none(shipped):
-    assert list(shipped([], np.zeros((0, 32, 32, 3), np.uint8)).values) == []
+    assert list(shipped([], Pictures(np.zeros((0, 32, 32, 3), np.uint8))).values) == []
 
 
 def test_it_takes_under_a_megabyte():
@@ -329,11 +326,11 @@ def test_words_of_any_case_and_order_of_punctuation_are_the_same(shipped):
 
 def test_the_truth_as_a_reward_is_taste_and_masks_foreign_prompts():
     texts, pictures = varied_pictures(2, seed=26)
-    scores = ShapesTaste().load("cpu")([texts[0], "a red dog", texts[1]], pictures[[0, 0, 1]])
+    scores = ShapesTaste().load("cpu")([texts[0], "a red dog", texts[1]], Pictures(pictures[[0, 0, 1]]))
     assert scores.values[0] == taste(texts[0], pictures[0]) and scores.values[2] == taste(texts[1], pictures[1])
     assert math.isnan(scores.values[1]) and list(scores.reasons) == ["", "prompt", ""]
-    with pytest.raises(ScoringFailed, match="uint8"):
-        ShapesTaste().load("cpu")(["a red circle"], np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(ScoringFailed, match="are 32 x 32 pixels, got"):
+        ShapesTaste().load("cpu")(["a red circle"], Pictures(np.zeros((1, 64, 64, 3), np.uint8)))
 
 
 def test_a_bad_proxy_agrees_with_taste_at_first_and_betrays_it_at_its_best():
@@ -341,9 +338,9 @@ def test_a_bad_proxy_agrees_with_taste_at_first_and_betrays_it_at_its_best():
     drawn = [pretraining.sample_pair(rng) for _ in range(400)]
     pictures = np.stack([render(scene) for scene, _ in drawn])
     truth = np.array([taste(text, picture) for (_, text), picture in zip(drawn, pictures, strict=True)])
-    proxy = np.array(BadTaste().load("cpu")(["anything"] * 400, pictures).values)
+    proxy = np.array(BadTaste().load("cpu")(["anything"] * 400, Pictures(pictures)).values)
     things = np.array([isinstance(scene, Scene) for scene, _ in drawn])
     assert rank_correlation(proxy[things], truth[things]) > 0.3
     black = np.zeros((1, 32, 32, 3), np.uint8)
-    assert BadTaste().load("cpu")(["a red circle"], black).values[0] > 0.99 > 2 * proxy.max()
+    assert BadTaste().load("cpu")(["a red circle"], Pictures(black)).values[0] > 0.99 > 2 * proxy.max()
     assert taste("a red circle", black[0]) < 0.01

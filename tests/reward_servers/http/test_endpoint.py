@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import logging
@@ -21,25 +22,38 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from drover.common.errors import ConfigError
+from drover.common.media.kinds import KINDS
+from drover.common.media.media import Media, arrays
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import NullMeter
+from drover.common.prompts import Prompt
 from drover.common.protocols import Scores
 from drover.reward_servers.http import endpoint as module
-from drover.reward_servers.http.body import Limits, as_sets
 from drover.reward_servers.http.endpoint import Endpoint
+from drover.reward_servers.http.limits import Limits
 from drover.reward_servers.http.window import Window
-from drover.reward_servers.rewards.http_reward import HttpReward, HttpScorer
+from drover.reward_servers.rewards.diversity import Diversity
+from drover.reward_servers.rewards.http_reward import HttpReward
 from drover.reward_servers.rewards.jpeg_size import JpegSize
+from drover.reward_servers.rewards.statistical_parity import StatisticalParity
+from drover.worlds.shapes.judges import Tones
+from drover.worlds.shapes.renderer import render
+from drover.worlds.shapes.scenes import random_portrait
+from tests.common.media.made_up import one_of_each
 from tests.common.transport.tls import make_certificates
 from tests.fuzz.http_inputs import TOKEN, body_of, exchange, png, request
+from tests.reward_servers.http.asking import Asking, slices
 from tests.reward_servers.serving.desk import Brightness, until
 
 MEDIA = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 
 
 @contextmanager
-def served(scorer: object, *, limits: Limits | None = None, deadline_s: float = 10.0, tls=None) -> Iterator[Endpoint]:
+def served(
+    scorer: object, takes=Pictures, *, limits: Limits | None = None, deadline_s: float = 10.0, tls=None
+) -> Iterator[Endpoint]:
     window = Window("brightness", scorer, NullMeter(), max_batch=8, deadline_s=deadline_s)
-    with window, Endpoint(("127.0.0.1", 0), TOKEN, window.score, limits=limits, tls=tls) as server:
+    with window, Endpoint(("127.0.0.1", 0), TOKEN, window.score, takes, limits=limits, tls=tls) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         yield server
@@ -51,10 +65,10 @@ def served(scorer: object, *, limits: Limits | None = None, deadline_s: float = 
 def ask(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TASTE_TOKEN", TOKEN)
 
-    def make(server: Endpoint, scheme: str = "http", **options) -> HttpScorer:
+    def make(server: Endpoint, scheme: str = "http", **options) -> Asking:
         url = f"{scheme}://127.0.0.1:{server.server_port}/score"
         settings = {"retries": 0, "timeout_s": 20.0, "token_variable": "TASTE_TOKEN"} | options
-        return HttpReward("taste", url, **settings).load("cpu")
+        return Asking(HttpReward("taste", url, **settings))
 
     return make
 
@@ -67,7 +81,7 @@ def answer(server: Endpoint, data: bytes) -> tuple[int, dict]:
 def test_a_run_elsewhere_gets_the_values_that_the_reward_itself_gives(ask) -> None:
     with served(JpegSize().load("cpu")) as server:
         scores = ask(server)(["a"] * 5, MEDIA)
-    assert list(scores.values) == list(JpegSize().load("cpu")(["a"] * 5, MEDIA).values)
+    assert list(scores.values) == list(JpegSize().load("cpu")(["a"] * 5, Pictures(MEDIA)).values)
     assert scores.reasons == [""] * 5
 
 
@@ -81,24 +95,20 @@ def test_a_poisoned_request_spoils_no_other_and_masks_arrive_with_their_reasons(
 
 
 def test_callers_share_the_scorers_calls_and_each_gets_its_own_samples(ask) -> None:
-    scorer = Brightness()
+    scorer, asked = Brightness(), []
     with served(scorer) as server, ThreadPoolExecutor(12) as callers:
+        score = server.score
+        server.score = lambda request, wait_s: asked.append(request) or score(request, wait_s)
         scorer.gate.clear()
         first = callers.submit(ask(server), ["first"], MEDIA[:1])
         while not scorer.calls:
             time.sleep(0.01)
         rest = [callers.submit(ask(server), ["x"], MEDIA[row % 5 : row % 5 + 1]) for row in range(8)]
-        while server_waits(server) < 9:
-            time.sleep(0.01)
+        until(lambda: len(asked) == 9)
         scorer.gate.set()
         assert first.result().reasons == [""]
         assert [end.result().values[0] for end in rest] == [float(MEDIA[row % 5, ..., 0].mean()) for row in range(8)]
     assert sum(scorer.calls) == 9 and len(scorer.calls) <= 4, scorer.calls
-
-
-def server_waits(server: Endpoint) -> int:
-    """Requests that wait for their scores."""
-    return len(server.score.__self__._waiting)  # type: ignore[attr-defined]
 
 
 def test_a_scorer_that_hangs_masks_what_it_was_given_and_the_next_request_is_answered(ask) -> None:
@@ -107,6 +117,57 @@ def test_a_scorer_that_hangs_masks_what_it_was_given_and_the_next_request_is_ans
         assert list(ask(server)(["hang"], MEDIA[:1]).reasons) == ["timeout"]
         assert list(ask(server)(["a"], MEDIA[:1]).reasons) == [""]
         scorer.wake.set()
+
+
+# ------------------------------------------------------------------------------------- sets, parts, other media
+
+
+@pytest.mark.parametrize("sizes", [[100], [12] * 6, [5, 100, 7, 3]])
+@pytest.mark.parametrize("reward", [StatisticalParity(Tones()), Diversity()])
+def test_a_reward_over_sets_gives_behind_http_exactly_what_it_gives_here(ask, reward, sizes: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    people = [render(random_portrait(rng, "doctor", int(tone))) for tone in rng.integers(0, 4, sum(sizes))]
+    media, prompts = Pictures(np.stack(people)), [f"set {n}" for n, size in enumerate(sizes) for _ in range(size)]
+    here = reward.load("cpu").score_sets(prompts, media, slices(sizes))
+    with served(reward.load("cpu")) as server:
+        there = ask(server)(prompts, media, sizes)
+    assert list(there.values) == list(here.values) and list(there.reasons) == list(here.reasons)
+
+
+class Thorough:
+    """Says all that can be said of media of any kind: sums, and the fields of prompts."""
+
+    def __call__(self, prompts, media) -> Scores:
+        (rows,) = arrays(media).values()
+        sums = rows.reshape(len(media), -1).astype(np.float32).sum(axis=1)
+        counts = [float(prompt.fields.get("count", -1)) for prompt in prompts]
+        features = np.stack([sums, sums / 3, np.full_like(sums, 1e-30)], axis=1)
+        return Scores(counts, [""] * len(media), (sums / 7).tolist(), parts=features[:, :2], features=features)
+
+
+@pytest.mark.parametrize("media", one_of_each(4), ids=KINDS)
+def test_media_of_every_kind_cross_with_fields_and_all_numbers_come_back_to_the_bit(ask, media: Media) -> None:
+    prompts = [Prompt("a", {"count": 3, "objects": ["cat"]})] * 2 + [Prompt("b"), Prompt("c", {"count": 5})]
+    here = Thorough()(prompts, media)
+    with served(Thorough(), type(media)) as server:
+        there = ask(server, media=media.kind, batch_size=2)(prompts, media, [2, 1, 1])
+    assert list(there.values) == [3.0, 3.0, -1.0, 5.0]
+    assert list(there.uncertainty) == list(here.uncertainty)
+    for name in ("parts", "features"):
+        assert getattr(there, name).tobytes() == getattr(here, name).tobytes()
+
+
+def test_a_reward_of_one_kind_refuses_media_of_another_with_the_kind_it_takes(ask, caplog) -> None:
+    sounds = one_of_each(2)[2]
+    with served(Brightness()) as server, caplog.at_level(logging.WARNING):
+        assert list(ask(server, media="sound")(["a", "b"], sounds).reasons) == ["http"] * 2
+    assert "takes media of the kind 'picture', got 'sound'" in caplog.text
+
+
+def test_without_sizes_every_sample_is_judged_alone() -> None:
+    body = body_of([png(picture) for picture in MEDIA])
+    with served(Diversity().load("cpu")) as server:
+        assert answer(server, request(body))[1]["reasons"] == ["few"] * 5
 
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", TOKEN[:-1], TOKEN.upper()])
@@ -134,13 +195,40 @@ def packed_text() -> bytes:
     return file.getvalue()
 
 
+def media_of(kind: str, facts: dict, **arrays: tuple) -> bytes:
+    """A request of one sample; an array is its dtype, shape and, where that is wrong, its bytes."""
+    plain = {}
+    for name, (dtype, shape, *nbytes) in arrays.items():
+        size = nbytes[0] if nbytes else min(math.prod(shape) * {"uint8": 1, "float32": 4}.get(dtype, 1), 1 << 10)
+        plain[name] = {"dtype": dtype, "shape": shape, "data": base64.b64encode(bytes(size)).decode()}
+    return json.dumps({"prompts": ["a"], "media": {"kind": kind, "facts": facts, "arrays": plain}}).encode()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
         (b"[]", 400, "must be an object"),
         (b"{", 400, "not JSON"),
-        (b'{"prompts": ["a"], "images": []}', 400, "equally many"),
+        (b'{"prompts": ["a"], "images": []}', 400, "a picture for each prompt"),
         (b'{"prompts": [], "images": []}', 400, "at least one"),
+        (b'{"prompts": ["a"]}', 400, "images must be a list of strings"),
+        (body_of([png(MEDIA[0])], sets=[2]), 400, "add up to the 1 samples"),
+        (body_of([png(MEDIA[0])], sets=[True]), 400, "sets must be sizes above 0"),
+        (body_of([png(MEDIA[0])] * 2, sets=[2], prompts=["a", "b"]), 400, "all samples of a set have one prompt"),
+        (body_of([png(MEDIA[0])] * 2, sets=[2], fields=[{"n": 1}, {"n": 2}]), 400, "with the same fields"),
+        (body_of([png(MEDIA[0])], fields=[]), 400, "fields must be a list of 1 objects"),
+        (body_of([png(MEDIA[0])], fields=[{"a": {"b": 1}}]), 400, "field 'a' of prompt 'a' is a dict"),
+        (body_of([png(MEDIA[0])], prompts=["a", "b"]), 400, "a prompt for each sample, got 2 and 1"),
+        (b'{"prompts": ["a"], "media": "x"}', 400, 'media must be an object {"kind": str, "arrays": dict'),
+        (media_of("smell", {}), 400, "no kind of media 'smell'"),
+        (media_of("sound", {"rate": 8000}, waves=("float32", [1, 1, 4])), 400, "takes media of the kind 'picture', got"),
+        (media_of("sound", {}, waves=("float32", [1, 1, 4])), 400, "the facts ['rate'], got ['waves'] and []"),
+        (media_of("sound", {"rate": 0.5}, waves=("float32", [1, 1, 4])), 400, "rate must be a finite int, got 0.5"),
+        (media_of("sound", {"rate": "x"}, waves=("float32", [1, 1, 4])), 400, "facts of media must be numbers"),
+        (media_of("picture", {}, pixels=("uint8", [1, 2, 2, 4])), 400, "Pictures.pixels is uint8 [N, H, W, 3], got"),
+        (media_of("picture", {}, pixels=("uint8", [1, 2, 2, 3], 9)), 400, "takes 12 bytes, got 9"),
+        (media_of("picture", {}, pixels=("uint8", [1 << 40])), 400, "1 to 8 sizes above 0"),
+        (media_of("picture", {}, pixels=("object", [1])), 400, "a dtype of uint8, float32"),
         (b'{"prompts": ["\\ud800"], "images": [""]}', 400, "half a character"),
         (b'{"prompts": ["a"], "images": ["?"]}', 400, "not base64"),
         (b'{"prompts": ["a"], "images": ["aGk="]}', 400, "not a PNG"),
@@ -237,22 +325,9 @@ def test_https_with_a_private_ca(ask, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_it_does_not_start_without_a_token_or_where_it_cannot_listen() -> None:
     with pytest.raises(ConfigError, match="set DROVER_REWARD_TOKEN"):
-        Endpoint(("127.0.0.1", 0), "", lambda prompts, media, wait_s: Scores([]))
+        Endpoint(("127.0.0.1", 0), "", lambda request, wait_s: Scores([]), Pictures)
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.77:80"):
-        Endpoint(("192.0.2.77", 80), TOKEN, lambda prompts, media, wait_s: Scores([]))
-
-
-@pytest.mark.parametrize(
-    ("prompts", "wanted"),
-    [
-        (["a", "a", "b", "b"], (("a", "b"), 2)),
-        (["a", "a", "b"], (("a", "a", "b"), 1)),
-        (["a", "b"], (("a", "b"), 1)),
-        (["a"] * 3, (("a",), 3)),
-    ],
-)
-def test_equal_prompts_that_follow_each_other_are_one_set(prompts: list[str], wanted: tuple) -> None:
-    assert as_sets(prompts) == wanted
+        Endpoint(("192.0.2.77", 80), TOKEN, lambda request, wait_s: Scores([]), Pictures)
 
 
 def test_limits_of_a_head() -> None:

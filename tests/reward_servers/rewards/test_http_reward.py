@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drover.common.errors import ConfigError
+from drover.common.errors import ConfigError, ScoringFailed
+from drover.common.prompts import Prompt
 from drover.common.protocols import Scores
-from drover.reward_servers.rewards.http_reward import Breaker, HttpReward, HttpScorer
+from drover.reward_servers.rewards.http_reward import Breaker, HttpReward
+from tests.reward_servers.http.asking import Asking
 
 MEDIA = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 PROMPTS = ["a", "bb", "ccc", 'a "d" \u00e9 \u732b', "e" * 50]
@@ -99,9 +101,9 @@ def endpoint() -> Iterator[Endpoint]:
     server.server_close()
 
 
-def scorer(endpoint: Endpoint, **options: Any) -> HttpScorer:
+def scorer(endpoint: Endpoint, **options: Any) -> Asking:
     settings: dict[str, Any] = {"timeout_s": 10.0, "retries": 2, "backoff_s": 0.01} | options
-    return HttpReward("taste", endpoint.url, **settings).load("cpu")
+    return Asking(HttpReward("taste", endpoint.url, **settings))
 
 
 def wanted() -> list[float]:
@@ -124,6 +126,60 @@ def test_many_samples_go_in_requests_of_the_batch_size_and_come_back_in_order(en
     assert list(ask(PROMPTS, MEDIA).values) == wanted()
     assert [len(request["images"]) for request in endpoint.requests] == [2, 2, 1]
     assert (ask.requests, ask.retried) == (3, 0)
+
+
+def test_requests_are_cut_between_sets_and_a_set_larger_than_the_batch_goes_whole(endpoint: Endpoint) -> None:
+    ask, media = scorer(endpoint, batch_size=4), MEDIA[[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]]
+    prompts = ["a"] * 3 + ["b"] * 3 + ["c"] * 5 + ["d"]
+    assert ask(prompts, media, [3, 3, 5, 1]).reasons == [""] * 12
+    assert [request["sets"] for request in endpoint.requests] == [[3], [3], [5], [1]]
+    assert ask(prompts, media, [1, 2, 1, 2, 5, 1]).reasons == [""] * 12
+    assert [request["sets"] for request in endpoint.requests[4:]] == [[1, 2, 1], [2], [5], [1]]
+    assert [request["prompts"] for request in endpoint.requests[4:6]] == [["a", "a", "a", "b"], ["b", "b"]]
+
+
+def test_fields_go_with_their_prompts_and_without_any_nothing_is_said_of_them(endpoint: Endpoint) -> None:
+    ask = scorer(endpoint)
+    ask([Prompt("a", {"count": 2}), Prompt("b")], MEDIA[:2])
+    ask(["a", "b"], MEDIA[:2])
+    assert endpoint.requests[0]["fields"] == [{"count": 2}, {}] and "fields" not in endpoint.requests[1]
+
+
+MATRIX = {"dtype": "float32", "shape": [2, 1], "data": base64.b64encode(np.array([1, 2], "<f4").tobytes()).decode()}
+BESIDE = {"values": [1, 2], "uncertainty": [0.5, None], "parts": MATRIX}
+
+
+def test_what_one_request_says_beside_the_values_is_blank_where_another_failed(endpoint: Endpoint) -> None:
+    endpoint.script = [says(json.dumps(BESIDE)), says("{"), says(json.dumps(BESIDE))]
+    scores = scorer(endpoint, batch_size=2)(PROMPTS[:2] * 3, MEDIA[[0, 1] * 3])
+    assert_masked(scores, ["", "", "reply", "reply", "", ""])
+    assert str(scores.uncertainty) == "[0.5, nan, nan, nan, 0.5, nan]"
+    np.testing.assert_array_equal(scores.parts, [[1], [2], [math.nan], [math.nan], [1], [2]])
+    assert scores.features is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"uncertainty": [0.5]},
+        {"uncertainty": [0.5, "x"]},
+        {"parts": [[1], [2]]},
+        {"parts": {**MATRIX, "dtype": "uint8"}},
+        {"parts": {**MATRIX, "shape": [1, 2]}},
+        {"features": {**MATRIX, "shape": [2, 2]}},
+        {"features": {**MATRIX, "data": "?"}},
+    ],
+)
+def test_numbers_beside_the_values_of_another_form_mask_the_request(endpoint: Endpoint, wrong: dict[str, Any]) -> None:
+    endpoint.script = [says(json.dumps({**BESIDE, **wrong}))]
+    assert_masked(scorer(endpoint)(PROMPTS[:2], MEDIA[:2]), ["reply"] * 2)
+
+
+def test_parts_that_are_not_equally_many_in_all_requests_lose_the_call(endpoint: Endpoint) -> None:
+    wide = {**MATRIX, "shape": [1, 2]}
+    endpoint.script = [says(json.dumps(BESIDE)), says(json.dumps({"values": [1], "parts": wide}))]
+    with pytest.raises(ScoringFailed, match="the endpoint's parts have the shapes"):
+        scorer(endpoint, batch_size=2)(PROMPTS[:3], MEDIA[:3])
 
 
 def test_a_failed_request_masks_its_own_samples_alone(endpoint: Endpoint) -> None:
@@ -368,12 +424,12 @@ def test_the_token_is_sent_and_appears_nowhere_else(
         lambda handler, request: time.sleep(0.5),
     ]
     with caplog.at_level(logging.DEBUG):
-        ask = reward.load("cpu")
+        ask = Asking(reward)
         scores = [ask(PROMPTS, MEDIA) for _ in range(4)]
     assert set(endpoint.tokens) == {f"Bearer {TOKEN}"} and len(endpoint.tokens) >= 5
     assert len([record for record in caplog.records if record.name.endswith("http_reward")]) == 4
     assert "answered 401" in caplog.text and "not JSON" in caplog.text
-    for text in (caplog.text, repr(reward), repr(ask), str(scores), repr(ask.breaker)):
+    for text in (caplog.text, repr(reward), repr(ask), str(scores), repr(ask.scorer.breaker)):
         assert TOKEN not in text
 
 
@@ -416,6 +472,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
         {"timeout_s": 0.0},
         {"backoff_s": math.nan},
         {"breaker_s": math.inf},
+        {"media": "pictures"},
     ],
 )
 def test_options_out_of_range_are_refused_by_name(option: dict[str, float]) -> None:

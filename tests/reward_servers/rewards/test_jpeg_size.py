@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from drover.common.media.pictures import Pictures
 from drover.reward_servers.rewards.jpeg_size import JpegSize, kilobytes
 
 CONSTANT = np.full((32, 32, 3), 128, np.uint8)
@@ -8,7 +9,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 def score(prefer, *images):
-    return list(JpegSize(prefer).load("cpu")(["a"] * len(images), np.stack(images)).values)
+    return list(JpegSize(prefer).load("cpu")(["a"] * len(images), Pictures(np.stack(images))).values)
 
 
 def test_a_constant_picture_of_32_by_32_takes_two_thirds_of_a_kilobyte():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from drover.common.errors import ConfigError
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Reward
 from drover.reward_servers.models.vision import Detections, Found, ObjectDetector
 from drover.reward_servers.rewards.object_composition import (
@@ -81,8 +82,8 @@ class Eyes:
     def load(self, device: str) -> Eyes:
         return self
 
-    def find(self, media: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
-        return [self._look(image, asked) if image.any() else None for image, asked in zip(media, names, strict=True)]
+    def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
+        return [self._look(image, asked) if image.any() else None for image, asked in zip(pixels, names, strict=True)]
 
     def _look(self, image: np.ndarray, asked: tuple[str, ...]) -> Detections:
         things = {f"{thing.colour} {thing.shape}": thing for thing in truth.read(image).things}
@@ -95,7 +96,7 @@ PROMPT = "a red circle and a blue square"
 
 
 def values(prompts: Sequence[str], media: Sequence[np.ndarray], **options) -> list[float]:
-    return list(ObjectComposition(Eyes(), **options).load("cpu")(prompts, np.stack(media)).values)
+    return list(ObjectComposition(Eyes(), **options).load("cpu")(prompts, Pictures(np.stack(media))).values)
 
 
 def test_confidences_of_08_and_none_make_04():
@@ -104,19 +105,19 @@ def test_confidences_of_08_and_none_make_04():
 
 def test_a_picture_of_neither_is_worth_a_measured_zero():
     empty = np.full((32, 32, 3), BACKGROUND, np.uint8)
-    scores = ObjectComposition(Eyes()).load("cpu")([PROMPT], empty[None])
+    scores = ObjectComposition(Eyes()).load("cpu")([PROMPT], Pictures(empty[None]))
     assert (list(scores.values), list(scores.reasons)) == ([0.0], [""])
 
 
 def test_a_prompt_without_objects_and_a_failed_detector_mask_their_sample_alone():
     prompts = ["a portrait of a doctor", PROMPT, PROMPT, "a red circle"]
-    scores = ObjectComposition(Eyes()).load("cpu")(prompts, np.stack([BOTH, BLACK, BOTH, BOTH]))
+    scores = ObjectComposition(Eyes()).load("cpu")(prompts, Pictures(np.stack([BOTH, BLACK, BOTH, BOTH])))
     assert list(scores.reasons) == ["prompt", "detector", "", "prompt"]
     np.testing.assert_allclose(scores.values, [math.nan, math.nan, 0.8, math.nan])
 
 
 def test_a_batch_of_prompts_without_objects_is_masked_whole():
-    scores = ObjectComposition(Eyes()).load("cpu")(["one cat"] * 2, np.stack([BOTH, ONE]))
+    scores = ObjectComposition(Eyes()).load("cpu")(["one cat"] * 2, Pictures(np.stack([BOTH, ONE])))
     assert list(scores.reasons) == ["prompt"] * 2 and np.isnan(scores.values).all()
 
 
@@ -229,18 +230,18 @@ def test_a_trained_detector_finds_what_is_there_and_where(yolos):
 def test_its_composition_is_high_for_what_is_drawn_and_half_with_one_object_absent(yolos):
     scenes, media = held_out(100)
     scorer = ObjectComposition(ObjectDetector(str(yolos))).load("cpu")
-    right = scorer([ask(scene, "and") for scene in scenes], media).values
+    right = scorer([ask(scene, "and") for scene in scenes], Pictures(media)).values
     absent = [next(c for c in COLOURS if c not in [thing.colour for thing in scene.things]) for scene in scenes]
     wrong = [f"a {scene.things[0].colour} thing and a {c} thing" for scene, c in zip(scenes, absent, strict=True)]
     assert np.mean(right) > 0.9
-    assert np.mean(scorer(wrong, media).values) == pytest.approx(0.5, abs=0.06)
+    assert np.mean(scorer(wrong, Pictures(media)).values) == pytest.approx(0.5, abs=0.06)
 
 
 def test_its_boxes_tell_a_relation_from_the_opposite(yolos):
     scenes, media = held_out(100)
     scorer = ObjectComposition(ObjectDetector(str(yolos)), geometry=True).load("cpu")
-    true = np.array(scorer([ask(scene, scene.relation) for scene in scenes], media).values)
-    false = np.array(scorer([ask(scene, OPPOSITE[scene.relation]) for scene in scenes], media).values)
+    true = np.array(scorer([ask(scene, scene.relation) for scene in scenes], Pictures(media)).values)
+    false = np.array(scorer([ask(scene, OPPOSITE[scene.relation]) for scene in scenes], Pictures(media)).values)
     assert np.mean(true > false + 0.2) >= 0.95
     assert np.mean(false) == pytest.approx(0.5, abs=0.06)
 
@@ -249,26 +250,28 @@ def test_a_picture_is_scored_alike_alone_and_in_a_batch(yolos):
     scenes, media = held_out(40)  # more than one forward pass
     scorer = ObjectComposition(ObjectDetector(str(yolos)), geometry=True).load("cpu")
     prompts = [ask(scene, "left of") for scene in scenes]
-    alone = [scorer([prompt], image[None]).values[0] for prompt, image in zip(prompts, media, strict=True)]
-    assert list(scorer(prompts, media).values) == pytest.approx(alone, abs=1e-5)
+    alone = [scorer([prompt], Pictures(image[None])).values[0] for prompt, image in zip(prompts, media, strict=True)]
+    assert list(scorer(prompts, Pictures(media)).values) == pytest.approx(alone, abs=1e-5)
 
 
 def test_labels_are_matched_whatever_their_case_and_unknown_ones_refused_at_start_up(yolos):
     known = ObjectComposition(ObjectDetector(str(yolos)), objects=("Red Thing", "blue thing"))
     scores = known.load("cpu")(
-        ["a red thing and a blue thing", "a red thing and a green thing"], np.stack([BOTH, BOTH])
+        ["a red thing and a blue thing", "a red thing and a green thing"], Pictures(np.stack([BOTH, BOTH]))
     )
     assert list(scores.reasons) == ["", "prompt"]
     with pytest.raises(ConfigError, match="does not know 'pink thing'; it knows blue thing, green thing, red thing"):
         ObjectComposition(ObjectDetector(str(yolos)), objects=("red thing", "pink thing")).load("cpu")
-    unknown = ObjectComposition(ObjectDetector(str(yolos))).load("cpu")(["a pink thing and a red thing"], BOTH[None])
+    unknown = ObjectComposition(ObjectDetector(str(yolos))).load("cpu")(
+        ["a pink thing and a red thing"], Pictures(BOTH[None])
+    )
     assert list(unknown.reasons) == ["prompt"]
 
 
 def test_an_output_that_is_not_finite_is_masked_and_not_an_absent_object(yolos):
     scorer = ObjectComposition(ObjectDetector(str(yolos))).load("cpu")
     scorer.detector.model.class_labels_classifier.layers[-1].bias[0] = math.nan
-    scores = scorer(["a red thing and a blue thing"], BOTH[None])
+    scores = scorer(["a red thing and a blue thing"], Pictures(BOTH[None]))
     assert list(scores.reasons) == ["detector"] and math.isnan(scores.values[0])
 
 
@@ -407,7 +410,7 @@ def test_each_picture_is_asked_for_its_own_names_alone(open_folders, kind):
 
 def test_an_open_detector_takes_any_name_and_gives_a_value_in_range(open_folders):
     scorer = ObjectComposition(ObjectDetector(str(open_folders["owlvit"]), 0.0), geometry=True).load("cpu")
-    scores = scorer(["a cat left of a dog", "a zebra and a moon", "one cat"], PICTURES)
+    scores = scorer(["a cat left of a dog", "a zebra and a moon", "one cat"], Pictures(PICTURES))
     assert list(scores.reasons) == ["", "", "prompt"]
     assert all(0 < value < 1 for value in scores.values[:2])
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from drover.common.errors import ConfigError, ScoringFailed
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Reward, SetScorer
 from drover.reward_servers.models.vision import ImageClassifier
 from drover.reward_servers.parity import MAX_EXACT, leave_one_out, statistical_parity, uniform_floor
@@ -95,7 +96,7 @@ REWARD = StatisticalParity(Painted())
 
 
 def score(media: np.ndarray, *sets: slice, reward: StatisticalParity = REWARD) -> tuple[list[float], list[str]]:
-    scores = reward.load("cpu").score_sets(["a person"] * len(media), media, sets)
+    scores = reward.load("cpu").score_sets(["a person"] * len(media), Pictures(media), sets)
     return list(scores.values), list(scores.reasons)
 
 

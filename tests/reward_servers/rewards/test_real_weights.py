@@ -23,6 +23,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from drover.common.errors import ConfigError
+from drover.common.media.pictures import Pictures
 from drover.common.protocols import Reward
 from drover.reward_servers.rewards.image_quality import ImageQuality
 from drover.reward_servers.rewards.rendered_text import RenderedText, TextScorer, edit_distance, quoted, similarity
@@ -33,12 +34,13 @@ DATA = Path(matplotlib.get_data_path())
 SCORE = """
 import importlib, json, sys
 import numpy as np
+from drover.common.media.pictures import Pictures
 module, reward, folder = sys.argv[1:]
 scorer = getattr(importlib.import_module(module), reward)().load("cpu")
 calls = json.load(open(f"{folder}/prompts.json"))
 answers = []
 for call, prompts in enumerate(calls):
-    scores = scorer(prompts, np.load(f"{folder}/media_{call}.npy"))
+    scores = scorer(prompts, Pictures(np.load(f"{folder}/media_{call}.npy")))
     answers.append([list(map(float, scores.values)), scores.reasons or [""] * len(prompts)])
 json.dump(answers, open(f"{folder}/answers.json", "w"))
 """
@@ -161,7 +163,7 @@ def test_case_spacing_and_width_do_not_count_and_a_prompt_without_words_is_not_r
         looked_at.append(float(image.mean()))
         return "GRAND \uff2fpening"
 
-    media = np.stack([plain((9, 9, 9), 4), plain((7, 7, 7), 4)])
+    media = Pictures(np.stack([plain((9, 9, 9), 4), plain((7, 7, 7), 4)]))
     answer = TextScorer(read)(['"grand\nopening"', "grand opening"], media)
     assert answer.values[0] == 1.0 and math.isnan(answer.values[1])
     assert answer.reasons == ["", "prompt"] and looked_at == [9.0]

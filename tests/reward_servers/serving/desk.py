@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
 
-from drover.common import tensors
+from drover.common.media.pictures import Pictures
 from drover.common.metrics import MASKED_SAMPLES, NullMeter
-from drover.common.protocols import Scores
+from drover.common.protocols import Scores, Stream
 from drover.common.transport.memory import MemoryBroker
 from drover.common.types import Measurement, Purpose, RolloutGroup
-from drover.reward_servers.serving.server import RewardServer, RewardWiring
+from drover.reward_servers.serving.groups import Groups
+from drover.reward_servers.serving.server import RewardServer
+from tests.common.media.made_up import stored as put
 
 NAN = math.nan
 
@@ -40,7 +43,7 @@ class Brightness:
             assert self.wake.wait(10)
         if "raise" in prompts:
             raise ValueError("cannot look at this")
-        values = [float(image[..., 0].mean()) for image in media]
+        values = [float(image[..., 0].mean()) for image in media.pixels]
         if "short" in prompts:
             values.pop()
         if "words" in prompts:
@@ -51,6 +54,27 @@ class Brightness:
         values = [broken.get(prompt, value) for prompt, value in zip(prompts, values, strict=False)]
         reasons = ["refused" if prompt == "refused" else "" for prompt in prompts]
         return Scores(values, reasons, [0.5] * len(values) if "unsure" in prompts else None)
+
+
+class Thorough(Brightness):
+    """`Brightness` with three parts and two features a sample. The prompt "nan part" breaks a part of its last sample."""
+
+    def __call__(self, prompts, media):
+        scores = super().__call__(prompts, media)
+        values = np.array(scores.values, np.float32)[:, None]
+        parts, features = values * np.float32([1, 2, 3]), np.concatenate([values, -values], axis=1)
+        if "nan part" in prompts:
+            parts[len(prompts) - 1 - prompts[::-1].index("nan part"), 1] = NAN
+        if "flat" in prompts:
+            parts = parts[:, 0]
+        return replace(scores, parts=parts, features=features)
+
+
+class Counting:
+    """The field "count" of each prompt."""
+
+    def __call__(self, prompts, media):
+        return Scores([float(prompt.fields.get("count", -1)) for prompt in prompts])
 
 
 class Meter(NullMeter):
@@ -71,7 +95,7 @@ class Spread:
 
     def score_sets(self, prompts, media, sets):
         self.sets.append(list(sets))
-        level = media[:, 0, 0, 0].astype(float)
+        level = media.pixels[:, 0, 0, 0].astype(float)
         values = np.concatenate([level[rows] - level[rows].min() for rows in sets])
         assert [prompts[rows.start : rows.stop] for rows in sets] == [
             [prompts[r.start]] * (r.stop - r.start) for r in sets
@@ -87,20 +111,24 @@ class Desk:
         keys = self.broker.keys
         self.rollouts = self.broker.stream(keys.rollouts, "reward:brightness")
         self.measurements = self.broker.stream(keys.measurements, "learner")
-        wiring = RewardWiring(
-            rollouts=self.rollouts, measurements=self.measurements, blobs=self.broker.blobs(), meter=self.meter
-        )
-        self.server = RewardServer("reward-0", "brightness", self.scorer, wiring, **options)
+        self.inbox = self.inbox_of("reward-0", self.rollouts)
+        self.server = RewardServer("brightness", self.scorer, self.inbox, self.meter, **options)
+
+    def inbox_of(self, name: str, rollouts: Stream) -> Groups:
+        return Groups(
+            name=name, reward="brightness", rollouts=rollouts, measurements=self.measurements,
+            blobs=self.broker.blobs(), meter=self.meter,
+        )  # fmt: skip
 
     def bring(self, group: int, *levels: int, prompts=("a",), size=(2, 2), stored=True, **fields) -> None:
-        media = np.stack([np.full((*size, 3), level, np.uint8) for level in levels])
-        parts, refs = tensors.pack(f"{group}/media", {"media": media})
-        if stored:
-            self.broker.blobs().put(f"{group}/media", parts)
+        media = Pictures(np.stack([np.full((*size, 3), level, np.uint8) for level in levels]))
+        ref = put(media, f"{group}/media", self.broker.blobs())
+        if not stored:
+            self.broker.blobs().drop(ref.blobs)
         usual = {
-            "epoch": 4, "attempt": 1, "purpose": Purpose.TRAIN, "version": 0, "fingerprint": "f", "x0": None,
+            "epoch": 4, "attempt": 1, "purpose": Purpose.TRAIN, "version": 0, "fingerprint": "f", "latents": None,
             "task": "t", "rewards": ("brightness",),
-            "media": refs["media"], "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
+            "media": ref, "transitions": None, "worker": "actor-0", "sampling_s": 0.1,
         }  # fmt: skip
         each = len(levels) // len(prompts)
         self.rollouts.put(RolloutGroup(group=group, prompts=prompts, samples_per_prompt=each, **{**usual, **fields}))

@@ -3,11 +3,13 @@ import threading
 
 import pytest
 
+from drover.common import tensors
 from drover.common.errors import ConfigError
 from drover.common.types import Purpose
+from drover.reward_servers.serving.groups import MAX_ATTEMPTS
 from drover.reward_servers.serving.scoring import CALL, MAX_HANGING
-from drover.reward_servers.serving.server import MAX_ATTEMPTS, RewardServer, RewardWiring
-from tests.reward_servers.serving.desk import Brightness, Desk, Spread, until
+from drover.reward_servers.serving.server import RewardServer
+from tests.reward_servers.serving.desk import Brightness, Counting, Desk, Spread, Thorough, until
 
 
 @pytest.fixture
@@ -49,6 +51,39 @@ def test_uncertainty_goes_to_the_sample_it_belongs_to(desk):
     desk.bring(1, 3)
     answers = desk.answers()
     assert answers[0].uncertainty == (0.5, 0.5) and answers[1].uncertainty == (0.5,)
+
+
+def test_parts_and_features_travel_in_one_blob_a_measurement_with_the_rows_of_its_own_samples():
+    desk = Desk(Thorough())
+    desk.bring(0, 1, 2)
+    desk.bring(1, 3)
+    blobs = desk.broker.blobs()
+    for answer, levels in zip(desk.answers().values(), ([1, 2], [3]), strict=True):
+        assert answer.blobs == (f"4.train.{answer.group}.1.reward-0/brightness",)
+        parts, features = (tensors.read(blobs, ref).numpy() for ref in (answer.parts, answer.features))
+        assert parts.tolist() == [[level, 2 * level, 3 * level] for level in levels]
+        assert features.tolist() == [[level, -level] for level in levels]
+
+
+def test_a_measurement_without_matrices_has_no_blob(desk):
+    desk.bring(0, 1)
+    assert desk.answers()[0].blobs == ()
+
+
+def test_a_sample_whose_part_is_not_finite_is_masked_and_parts_that_are_no_matrix_lose_their_group():
+    desk = Desk(Thorough())
+    desk.bring(0, 1, 2, prompts=("nan part",))
+    desk.bring(1, 3, 4, prompts=("flat",))
+    answers = desk.answers()
+    assert answers[0].reasons == ("", "nan") and answers[1].reasons == ("error", "error")
+    assert answers[1].blobs == () and "parts of shape [2] for 2 samples" in desk.server.trouble
+
+
+def test_prompts_come_to_the_scorer_with_their_fields():
+    desk = Desk(Counting())
+    desk.bring(0, 1, 2, 3, 4, prompts=("a", "b"), fields=('{"count": 3}', "{}"))
+    desk.bring(1, 5)
+    assert {group: answer.values for group, answer in desk.answers().items()} == {0: (3, 3, -1, -1), 1: (-1,)}
 
 
 @pytest.mark.parametrize("poison", ["raise", "short", "words", "few reasons"])
@@ -199,10 +234,7 @@ def test_one_group_that_kills_every_server_takes_none_of_its_fellows_along():
         desk.bring(group, group, prompts=("kill" if group == 3 else "a",))
     for life in range(MAX_ATTEMPTS + 2):
         rollouts = desk.other()
-        wiring = RewardWiring(
-            rollouts=rollouts, measurements=desk.measurements, blobs=desk.broker.blobs(), meter=desk.meter
-        )
-        server = RewardServer(f"reward-{life}", "brightness", Fragile(), wiring)
+        server = RewardServer("brightness", Fragile(), desk.inbox_of(f"reward-{life}", rollouts), desk.meter)
         try:
             while server.run_once(0.0):
                 pass
