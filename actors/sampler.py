@@ -1,128 +1,107 @@
-"""One group from noise to clean latents, keeping only the transitions that were asked for.
-
-Axes: N samples, K recorded steps, U distinct stored states, S parts of a sample.
-"""
+"""From a start to clean latents, step by step, keeping the transitions that were asked for. Axes: B batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from drover.actors.starts import PureNoise
 from drover.common import seeds
-from drover.common.errors import SamplingFailed
-from drover.common.protocols import Conditioning, Kernel, Policy
+from drover.common.diffusion.chain import Chain
+from drover.common.diffusion.gaussian import Gaussian
+from drover.common.policies import conditioning
+from drover.common.policies.guided import guided
+from drover.common.protocols import Conditioning, Draws, Kernel, Policy, Prediction, Sampling, Start
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
-    """The transitions of the recorded steps, as `drover.common.types.Transitions` describes them, with the tensors in hand."""
+class Plain:
+    """One kernel from a start to the end: ``Plain(Renoise(50, Ddim(eta=1.0)))``.
 
-    steps: tuple[int, ...]
-    times: tuple[int, ...]
-    next_times: tuple[int, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    states: Tensor  # [N, U, *latent] in the storage dtype
-    log_probs: Tensor  # [N, K, S] float32
-
-
-@dataclass(frozen=True, slots=True)
-class Trajectory:
-    x0: Tensor  # [N, *latent] float32
-    recording: Recording | None
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A batch of chains, with what was kept of them on the way. Several groups may share one, each its own rows."""
-
-    times: tuple[int, ...]  # [num_steps + 1]
-    x0: Tensor  # [B, *latent] float32
-    states: dict[int, Tensor]  # position along the chain -> [B, *latent] float32
-    log_probs: dict[int, Tensor]  # step -> [B, S]
-
-    @classmethod
-    def joined(cls, parts: Sequence[Chain]) -> Chain:
-        """Several batches as one, in order."""
-        first = parts[0]
-        return cls(
-            times=first.times,
-            x0=torch.cat([part.x0 for part in parts]),
-            states={i: torch.cat([part.states[i] for part in parts]) for i in first.states},
-            log_probs={i: torch.cat([part.log_probs[i] for part in parts]) for i in first.log_probs},
-        )
-
-    def take(self, rows: slice, record: Sequence[int], storage: torch.dtype) -> Trajectory:
-        """One group's part. Raises `SamplingFailed` when one of its latents is not finite."""
-        x0 = self.x0[rows]
-        if not torch.isfinite(x0).all():
-            raise SamplingFailed("latents are not finite; lower the learning rate or the guidance scale")
-        if not record:
-            return Trajectory(x0=x0, recording=None)
-        steps = tuple(sorted(record))
-        positions = sorted({i for step in steps for i in (step, step + 1)})
-        place = {position: place for place, position in enumerate(positions)}
-        recording = Recording(
-            steps=steps,
-            times=tuple(self.times[i] for i in steps),
-            next_times=tuple(self.times[i + 1] for i in steps),
-            before=tuple(place[i] for i in steps),
-            after=tuple(place[i + 1] for i in steps),
-            states=torch.stack([self.states[i][rows] for i in positions], dim=1).to(storage),
-            log_probs=torch.stack([self.log_probs[i][rows] for i in steps], dim=1).float(),
-        )
-        return Trajectory(x0=x0, recording=recording)
-
-
-@torch.no_grad()
-def denoise(
-    policy: Policy,
-    kernel: Kernel,
-    cond: Conditioning,
-    *,
-    generators: Sequence[torch.Generator],
-    record: Sequence[int],
-    storage: torch.dtype,
-    device: str,
-) -> Chain:
-    """Denoise one latent per generator, conditioned on the rows of ``cond``, keeping the steps of ``record``.
-
-    Every state is rounded to the storage dtype before it is scored or continued from, so the log-prob that travels
-    is exactly the one a reader recomputes.
+    ``guidance`` replaces the scale of the model's own classifier-free guidance; 1 is none.
     """
+
+    kernel: Kernel
+    start: Start = field(default_factory=PureNoise)
+    guidance: float | None = None
+
+    def load(self, policy: Policy, device: str) -> Sampling:
+        scaled = policy if self.guidance is None else guided(policy, self.guidance)
+        return PlainSampling(scaled, self.kernel, self.start, device)
+
+
+class PlainSampling:
+    """`Plain` with a policy."""
+
+    def __init__(self, policy: Policy, kernel: Kernel, start: Start, device: str) -> None:
+        self.policy, self._kernel, self._start, self._device = policy, kernel, start, device
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        cond: Conditioning,
+        draws: Draws,
+        *,
+        prompts: Sequence[str],
+        record: Sequence[int],
+        storage: torch.dtype,
+    ) -> Chain:
+        """Every state is rounded to the storage dtype before it is scored or continued from.
+
+        So the log-prob that travels is exactly the one a reader recomputes.
+        """
+        policy, kernel = self.policy, self._kernel
+        times = kernel.times(policy.schedule)
+        begun, first_steps = self._start.begin(policy, times, cond, draws)
+        x = stored(begun, storage).to(self._device)
+        states: dict[int, Tensor] = {}
+        log_probs: dict[int, Tensor] = {}
+        for i in range(min(first_steps), kernel.num_steps):
+            moving = [row for row, first in enumerate(first_steps) if first <= i]
+            step, x_next = self._step(x, i, cond, draws, moving, storage)
+            if i in record and len(moving) == len(x):
+                states[i], states[i + 1] = x, x_next
+                log_probs[i] = step.log_prob(x_next, policy.parts)
+            x = x_next
+        return Chain(times, x, states, log_probs)
+
+    def _step(
+        self, x: Tensor, i: int, cond: Conditioning, draws: Draws, moving: Sequence[int], storage: torch.dtype
+    ) -> tuple[Gaussian, Tensor]:
+        """One step of the rows that have begun; the others stay as they are."""
+        noise = seeds.normal(self.policy.latent_shape, [draws.own[row] for row in moving]).to(self._device)
+        if len(moving) == len(x):
+            step, x_next, _ = advance(self.policy, self._kernel, x, i, cond, noise)
+            return step, stored(x_next, storage)
+        step, x_next, _ = advance(self.policy, self._kernel, x[moving], i, conditioning.rows(cond, moving), noise)
+        index = torch.tensor(moving, device=x.device)
+        return step, x.index_copy(0, index, stored(x_next, storage))
+
+
+def advance(
+    policy: Policy, kernel: Kernel, x: Tensor, i: int, cond: Conditioning, noise: Tensor
+) -> tuple[Gaussian, Tensor, Prediction]:
+    """Step ``i`` of a chain from x [B, *latent]: its distribution, a draw from it by ``noise``, and the prediction."""
     times = kernel.times(policy.schedule)
-    x = _stored(seeds.normal(policy.latent_shape, generators), storage).to(device)
-    states: dict[int, Tensor] = {}
-    log_probs: dict[int, Tensor] = {}
-    for i in range(kernel.num_steps):
-        time, next_time = (torch.full((len(generators),), t, device=device) for t in times[i : i + 2])
-        step = kernel.step(policy.schedule, x, time, next_time, policy.predict(x, time, cond))
-        x_next = _stored(step.sample(seeds.normal(policy.latent_shape, generators).to(device)), storage)
-        if i in record:
-            states[i], states[i + 1] = x, x_next
-            log_probs[i] = step.log_prob(x_next)
-        x = x_next
-    return Chain(times, x, states, log_probs)
+    time, next_time = (torch.full((len(x),), t, device=x.device) for t in times[i : i + 2])
+    prediction = policy.predict(x, time, cond)
+    step = kernel.step(policy.schedule, x, time, next_time, prediction)
+    return step, step.sample(noise), prediction
 
 
-def sample(
-    policy: Policy,
-    kernel: Kernel,
-    cond: Conditioning,
-    *,
-    generators: Sequence[torch.Generator],
-    record: Sequence[int],
-    storage: torch.dtype,
-    device: str,
-) -> Trajectory:
-    """`denoise`, all of it one group. Raises `SamplingFailed` when a latent stops being finite."""
-    chain = denoise(policy, kernel, cond, generators=generators, record=record, storage=storage, device=device)
-    return chain.take(slice(None), record, storage)
-
-
-def _stored(x: Tensor, storage: torch.dtype) -> Tensor:
+def stored(x: Tensor, storage: torch.dtype) -> Tensor:
     """x after a round trip through the storage dtype."""
     return x.to(storage).float()
+
+
+def draws_of(seed: int, purpose: str, draw: int, *, prompts: int, samples: int) -> Draws:
+    """The generators of ``prompts`` x ``samples`` samples: those of a prompt lie side by side.
+
+    ``own`` depends on (seed, purpose, draw, sample), ``siblings`` on (seed, purpose, draw, prompt).
+    """
+    rows = range(prompts * samples)
+    siblings = seeds.generators(seed, f"{purpose}/siblings", draw, [row // samples for row in rows])
+    return Draws(own=seeds.generators(seed, purpose, draw, rows), siblings=siblings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from drover.actors.sampler import Chain, Recording, Trajectory, denoise
-from drover.common import metrics, seeds, tensors
-from drover.common.diffusion.canary import canary_log_prob
+from drover.actors.sampler import draws_of
+from drover.common import metrics, tensors
+from drover.common.diffusion.canary import canary
+from drover.common.diffusion.chain import Chain, Recording, Trajectory
 from drover.common.errors import BlobTooLarge, SamplingFailed, WeightsLost, WeightSyncFailed
 from drover.common.media.blobs import pack
 from drover.common.media.media import Media
@@ -31,13 +32,15 @@ from drover.common.protocols import (
     Canary,
     Conditioning,
     Delivery,
-    Kernel,
+    Draws,
     Meter,
     Policy,
+    Sampler,
+    Sampling,
     Stream,
     WeightSubscriber,
 )
-from drover.common.types import GroupFailed, MediaRef, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
+from drover.common.types import GroupFailed, MediaRef, Purpose, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
 
 MAX_ATTEMPTS = 3  # an order that failed or killed its actor this often ends as failed
 WEIGHTS_WAIT_S = 0.5
@@ -64,7 +67,7 @@ class ActorWiring:
 
 
 class Actor:
-    """One rollout worker: a policy, a kernel, and the streams it stands between.
+    """One rollout worker: a policy, the samplers of the run, and the streams it stands between.
 
     An evaluator is one too, whose ``work`` is the orders of evaluations alone; the role is what its time is counted as.
     """
@@ -73,21 +76,27 @@ class Actor:
         self,
         name: str,
         policy: Policy,
-        kernel: Kernel,
+        sampler: Sampler,
         wiring: ActorWiring,
         *,
+        first_condition: str | None,
         fingerprint: str,
         storage: torch.dtype,
         device: str,
         role: Role = "actor",
         batch_groups: int = 1,
         batch_samples: int = 1024,
+        samplers: Mapping[str, Sampler] | None = None,
     ) -> None:
         """``batch_groups`` orders that wait together are sampled in one batch; 1 gives the same bits whatever waits.
 
-        ``batch_samples`` bounds the memory: what is more goes through the model in turns.
+        ``batch_samples`` bounds the memory: larger batches go through the model in turns. ``samplers`` are those of held-out
+        sets that have their own, by the set's name. The canary is taken under ``first_condition``.
         """
-        self.name, self.policy, self.kernel, self.wiring = name, policy, kernel, wiring
+        self.name, self.policy, self.wiring = name, policy, wiring
+        self._sampling = sampler.load(policy, device)
+        self._heldout = {name: other.load(policy, device) for name, other in (samplers or {}).items()}
+        self._first_condition = first_condition
         self.fingerprint, self.storage, self.device = fingerprint, storage, device
         self.batch_groups, self.batch_samples, self.role = batch_groups, batch_samples, role
         self.version = -1
@@ -113,9 +122,15 @@ class Actor:
                 return False
             deliveries = self.wiring.work.take(self.batch_groups, wait_s)
         orders = [delivery for delivery in deliveries if self._acceptable(delivery)]
-        for version, same in groupby(orders, key=lambda delivery: _order(delivery).version):
-            self._handle(list(same), version)
+        for _, alike in groupby(
+            orders, key=lambda delivery: (_order(delivery).version, id(self._sampling_of(delivery)))
+        ):
+            self._handle(list(alike))
         return bool(deliveries)
+
+    def _sampling_of(self, delivery: Delivery) -> Sampling:
+        item = _order(delivery)
+        return self._heldout.get(item.task, self._sampling) if item.purpose is Purpose.EVAL else self._sampling
 
     def _acceptable(self, delivery: Delivery) -> bool:
         """Whether to sample it; otherwise it has been given up."""
@@ -129,8 +144,9 @@ class Actor:
             return False
         return True
 
-    def _handle(self, orders: Sequence[Delivery], version: int | None) -> None:
-        """Sample the orders, all of one version; None is the newest."""
+    def _handle(self, orders: Sequence[Delivery]) -> None:
+        """Sample the orders, all of one version, None being the newest, and by one sampler."""
+        sampling, version = self._sampling_of(orders[0]), _order(orders[0]).version
         ready = True
         with self.account.part("weights"):
             try:
@@ -148,8 +164,8 @@ class Actor:
             return
         started = time.monotonic()
         with self.account.part("compute"):
-            chain, cond = self._denoise([_order(delivery) for delivery in orders])
-            media = self.policy.decode(chain.x0, cond)
+            chain, cond = self._draw(sampling, [_order(delivery) for delivery in orders])
+            media = sampling.policy.decode(chain.x0, cond)
         sampling_s = (time.monotonic() - started) / len(orders)
         first = 0
         for delivery in orders:
@@ -189,44 +205,38 @@ class Actor:
         if version == self.version:
             return
         started = time.monotonic()
-        canary = self.wiring.weights.load(version, self.policy.trainable)
-        if canary is not None:
-            self._check(canary, version)
+        published = self.wiring.weights.load(version, self.policy.trainable)
+        if published is not None:
+            self._check(published, version)
         self.version = version
         self.wiring.meter.set(metrics.WEIGHT_VERSION, version, role=self.role)
         self.wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role=self.role)
 
-    def _check(self, canary: Canary, version: int) -> None:
-        value = canary_log_prob(self.policy, self.kernel, self.device)
-        self.wiring.meter.set(metrics.CANARY, abs(value - canary.value) / canary.tolerance)
-        if not abs(value - canary.value) <= canary.tolerance:
+    def _check(self, published: Canary, version: int) -> None:
+        assert self._first_condition is not None, "an actor samples, so its run has a condition"
+        value = canary(self.policy, self._first_condition, self.device)
+        self.wiring.meter.set(metrics.CANARY, abs(value - published.value) / published.tolerance)
+        if not abs(value - published.value) <= published.tolerance:
             raise WeightSyncFailed(
-                f"after loading version {version} the canary log-prob is {value:.7f}, but the learner computed "
-                f"{canary.value:.7f} (tolerance {canary.tolerance:g}): the weights did not take effect here; "
+                f"after loading version {version} the canary is {value:.7f}, but the learner computed "
+                f"{published.value:.7f} (tolerance {published.tolerance:g}): the weights did not take effect here; "
                 "check that actor and learner build the same policy"
             )
 
-    def _denoise(self, items: Sequence[WorkItem]) -> tuple[Chain, Conditioning]:
+    def _draw(self, sampling: Sampling, items: Sequence[WorkItem]) -> tuple[Chain, Conditioning]:
         """All samples of the orders, `batch_samples` at a time, and the condition of each."""
-        prompts = [prompt for item in items for prompt in item.prompts]
+        prompts = [prompt for item in items for prompt in item.asked]
         repeats = [item.samples_per_prompt for item in items for _ in item.prompts]
         rows = [row for row, repeat in enumerate(repeats) for _ in range(repeat)]
-        cond = self.policy.encode(prompts)
-        generators = [
-            generator
-            for item in items
-            for generator in seeds.generators(item.seed, item.purpose, item.draw, range(item.num_samples))
-        ]
+        cond, draws = sampling.policy.encode(prompts), _draws(items)
         batches = [slice(start, start + self.batch_samples) for start in range(0, len(rows), self.batch_samples)]
         chains = [
-            denoise(
-                self.policy,
-                self.kernel,
+            sampling(
                 conditioning.rows(cond, rows[batch]),
-                generators=generators[batch],
+                draws.rows(batch),
+                prompts=[prompts[row] for row in rows[batch]],
                 record=sorted({step for item in items for step in item.record}),
                 storage=self.storage,
-                device=self.device,
             )
             for batch in batches
         ]
@@ -305,6 +315,14 @@ class Actor:
         )
         self.wiring.failures.put(failed)
         self.wiring.work.bury(delivery, reason)
+
+
+def _draws(items: Sequence[WorkItem]) -> Draws:
+    parts = [
+        draws_of(item.seed, item.purpose, item.draw, prompts=len(item.prompts), samples=item.samples_per_prompt)
+        for item in items
+    ]
+    return Draws([one for part in parts for one in part.own], [one for part in parts for one in part.siblings])
 
 
 def _order(delivery: Delivery) -> WorkItem:

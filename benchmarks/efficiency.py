@@ -226,7 +226,7 @@ def compare(config: RunConfig, unit: Unit, start: Moment, end: Moment) -> dict[s
     groups = iterations * config.groups
     taught = int(end.scalars["ledger/trained"] - start.scalars["ledger/trained"])
     alone = {
-        "sampling": groups * config.kernel.num_steps * unit.sample_step,
+        "sampling": groups * config.sampler.kernel.num_steps * unit.sample_step,
         "decoding": groups * unit.decode,
         "encoding": 2 * _new_prompts(config, int(start.scalars["update"]), iterations) * unit.encode,
         "learning": taught * config.samples * (config.record.count if config.record else 1) * unit.learn,

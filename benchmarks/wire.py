@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from benchmarks.measure import Spread
+from drover.actors.sampler import Plain
 from drover.actors.worker import Actor, ActorWiring
 from drover.common import tensors
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
@@ -122,9 +123,18 @@ def bytes_per_sample(url: str, case: Case, groups: int) -> dict[str, Any]:
         weights=Published(),
         meter=NullMeter(),
     )
-    kernel = Renoise(case.steps, Ddim(eta=1.0))
+    sampler = Plain(Renoise(case.steps, Ddim(eta=1.0)))
     storage = tensors.DTYPES[case.storage]
-    actor = Actor("actor-0", Sized(case), kernel, wiring, fingerprint="0" * 16, storage=storage, device="cpu")
+    actor = Actor(
+        "actor-0",
+        Sized(case),
+        sampler,
+        wiring,
+        first_condition="",
+        fingerprint="0" * 16,
+        storage=storage,
+        device="cpu",
+    )
     stored, counted, least = [], [], []
     for group in range(groups + 1):  # the first sends the scripts, which stay
         record = case.record.at(0, group)

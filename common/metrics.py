@@ -24,6 +24,7 @@ LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
     "role": frozenset({"actor", "evaluator", "reward", "learner", "driver"}),
     "part": frozenset({*PARTS, OTHER}),
     "ending": frozenset(ending.value for ending in Ending),
+    "how": frozenset({"finished", "stopped", "failed"}),
     "reward": None,
     "set": None,
     "stream": None,
@@ -144,7 +145,7 @@ BLOB_WRITTEN_BYTES = _counter("blob_written_bytes", "bytes", "Tensor bytes store
 WEIGHT_VERSION = _gauge("weight_version", "", "Newest weight version in use.", "role")
 WEIGHT_SYNC_S = _histogram("weight_sync_seconds", "seconds", "Time to publish or load one version.", _SECONDS, "role")
 CANARY = _gauge(
-    "canary_tolerance_ratio", "ratio", "Canary log-prob here against the learner's, over what may be; above 1 it fails."
+    "canary_tolerance_ratio", "ratio", "Canary here against the learner's, over what may be; above 1 it fails."
 )
 LAG = _gauge("lag_versions", "versions", "Largest age of the weights that sampled the last trained batch.")
 LAG_BOUND = _gauge("lag_bound_versions", "versions", "The largest age that the run allows.")
@@ -172,6 +173,7 @@ WORKERS = _gauge("workers", "", "Processes that serve metrics.", "role")
 WORKER_DEATHS = _counter("worker_deaths", "", "Processes that died and were replaced.", "role")
 RESERVED_CPUS = _gauge("reserved_cpus", "", "CPUs set aside for the role's processes.", "role")
 RESERVED_GPUS = _gauge("reserved_gpus", "", "GPUs set aside for the role's processes.", "role")
+RUN_ENDED = _gauge("run_ended", "", "1 from the end of the run on, until its driver is gone.", "how")
 BUILD_INFO = _gauge("build_info", "", "Always 1; the label says what runs.", "version")
 
 ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -1,4 +1,4 @@
-"""Picture files to pixels, for whoever reads pictures of users: one set of formats and limits. Reads bytes, opens no file."""
+"""Picture files of users to pixels: one set of formats and limits for every reader. Takes bytes, opens no file."""
 
 from __future__ import annotations
 

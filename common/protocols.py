@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from drover.common.diffusion.chain import Chain
     from drover.common.diffusion.gaussian import Gaussian
+    from drover.common.diffusion.spacing import Spacing
     from drover.common.media.media import Media
 
 # ---------------------------------------------------------------------------------------------- models
@@ -37,6 +39,13 @@ class Schedule(Protocol):
     @property
     def num_times(self) -> int:
         """The model was trained on times 0 .. num_times - 1."""
+
+    def times(self, num_steps: int, spacing: Spacing | None = None) -> tuple[int, ...]:
+        """[num_steps + 1] strictly falling times of a chain; the last is the end of the path.
+
+        Without a ``spacing`` they are those that the checkpoint's own sampler visits. Raises `ConfigError` for steps or a
+        spacing that do not fit the path.
+        """
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(a [B], s [B]) in float64 at ``time`` [B]. A negative time is the end of the path, as the model defines it.
@@ -118,6 +127,59 @@ class Kernel(Protocol):
         """Distribution of the next state given x [B, ...] at time [B], in float32."""
 
 
+# -------------------------------------------------------------------------------------------- sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The random generators of a batch of samples, one row each."""
+
+    own: Sequence[torch.Generator]  # [B] of the sample alone
+    siblings: Sequence[torch.Generator]  # [B] in the same state for all samples of one prompt of one order
+
+    def rows(self, rows: slice) -> Draws:
+        return Draws(self.own[rows], self.siblings[rows])
+
+
+class Start(Protocol):
+    """Where chains begin."""
+
+    def begin(
+        self, policy: Policy, times: Sequence[int], cond: Conditioning, draws: Draws
+    ) -> tuple[Tensor, Sequence[int]]:
+        """(x [B, *latent], first step [B]): row i is at ``times[first[i]]`` of a chain of ``times`` [num_steps + 1]."""
+
+
+class Sampler(Protocol):
+    """A description of how samples are drawn, which recipes name. Frozen and cheap."""
+
+    @property
+    def kernel(self) -> Kernel: ...
+
+    @property
+    def guidance(self) -> float | None:
+        """The scale of classifier-free guidance, 1 for none. None is the model's own."""
+
+    def load(self, policy: Policy, device: str) -> Sampling:
+        """The procedure with a policy, which it puts its guidance on. Raises `ConfigError` where that is impossible."""
+
+
+class Sampling(Protocol):
+    """A sampler with its policy."""
+
+    @property
+    def policy(self) -> Policy:
+        """The policy under the sampler's guidance: it encodes and decodes for these samples."""
+
+    def __call__(
+        self, cond: Conditioning, draws: Draws, *, prompts: Sequence[str], record: Sequence[int], storage: torch.dtype
+    ) -> Chain:
+        """One sample per row of ``cond``, which encodes ``prompts`` [B]; without gradient.
+
+        The steps of ``record`` are kept. States are rounded to the dtype ``storage`` before they are scored.
+        """
+
+
 # --------------------------------------------------------------------------------------------- rewards
 
 
@@ -173,6 +235,39 @@ class NeedsPackages(Protocol):
     @property
     def packages(self) -> tuple[str, ...]:
         """pip requirements, beside what drover itself is installed with."""
+
+
+# ----------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True, slots=True)
+class FileBatch:
+    """Examples from files: media with their conditions. Of pairs, all preferred media come first, then the others in order."""
+
+    media: Media  # [A B] rows of the kind that the model draws
+    names: Sequence[str]  # [A B] prompts, or names of the model's conditions
+    weight: np.ndarray | None = None  # [B, S]; None: 1 for each sample
+
+
+class FileSource(Protocol):
+    """Opened files. Resuming needs no cursor: the step is the position."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Bad records met so far, by reason; each is counted once."""
+
+    def batch(self, step: int, size: int) -> FileBatch:
+        """Batch number ``step`` of ``size`` examples, a pure function of both.
+
+        Rank r of R takes its part of the batch of all ranks with ``batch(step * R + r, size // R)``.
+        """
+
+
+class Files(Protocol):
+    """A cheap, frozen description of examples; files are opened with ``open``, by the rank that learns from them."""
+
+    def open(self, seed: int) -> FileSource:
+        """Raises `ConfigError` when there is nothing to read."""
 
 
 # ------------------------------------------------------------------------------------------- transport
@@ -240,7 +335,7 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """Proof of a sync: the log-prob of a fixed transition under the published weights, and how far it may be off."""
+    """Proof of a sync: `drover.common.diffusion.canary` of the published weights, and how far it may be off."""
 
     value: float
     tolerance: float

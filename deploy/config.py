@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Model
-from drover.common.protocols import Kernel, Reward
+from drover.common.protocols import Reward, Sampler
 from drover.deploy.config_checks import (
     check_measured,
     check_method,
@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum"),
     "updates_by": get_args(By),
 }
-CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # nats; rounding to bfloat16 moves the prediction itself
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of a canary whose weights or whose products are rounded so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class RunConfig:
 
     recipe: str
     model: Model
-    kernel: Kernel
+    sampler: Sampler
     rewards: tuple[Reward, ...]
     tasks: tuple[Task, ...]
     heldout: tuple[EvaluationSpec, ...]
@@ -144,8 +144,20 @@ class RunConfig:
     @property
     def fingerprint(self) -> str:
         """Changes whenever roles that disagree would corrupt each other's work."""
-        shared = (self.model, self.kernel, self.storage, tuple(reward.name for reward in self.rewards))
+        rewards, heldout = tuple(reward.name for reward in self.rewards), tuple(self.samplers.items())
+        shared = (self.model, self.sampler, heldout, self.storage, rewards)
         return blake2b(repr(shared).encode(), digest_size=8).hexdigest()
+
+    @property
+    def samplers(self) -> dict[str, Sampler]:
+        """Held-out set -> its sampler, of those that have their own."""
+        return {held.name: held.sampler for held in self.heldout if held.sampler is not None}
+
+    @property
+    def first_condition(self) -> str | None:
+        """A name that the model encodes: the first prompt of the run. None where nobody samples."""
+        prompts = (*(task.prompts[0] for task in self.tasks), *(held.prompts[0] for held in self.heldout))
+        return prompts[0] if prompts else None
 
     def learner_spec(self) -> LearnerSpec:
         """The learner's part of it."""
@@ -172,6 +184,7 @@ class RunConfig:
             files=self.files,
             optimizer=self.optimizer,
             checkpoint_every=self.checkpoint_every,
-            canary_tolerance=CANARY_TOLERANCE[self.weights],
+            first_condition=self.first_condition,
+            canary_tolerance=max(CANARY_TOLERANCE[self.weights], CANARY_TOLERANCE[self.model.compute]),
             stall_s=self.stall_s,
         )

@@ -161,7 +161,7 @@ def _check_task(config: RunConfig, task: Task) -> None:
 
 def _check_batches(config: RunConfig) -> None:
     """Recorded steps and densities where the objective learns from steps, and none of it where it does not."""
-    name, kernel = type(config.method).__name__, config.kernel
+    name, kernel = type(config.method).__name__, config.sampler.kernel
     if config.method.learns_from is LatentBatch:
         if config.record is not None:
             raise ConfigError(f"{name} learns from clean latents and reads no recorded steps; leave record out")
@@ -175,6 +175,11 @@ def _check_batches(config: RunConfig) -> None:
     if not kernel.stochastic:
         raise ConfigError(
             f"{name} learns from the density of denoising steps, and this kernel is deterministic and has none; use eta > 0"
+        )
+    if config.sampler.guidance is not None:
+        raise ConfigError(
+            f"the run's sampler sets guidance {config.sampler.guidance}, under which the learner computes no density; leave "
+            "it out and set the guidance of the model"
         )
     if config.record.first > kernel.num_steps:
         raise ConfigError(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from drover.common.errors import ConfigError
+from drover.common.protocols import Files
 from drover.deploy.config import Pools
-from drover.learner.files.from_files import Files, FromFiles
+from drover.learner.files.from_files import FromFiles
 from drover.learner.objectives.denoising import Denoising
 from drover.learner.step import OptimizerSpec
 

@@ -110,8 +110,10 @@ def build_actor(
     return Actor(
         name,
         _built(config, device),
-        config.kernel,
+        config.sampler,
         wiring,
+        samplers=config.samplers,
+        first_condition=config.first_condition,
         fingerprint=config.fingerprint,
         storage=DTYPES[config.storage],
         device=device,
@@ -203,12 +205,12 @@ def build_learner(
         meter=meter,
         account=account,
     )
-    policy = _built(config, device)
+    policy, kernel = _built(config, device), config.sampler.kernel
     if config.record is not None:
-        require_density(config.kernel, policy.schedule, range(config.record.first))
+        require_density(kernel, policy.schedule, range(config.record.first))
     fsdp.shard(policy.trainable, device)
     reference = None if config.reference is None else config.reference.hold(config.model, policy, device)
-    models = Models(policy, config.kernel, None if reference is None else reference.policy)
+    models = Models(policy, kernel, None if reference is None else reference.policy)
     learner = Learner(config.learner_spec(), models, config.method, wiring, device=device, reference=reference)
     if chosen.folder is not None:
         learner.resume(chosen.folder)

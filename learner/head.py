@@ -42,7 +42,7 @@ class Lead(Protocol):
     def settle(self, iteration: Iteration, progress: Progress, told: Updated) -> None:
         """End the iteration's groups, whose weights are visible by now; report; evaluate where it is due."""
 
-    def publish(self, version: int, weights: Mapping[str, Tensor], canary: Canary) -> None: ...
+    def publish(self, version: int, weights: Mapping[str, Tensor], canary: Canary | None) -> None: ...
 
     def evaluate_now(self, progress: Progress) -> None:
         """Evaluate the newest version as the run's start, and wait for the result."""
@@ -71,7 +71,7 @@ class Follower:
 
     def settle(self, iteration: Iteration, progress: Progress, told: Updated) -> None: ...
 
-    def publish(self, version: int, weights: Mapping[str, Tensor], canary: Canary) -> None: ...
+    def publish(self, version: int, weights: Mapping[str, Tensor], canary: Canary | None) -> None: ...
 
     def evaluate_now(self, progress: Progress) -> None: ...
 
@@ -153,7 +153,7 @@ class Head:
         if every and progress.update % every == 0 and progress.update < self._spec.iterations:
             self._evaluate("during", progress)
 
-    def publish(self, version: int, weights: Mapping[str, Tensor], canary: Canary) -> None:
+    def publish(self, version: int, weights: Mapping[str, Tensor], canary: Canary | None) -> None:
         self._publisher.publish(version, weights, canary)
 
     # -------------------------------------------------------------------------------------- evaluations

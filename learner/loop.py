@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from drover.common import metrics
-from drover.common.diffusion.canary import canary_log_prob
+from drover.common.diffusion.canary import canary
 from drover.common.errors import ConfigError
 from drover.common.metrics import Account
 from drover.common.protocols import BlobStore, Canary, Meter
@@ -58,6 +58,7 @@ class LearnerSpec:
     optimizer: OptimizerSpec
     files: FromFiles | None
     checkpoint_every: int
+    first_condition: str | None  # that the canary is taken under; None where nobody samples
     canary_tolerance: float
     stall_s: float
 
@@ -248,12 +249,17 @@ class Learner:
         started = time.monotonic()
         self._published = self.progress.version
         with self._wiring.account.part("weights"):
-            value = canary_log_prob(self._models.policy, self._models.kernel, self._device)
+            proof = self._canary()
             with fsdp.gathered(self._module) as weights:
-                canary = Canary(value=value, tolerance=self._spec.canary_tolerance)
-                self._lead.publish(self.progress.version, weights, canary)
+                self._lead.publish(self.progress.version, weights, proof)
         self._wiring.meter.set(metrics.WEIGHT_VERSION, self.progress.version, role="learner")
         self._wiring.meter.add(metrics.WEIGHT_SYNC_S, time.monotonic() - started, role="learner")
+
+    def _canary(self) -> Canary | None:
+        condition = self._spec.first_condition
+        if condition is None:
+            return None
+        return Canary(value=canary(self._models.policy, condition, self._device), tolerance=self._spec.canary_tolerance)
 
     def _checkpoint(self) -> None:
         """Begin a checkpoint, unless there is one of this update: what was issued since then follows from it."""

@@ -7,16 +7,18 @@ them at the last steps. They are [B], so this costs nothing; `over` brings them 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from drover.common.diffusion.spacing import END, DistilledEvenly, Leading, Linear, Linspace, Spacing, Trailing, spaced
 from drover.common.errors import ConfigError
 from drover.common.protocols import Schedule
 
 Final = Literal["first", "clean"]
+EVEN_STEPS = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T // n, whatever time they visit next
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,11 +26,13 @@ class DiscreteSchedule:
     """A variance-preserving path over integer times 0..T-1: a^2 = alphas_cumprod[t], s^2 = 1 - a^2.
 
     ``final`` says where a negative time lies: "first" at alphas_cumprod[0], so that every step keeps some noise (Stable
-    Diffusion's set_alpha_to_one=False), or "clean" at a = 1, s = 0, where the last step has no density.
+    Diffusion's set_alpha_to_one=False), or "clean" at a = 1, s = 0, where the last step has no density. ``spacing`` is that
+    of the checkpoint.
     """
 
     alphas_cumprod: Tensor  # [T] float64, falling
     final: Final = "first"
+    spacing: Spacing = field(default_factory=Leading)
 
     @classmethod
     def scaled_linear(
@@ -46,12 +50,15 @@ class DiscreteSchedule:
     def from_diffusers(cls, config: Mapping[str, Any]) -> DiscreteSchedule:
         """From the config of a diffusers scheduler. Raises `ConfigError` for settings no Gaussian step can follow."""
         _refuse_unsupported(config)
-        final: Final = "clean" if config.get("set_alpha_to_one", False) else "first"
-        return cls.from_betas(_betas(config), final)
+        alphas_cumprod = cls.from_betas(_betas(config)).alphas_cumprod
+        return cls(alphas_cumprod, _final(config), _spacing(config))
 
     @property
     def num_times(self) -> int:
         return len(self.alphas_cumprod)
+
+    def times(self, num_steps: int, spacing: Spacing | None = None) -> tuple[int, ...]:
+        return spaced(self, spacing or self.spacing, num_steps, first=self.num_times - 1, end=END)
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(a [B], s [B]) float64 at integer times [B] on the time's device; a negative time is `final`."""
@@ -70,6 +77,10 @@ class FlowSchedule:
     """
 
     num_times: int = 1000
+    spacing: Spacing = field(default_factory=Linear)
+
+    def times(self, num_steps: int, spacing: Spacing | None = None) -> tuple[int, ...]:
+        return spaced(self, spacing or self.spacing, num_steps, first=self.num_times, end=0)
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(a [B], s [B]) float64 at times [B], integers or floats."""
@@ -104,6 +115,40 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
             return torch.linspace(start, end, count, dtype=torch.float64)
         case other:
             raise ConfigError(f"beta_schedule {other!r} is neither 'scaled_linear' nor 'linear'; give trained_betas")
+
+
+def _final(config: Mapping[str, Any]) -> Final:
+    """Where the scheduler's path ends. Those that lack the setting, as Euler's do, end clean.
+
+    After leading times, the last of which is 1, such a path is ended at alphas_cumprod[0] all the same: what that leaves of
+    the noise is not seen, and it gives the last step a density.
+    """
+    return "clean" if config.get("set_alpha_to_one", _named_spacing(config) != "leading") else "first"
+
+
+def _named_spacing(config: Mapping[str, Any]) -> str:
+    return str(config.get("timestep_spacing", "leading"))
+
+
+def _spacing(config: Mapping[str, Any]) -> Spacing:
+    """The spacing of the scheduler's own times. Raises `ConfigError` for one that is not known, or not kept to."""
+    if "original_inference_steps" in config:  # of latent consistency models
+        return DistilledEvenly(config["original_inference_steps"])
+    match _named_spacing(config):
+        case "leading":
+            return Leading(config.get("steps_offset", 1))
+        case "trailing":
+            return Trailing()
+        case "linspace" if config.get("_class_name") not in EVEN_STEPS:
+            return Linspace()
+        case "linspace":
+            raise ConfigError(
+                f"the scheduler is a {config['_class_name']} with timestep_spacing 'linspace', whose steps of T // n leave "
+                'the times it names: the model would be told wrong noise levels; set "timestep_spacing": "trailing" or '
+                '"leading" in scheduler/scheduler_config.json'
+            )
+        case other:
+            raise ConfigError(f"timestep_spacing {other!r} is none of 'leading', 'trailing' and 'linspace'")
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:

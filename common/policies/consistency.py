@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
-from drover.common.diffusion.noising import over
+from drover.common.diffusion.noising import DiscreteSchedule, over
 from drover.common.diffusion.prediction import consistency_x0
 from drover.common.errors import ConfigError
 from drover.common.policies.wrapped import Wrapped
-from drover.common.protocols import Conditioning, Prediction
+from drover.common.protocols import Conditioning, Policy, Prediction
 
 
 class ConsistencyHead(Wrapped):
-    """``ConsistencyHead(StableDiffusion.load("SimianLuo/LCM_Dreamshaper_v7", embedded_scale=8.0))``."""
+    """``ConsistencyHead(StableDiffusion.load("SimianLuo/LCM_Dreamshaper_v7", embedded_scale=8.0))``.
+
+    Its path ends clean whatever the checkpoint says of it: the last step of a consistency model gives x0 as predicted.
+    """
+
+    def __init__(self, policy: Policy, *, time_scaling: float = 10.0) -> None:
+        """``time_scaling``: see `consistency_x0`; timestep_scaling of diffusers' LCMScheduler."""
+        super().__init__(policy)
+        if isinstance(policy.schedule, DiscreteSchedule):
+            self.schedule = replace(policy.schedule, final="clean")
+        self._time_scaling = time_scaling
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
         """x0 of the head, and the noise that belongs to it: x = a x0 + s noise still holds."""
-        x0 = consistency_x0(x, self.policy.predict(x, time, cond).x0, time)
+        predicted = self.policy.predict(x, time, cond).x0
+        x0 = consistency_x0(x, predicted, time, time_scaling=self._time_scaling)
         a, s = (over(coefficient, x) for coefficient in self.schedule.coefficients(time))
         return Prediction(x0=x0, noise=(x - a * x0) / s)
 

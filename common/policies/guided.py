@@ -66,5 +66,11 @@ class Guided(Wrapped):
         return uncond + self.scale * (cond - uncond)
 
 
+def guided(policy: Policy, scale: float) -> Policy:
+    """The policy under guidance of that scale instead of its own, sharing its modules; 1 is none."""
+    bare = policy.policy if isinstance(policy, Guided) else policy
+    return bare if scale == 1 else Guided(bare, scale)
+
+
 def _conditional(cond: Conditioning) -> Conditioning:
     return {name: tensor for name, tensor in cond.items() if not name.startswith(UNCONDITIONAL)}

@@ -67,10 +67,12 @@ def save_lora(policy: Policy, folder: str | Path, *, base: str) -> None:
 def base_of(folder: Path) -> str:
     """The pipeline folder or hub id that the adapters `save_lora` wrote belong to. Raises `ConfigError`."""
     card = folder / CARD
-    found = re.search(r"^base_model: (\".*\")$", card.read_text(), re.MULTILINE) if card.is_file() else None
-    if found is None:
-        raise ConfigError(f"{card} names no base_model; give a folder that a run has written")
-    return str(json.loads(found[1]))
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    found = re.search(r"^base_model: (\".*\")$", text, re.MULTILINE)
+    try:
+        return str(json.loads(found[1] if found else ""))
+    except ValueError:
+        raise ConfigError(f"{card} names no base_model; give a folder that a run has written") from None
 
 
 def load_lora(policy: Policy, folder: Path) -> None:

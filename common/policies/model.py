@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from drover.common.errors import ConfigError
 from drover.common.media.media import Media
 from drover.common.protocols import Policy
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class Model(Protocol):
@@ -23,7 +26,12 @@ class Model(Protocol):
         """The kind of media that its policy draws."""
 
     @property
-    def adapters(self) -> bool: ...
+    def compute(self) -> Precision:
+        """The precision of the network's products, in sampling and training alike."""
+
+    @property
+    def adapters(self) -> bool:
+        """Whether adapters on frozen weights learn, so that the policy without them is the one that training began with."""
 
     def check(self) -> None:
         """Raise `ConfigError` for what `build` would refuse, as far as that is seen within a second."""
@@ -34,6 +42,12 @@ class Model(Protocol):
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
         """Write the fine-tuned model in its ecosystem's own format; the folder or file written."""
 
+    def of_run(self, folder: Path) -> Model:
+        """This model with the weights that `save` wrote to a run's folder, to sample with.
+
+        Raises `ConfigError` where there are none, as before the end of a run.
+        """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
@@ -42,6 +56,20 @@ class Lora:
     rank: int
     alpha: float
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise ConfigError(
+                f"adapters need a rank of at least 1 and a positive alpha, got rank {self.rank} and alpha {self.alpha}; "
+                "leave lora out to train the whole network"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedLora:
+    """Adapters that a run saved in ``folder``, to sample with."""
+
+    folder: Path
 
 
 @torch.no_grad()

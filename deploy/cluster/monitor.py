@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +19,7 @@ from drover.deploy.roles import Streams
 from drover.deploy.run_folder.results import DRIVER, RunFolder
 
 REWARD = keys.reward_group("")  # how the readers begin that are rewards
+LONGEST_PACE_S = 15.0  # between two reads, up to which the end of the driver waits for the next
 TOLD = ("work", "evaluation", "rollouts", "measurements")  # the queues that reports name
 
 
@@ -44,6 +47,8 @@ class Monitor:
         }
         self.scalars: dict[str, float] = {}
         self._meter, self._buried = PrometheusMeter(), "0"
+        self._reads_s: deque[float] = deque(maxlen=2)  # when the driver's own metrics were read
+        self._announced_s: float | None = None
         self._endpoints: dict[str, Endpoint] = {}  # replaced whole: the threads that answer read it
         self._server, self.address = self._serve(listen)
         self._own = {DRIVER: Endpoint(DRIVER, self.address)}
@@ -65,11 +70,29 @@ class Monitor:
         for stream in streams:
             self._meter.add(metrics.DEAD_LETTERS, stream=stream)
 
+    def announce(self, how: str) -> None:
+        """Export how the run has ended: "finished", "stopped" or "failed". A later word changes nothing."""
+        if self._announced_s is None:
+            self._meter.set(metrics.RUN_ENDED, 1, how=how)
+            self._announced_s = time.monotonic()
+
     def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        while self.patience_s():
+            time.sleep(0.1)
         self._server.close()
+
+    def patience_s(self) -> float:
+        """Seconds that leaving waits at most for Prometheus to read how the run ended, else it would take the run for lost.
+
+        Who reads again and again is expected at the same pace; a single look is no reader.
+        """
+        if self._announced_s is None or len(self._reads_s) < 2 or self._reads_s[-1] >= self._announced_s:
+            return 0.0
+        before_s, last_s = self._reads_s
+        return max(0.0, last_s + 2 * min(last_s - before_s, LONGEST_PACE_S) - time.monotonic())
 
     # ------------------------------------------------------------------------------------------ measuring
 
@@ -107,12 +130,17 @@ class Monitor:
     # -------------------------------------------------------------------------------------------- serving
 
     def _serve(self, listen: Listen) -> tuple[MetricsServer, str]:
-        pages = {"/targets": self._targets_page, "/metrics/all": self._whole_page}
+        pages = {"/targets": self._targets_page, "/metrics/all": self._whole_page, "/metrics": self._own_page}
         server, port = self._meter.serve(listen.port, listen.host, pages)
         return server, address(listen.host, port)
 
     def _targets_page(self) -> tuple[str, bytes]:
         return "application/json", discovery.targets_page(self._run, self._endpoints)
 
+    def _own_page(self) -> tuple[str, bytes]:
+        self._reads_s.append(time.monotonic())
+        return TEXT, self._meter.page().encode()
+
     def _whole_page(self) -> tuple[str, bytes]:
+        self._reads_s.append(time.monotonic())
         return TEXT, discovery.everything(self._run, self._endpoints, {DRIVER: self._meter.page()})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from drover.deploy.cluster.discovery import Endpoint
 from drover.deploy.cluster.environments import BUILD_S, failure, runtime_env
 from drover.deploy.cluster.worker import Place, Pool, Worker
 from drover.deploy.config import RunConfig
+from drover.deploy.run_folder.run_log import last_lines
 from drover.deploy.user_file import Portable
 
 DESCRIBE_S = 5.0  # what workers get to answer a last question
@@ -25,7 +28,10 @@ WEDGED_S = 20.0  # a worker that was well and has not answered for so long is re
 DEAD_S = 60.0  # a pool that was well and of which no worker has answered for so long ends the run,
 DEAD_STARTS = 3  # or for as many times what it took to start: a large model takes minutes to load again
 LATE_S = 60.0  # a worker that is not up after so long is told of: there may be no place for it
+LONG_CALL = 5  # a reward's call that takes a fifth of the silence that ends a run is told of, once a process
 NODE_SHARE = 0.001  # of a node's mark: it says where to be, not how many fit
+log = logging.getLogger(__name__)
+OURS = re.compile(r"^drover\.common\.errors\.\w+: ")  # how Python begins the last line of a traceback of ours
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 2}
 
 
@@ -42,6 +48,7 @@ class _Member:
     known: dict[str, Any] = field(default_factory=dict)  # its newest description
     answering: bool = False  # it has answered since it last (re)started
     late: bool = False  # it has been told that this one is not up
+    slow: bool = False  # it has been told that a call of this one takes long
     leaves_by_s: float | None = None  # told to go; ended by force then, unless it answers until
 
     @property
@@ -208,15 +215,21 @@ class Pools:
         }
 
     def troubles(self) -> list[str]:
-        """What rewards could not do, for whoever has to explain a failure: asks every worker once more."""
+        """The failures and the long calls of rewards, to explain a run's failure with: asks every worker once more."""
         import ray
 
         asked = {_describe(member.handle): member for member in self._members.values()}
         ray.wait(list(asked), num_returns=len(asked), timeout=DESCRIBE_S)
         for future in _ready(list(asked)):
-            with suppress(ray.exceptions.RayError):
+            with suppress(ray.exceptions.RayError):  # it has just died
                 asked[future].known = ray.get(future)
-        return [f"{name}: {m.known['trouble']}" for name, m in self._members.items() if m.known and m.known["trouble"]]
+        told = []
+        for name, member in self._members.items():
+            trouble = member.known and (member.known["trouble"] or self._long_call(member.known))
+            if trouble:
+                told.append(f"{name}: {trouble}")
+                self._note_log(member)
+        return told
 
     def stop(self) -> None:
         """Let every worker finish what it holds, then end it."""
@@ -254,12 +267,31 @@ class Pools:
                 self._remove(member)
                 return
             self._on_event(f"{member.place.name} died and was replaced")
+            self._note_log(member)
+            member.slow = False
+        elif self._long_call(found) and not member.slow:
+            member.slow = True
+            self._on_event(f"{member.place.name}: {self._long_call(found)}")
         member.known, member.answering = found, True
         if member.leaves_by_s is not None:
             member.leaves_by_s = now_s + STOP_S  # what it works on may take long; as long as it answers, it may
         pool = member.place.pool.name
         self._patience_s.setdefault(pool, max(DEAD_S, DEAD_STARTS * (now_s - self._started_s)))
         self._heard_s[pool] = now_s
+
+    def _long_call(self, known: Mapping[str, Any]) -> str:
+        """In words; "" where no call takes long."""
+        if known["call_s"] <= self._config.stall_s / LONG_CALL:
+            return ""
+        taken_s = known["call_s"]
+        return (
+            f"one call has taken {taken_s:.0f} s so far (its log: {known['log']}); if it hangs, set reward_deadline_s"
+        )
+
+    def _note_log(self, member: _Member) -> None:
+        """Keep the end of a worker's log, where it lies on this node; elsewhere its path."""
+        name, path = member.place.name, member.known["log"]
+        log.warning("%s wrote to %s last:%s", name, path or "a log that is not known", last_lines(path))
 
     def _end_wedged(self, member: _Member) -> None:
         """Kill the process where it is: one that hangs does not hear Ray either. Ray then starts another."""
@@ -320,4 +352,4 @@ def cause(error: BaseException) -> str:
     if isinstance(inner, BaseException) and inner is not error:
         return cause(inner)
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return OURS.sub("", lines[-1]) if lines else type(error).__name__

@@ -20,8 +20,11 @@ from typing import Any
 import tyro
 
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
+from drover.common.words import counted
 from drover.deploy.cluster.autoscale import Autoscaler, Bounds, Share, Signal
-from drover.deploy.run_folder.results import read_json, write_whole
+from drover.deploy.run_folder.results import RunFolder, read_json
+from drover.deploy.views.standing import state_of
 
 POOLS, SCALE = "pools.json", "scale.json"
 ROLLOUT, EVALUATION = "rollout", "evaluation"
@@ -62,14 +65,25 @@ def run(options: ScaleOptions) -> int:
     asked = _asked(options, facts)
     wished = {} if options.auto else {**_read(folder / SCALE), **asked}
     write_whole(folder / SCALE, (json.dumps({"sizes": wished}, indent=2) + "\n").encode())
+    running = not state_of(RunFolder(folder)).over
     if options.json:
-        print(json.dumps({"before": facts["sizes"], "asked": asked, "auto": options.auto}, indent=2))
-        return 0
-    for pool, count in asked.items():
-        print(f"{pool}: {facts['sizes'][pool]} -> {count} workers")
-    if options.auto:
+        told = {"before": facts["sizes"], "asked": asked, "auto": options.auto, "running": running}
+        print(json.dumps(told, indent=2))
+    elif not running:
+        print(
+            f"{options.run} is not running; from its next start on it has {_sizes(asked) or 'the size its load asks for'}"
+        )
+    elif options.auto:
         print("; ".join(f"{pool}: {least} to {most} workers" for pool, (least, most) in facts["bounds"].items()))
+    else:
+        print(
+            "\n".join(f"{pool}: {facts['sizes'][pool]} -> {counted(count, 'worker')}" for pool, count in asked.items())
+        )
     return 0
+
+
+def _sizes(asked: Sizes) -> str:
+    return ", ".join(f"{counted(count, 'worker')} in {pool}" for pool, count in asked.items())
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 
-from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.common.transport import keys
 from drover.common.transport.redis_broker import RedisBroker
 from drover.common.types import Report
@@ -25,20 +23,18 @@ from drover.common.weights.object_store import start_directory
 from drover.deploy.cluster import placing
 from drover.deploy.cluster.connection import Connection, redis_url
 from drover.deploy.cluster.driver import Driver, backlogs
-from drover.deploy.cluster.environments import sweep
 from drover.deploy.cluster.learner_group import LearnerGroup
 from drover.deploy.cluster.monitor import Listen, Monitor
 from drover.deploy.cluster.pools import Pools
+from drover.deploy.cluster.ray_session import cluster_address, ray_session
 from drover.deploy.cluster.scaling import Scaling, bounds
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import Streams
-from drover.deploy.run_folder.results import RunFolder, write_whole
+from drover.deploy.run_folder import run_log
+from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.watch import View, Watcher
 
-RAY_ADDRESS = "RAY_ADDRESS"
-NAMESPACE = "drover"  # names inside it carry the run's
 FORGET_S = 5.0  # what a Redis that is away gets to come back for the deleting of keys
-ANSWER_S = 5.0  # what a cluster gets to accept a connection
 
 
 def train(
@@ -55,7 +51,8 @@ def train(
 
     ``autoscale``: see `drover.deploy.cluster.scaling.bounds`.
     """
-    if RAY_ADDRESS not in os.environ:
+    cluster = cluster_address()
+    if not cluster:
         # Before anything imports Ray. Its name misleads: on every system "0" makes our own Ray listen on loopback alone.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with ExitStack() as stack:  # left in reverse order
@@ -67,23 +64,29 @@ def train(
         watcher = Watcher(streams.open(broker.keys.reports, keys.WATCHER), broker.blobs(), folder, view)
         monitor = stack.enter_context(Monitor(broker, streams, folder, listen=metrics, run=run))
 
+        def announce(kind: type[BaseException] | None, *_: object) -> None:
+            failed = kind is not None and kind is not KeyboardInterrupt
+            monitor.announce("failed" if failed else watcher.ended or "stopped")
+
         def tell(kind: str, text: str) -> None:
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
-        alone = RAY_ADDRESS not in os.environ
-        if alone:
+        if not cluster:
             placing.plan(config, placing.this_machine(config), alone=True)  # refuses before a Ray is started for it
+        stack.push(announce)
         tell("phase", "starting Ray")
-        stack.enter_context(_ray(config))
-        wanted, gpus = placing.plan(config, _nodes(), alone=alone)
+        stack.enter_context(redirect_stdout(run_log.Words()))  # Ray prints what it tells of failures
+        stack.enter_context(ray_session(cluster, config))
+        wanted, gpus = placing.plan(config, _nodes(), alone=not cluster)
         bounded = bounds(autoscale, [pool.name for pool in wanted])
         directory = start_directory(connection.directory)  # lives as long as this handle
         tell("phase", "starting actors, reward servers and learner")
         on_event = partial(tell, "event")
-        pools = Pools(config, connection, wanted, claim_cpus=not alone, on_event=on_event)
+        pools = Pools(config, connection, wanted, claim_cpus=bool(cluster), on_event=on_event)
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
+        stack.push(announce)  # again, and before workers and Ray are stopped: that takes the time that a reader needs
         pools.start()
         _await_environments(pools, tell, stopping)
         learner.start()
@@ -105,7 +108,7 @@ def own_name(run: str, redis_url: str, folder: Path) -> Iterator[str]:
     on with the run deletes its keys first.
     """
     note = folder / "redis_name.txt"
-    left = note.read_text() if note.exists() else ""
+    left = note.read_text(errors="replace") if note.exists() else ""
     if re.fullmatch(rf"{re.escape(run)}\.[0-9a-f]{{8}}", left):
         _forget(left, redis_url)
     name = f"{run}.{secrets.token_hex(4)}"
@@ -134,54 +137,6 @@ def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping
             told = waiting
         time.sleep(0.5)
         pools.look()
-
-
-@contextmanager
-def _ray(config: RunConfig) -> Iterator[None]:
-    """Join the Ray we run under, else start one for this run alone."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # of a reward's; pip tries downloads again by itself
-    import ray
-
-    asks_to_stop = signal.getsignal(signal.SIGTERM)
-    own_session = ""
-    if RAY_ADDRESS in os.environ:
-        check_answers(os.environ[RAY_ADDRESS])
-        ray.init(address=os.environ[RAY_ADDRESS], namespace=NAMESPACE, log_to_driver=False, logging_level="error")
-    else:
-        (here,) = placing.this_machine(config)
-        # The roles of a laptop share its cores: workers ask for none, so that Ray refuses none that a run is scaled to.
-        context = ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=int(here["CPU"]),
-            num_gpus=int(here["GPU"]),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-        )
-        own_session = context.address_info["session_dir"]
-    signal.signal(signal.SIGTERM, asks_to_stop)  # Ray's own, which it sets above, exits without a checkpoint
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if own_session:
-            sweep(own_session)
-
-
-def check_answers(address: str) -> None:
-    """Raises `ConfigError` when nobody listens at HOST:PORT, which Ray itself would try for many minutes."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit() or "/" in host:
-        return  # "auto" and the like are Ray's to resolve
-    try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
-    except OSError as error:
-        raise ConfigError(
-            f"no Ray answers at {address} ({error.strerror or error}); correct RAY_ADDRESS, or unset it to start one here"
-        ) from error
 
 
 def _nodes() -> list[dict[str, float]]:

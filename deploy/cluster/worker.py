@@ -18,6 +18,7 @@ from drover.common.protocols import Delivery
 from drover.common.weights.object_store import ObjectStoreSubscriber, find_directory
 from drover.deploy.cluster.connection import Connection, serve_metrics
 from drover.deploy.cluster.environments import packages_of
+from drover.deploy.cluster.own_log import own_log
 from drover.deploy.config import RunConfig
 from drover.deploy.roles import build_actor, build_reward_server, use_threads
 from drover.deploy.user_file import Portable
@@ -166,19 +167,23 @@ class Worker:
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """{"pid", "node", "metrics": "HOST:PORT", "spent": seconds by reward ("" for an actor) and by part, over the loops
-        of each, "trouble": "" or a reason}.
+        """{"pid", "node", "metrics": "HOST:PORT", "log": path on its node, "spent": seconds by reward ("" for an actor) and by
+        part, over the loops of each, "trouble": "" or a reason, "call_s": seconds that the longest call of a reward has taken
+        so far, 0 between calls}.
         """
         import ray
 
         spent: dict[str, Counter[str]] = {}
         for loop in self._loops:
             spent.setdefault(loop.reward if isinstance(loop, RewardServer) else "", Counter()).update(loop.spent)
-        troubles = [loop.trouble for loop in self._loops if isinstance(loop, RewardServer) and loop.trouble]
+        servers = [loop for loop in self._loops if isinstance(loop, RewardServer)]
+        troubles = [server.trouble for server in servers if server.trouble]
         return {
             "pid": os.getpid(),
             "node": ray.get_runtime_context().get_node_id(),
             "metrics": self._metrics,
+            "log": own_log(),
             "spent": {kind: dict(parts) for kind, parts in spent.items()},
             "trouble": troubles[0] if troubles else "",
+            "call_s": max((server.call_s for server in servers), default=0.0),
         }

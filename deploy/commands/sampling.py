@@ -1,20 +1,20 @@
-"""Pictures from a model, with the kernel that training uses."""
+"""Pictures from a model, with the sampler that training uses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from drover.actors.sampler import sample
-from drover.common import seeds
-from drover.common.diffusion.kernels.renoise import Ddim, Renoise
+from drover.actors.sampler import Plain, draws_of
+from drover.common.diffusion.kernels.renoise import Consistency, Ddim, Renoise
 from drover.common.errors import ConfigError
+from drover.common.files import write_whole
 from drover.common.policies import conditioning
-from drover.common.policies.lora import base_of, load_lora
+from drover.common.policies.consistency import ConsistencyHead
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
-from drover.common.protocols import Policy
+from drover.common.protocols import Sampling
 from drover.common.tensors import DTYPES
 
 
@@ -23,19 +23,19 @@ class SampleOptions:
     """Draw pictures with a diffusers Stable Diffusion model, one row a prompt."""
 
     model: str
-    """Pipeline folder, hub id, or a run folder, which means what it fine-tuned: a pipeline, or adapters and their base."""
+    """Pipeline folder, hub id, or a run folder: the pipeline or adapters that it fine-tuned, drawn with as in training."""
     prompts: tuple[str, ...]
     """What to draw."""
     out: Path = Path("samples.png")
     """The PNG to write."""
     count: int = 4
     """Pictures of each prompt."""
-    steps: int = 20
-    """Denoising steps."""
-    eta: float = 0.0
-    """0 is deterministic, 1 as in training."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale; 1 for none."""
+    steps: int | None = None
+    """Denoising steps; default: the run's, or 20."""
+    eta: float | None = None
+    """0 is deterministic, 1 fully stochastic; default: the run's, or 0. A consistency model has none."""
+    guidance: float | None = None
+    """Guidance scale, 1 for none; default: the run's, or 3."""
     seed: int = 0
     """Same seed, same pictures."""
 
@@ -45,35 +45,54 @@ def draw(options: SampleOptions) -> Path:
     import torch
 
     from drover.deploy.run_folder.pictures import grid_png
-    from drover.deploy.run_folder.results import write_whole
 
     if not options.prompts or options.count < 1:
         raise ConfigError("give at least one prompt and a count of at least 1")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = _policy(Path(options.model), options, device)
-    kernel, cond = Renoise(options.steps, Ddim(options.eta)), policy.encode(options.prompts)
-    rows = []
-    for i in range(len(options.prompts)):
+    sampling = _sampling(options, "cuda" if torch.cuda.is_available() else "cpu")
+    policy = sampling.policy
+    cond, rows = policy.encode(options.prompts), []
+    for i, prompt in enumerate(options.prompts):
         mine = conditioning.rows(cond, [i] * options.count)
-        trajectory = sample(
-            policy,
-            kernel,
+        chain = sampling(
             mine,
-            generators=seeds.generators(options.seed, "sample", i, range(options.count)),
+            draws_of(options.seed, "sample", i, prompts=1, samples=options.count),
+            prompts=[prompt] * options.count,
             record=(),
             storage=DTYPES["float32"],
-            device=device,
         )
-        rows.append(policy.decode(trajectory.x0, mine).pictures())
+        x0 = chain.take(slice(None), (), DTYPES["float32"]).x0
+        rows.append(policy.decode(x0, mine).pictures())
     write_whole(options.out, grid_png(np.stack(rows), options.prompts))
     return options.out
 
 
-def _policy(run: Path, options: SampleOptions, device: str) -> Policy:
-    whole, adapters = run / "pipeline", run / "lora"
-    if adapters.is_dir():
-        policy = StableDiffusionModel(checkpoint=base_of(adapters), guidance=options.guidance).build(device)
-        load_lora(policy, adapters)
-        return policy
-    checkpoint = str(whole) if whole.is_dir() else options.model
-    return StableDiffusionModel(checkpoint=checkpoint, guidance=options.guidance).build(device)
+def _sampling(options: SampleOptions, device: str) -> Sampling:
+    """Of the run that the model names, or of a pipeline, with the options that are given in the place of its own."""
+    run = Path(options.model)
+    if not (run / "checkpoints").is_dir():
+        model = StableDiffusionModel(
+            checkpoint=options.model, guidance=3.0 if options.guidance is None else options.guidance
+        )
+        policy = model.build(device)
+        rule = Consistency() if isinstance(policy, ConsistencyHead) else Ddim(0.0)
+        return _with(Plain(Renoise(20, rule)), options).load(policy, device)
+
+    from drover.deploy.run_folder.rebuilding import model_and_sampler
+
+    model, sampler = model_and_sampler(run)
+    if options.guidance is not None:
+        model = replace(model, guidance=options.guidance)
+    return _with(sampler, options).load(model.build(device), device)
+
+
+def _with(sampler: Plain, options: SampleOptions) -> Plain:
+    kernel = sampler.kernel
+    if not isinstance(kernel, Renoise):
+        raise ConfigError(f"pictures are drawn by Renoise alone, the run has {kernel}")
+    if options.eta is not None:
+        if not isinstance(kernel.rule, Ddim):
+            raise ConfigError(f"{kernel.rule} has no eta; leave --eta out")
+        kernel = replace(kernel, rule=Ddim(options.eta))
+    if options.steps is not None:
+        kernel = replace(kernel, num_steps=options.steps)
+    return replace(sampler, kernel=kernel)

@@ -328,6 +328,11 @@ def service() -> tuple[Row, ...]:
                     queries=(Query(increase(m.WORKER_DEATHS, "role"), "{{role}}"),),
                 ),
                 Panel(
+                    title="How runs ended",
+                    of=(m.RUN_ENDED,),
+                    queries=(Query(newest(m.RUN_ENDED, "how"), "{{how}}"),),
+                ),
+                Panel(
                     title="Versions of drover",
                     of=(m.BUILD_INFO,),
                     queries=(Query(f"count by (version) ({selector(m.BUILD_INFO)})", "{{version}}"),),

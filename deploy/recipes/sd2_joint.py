@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from drover.actors.sampler import Plain
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Lora
 from drover.common.policies.stable_diffusion.model import StableDiffusionModel
-from drover.common.protocols import Reward
+from drover.common.protocols import Files, Reward
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Only, RealPictures, Sampling, Training
 from drover.learner.files.folder import ImageFolder
-from drover.learner.files.pairs import Pairs
 from drover.learner.files.prompts import read_prompts
 from drover.learner.files.templates import objects, occupation_prompts, pair_prompts
 from drover.learner.files.webdataset import WebDataset
@@ -146,7 +146,7 @@ def sd2_joint(
             image_size=(image_size, image_size),
             lora=Lora(rank=lora_rank, alpha=float(lora_rank)) if lora_rank else None,
         ),
-        kernel=Renoise(sampling.steps, Ddim(eta=1.0)),
+        sampler=Plain(Renoise(sampling.steps, Ddim(eta=1.0))),
         rewards=(*judges.values(), evenly),
         objective=Joint(
             tasks={name: Ddpo(weights={judges[name].name: 1.0}, clip=clip, normalise="batch") for name in tasks},
@@ -196,7 +196,7 @@ def _preference(name: PreferenceName, checkpoint: str) -> Reward:
     return kinds[name](checkpoint=checkpoint) if checkpoint else kinds[name]()
 
 
-def _pairs(folder: Path, resolution: int) -> Pairs:
+def _pairs(folder: Path, resolution: int) -> Files:
     """Webdataset tars where there are any, else pictures with their captions."""
     if next(folder.glob("*.tar"), None) is not None:
         return WebDataset(path=folder, resolution=resolution)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from drover.actors.sampler import Plain
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.policies.model import Lora
@@ -105,7 +106,7 @@ def shapes_ddpo(
     return RunConfig(
         recipe="shapes_ddpo",
         model=StableDiffusionModel(checkpoint=checkpoint, guidance=sampling.guidance, compute=compute, lora=lora),
-        kernel=Renoise(sampling.steps, Ddim(eta=1.0)),
+        sampler=Plain(Renoise(sampling.steps, Ddim(eta=1.0))),
         rewards=(judge,),
         objective=Ddpo(weights={judge.name: 1.0}, clip=CLIP, normalise="centred"),
         tasks=(Task(name=judge.name, prompts=asked, rewards=(judge.name,)),),
@@ -151,7 +152,7 @@ def shapes_joint(
     return RunConfig(
         recipe="shapes_joint",
         model=StableDiffusionModel(checkpoint=checkpoint, guidance=sampling.guidance),
-        kernel=Renoise(sampling.steps, Ddim(eta=1.0)),
+        sampler=Plain(Renoise(sampling.steps, Ddim(eta=1.0))),
         rewards=REWARDS,
         objective=Joint(tasks=parts),
         tasks=tuple(Task(name=name, prompts=training_prompts(name), rewards=(REWARD[name],)) for name in tasks),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
+from drover.actors.sampler import Plain
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import LearningRate, Only, Processes, Training
 from drover.learner.intake.evaluation import EvaluationSpec
@@ -28,7 +29,7 @@ def toy_ddpo(
     return RunConfig(
         recipe="toy_ddpo",
         model=ToyModel(),
-        kernel=toy_kernel(),
+        sampler=Plain(toy_kernel()),
         rewards=(ToyPoint(),),
         objective=Ddpo(weights={"point": 1.0}, clip=0.2, normalise="batch"),
         tasks=(Task(name="point", prompts=("anywhere",), rewards=("point",)),),

@@ -63,12 +63,13 @@ class History:
             self.phase = "training"
             self._rewind(update_index(report))
             self.updates.append(report)
+            self._meet(by_name(report, "reward/", "/valid_share"))
             self._meet(by_name(report, "reward/", "/mean"))
         elif report.kind == "eval":
             means = by_name(report, "heldout/", "/mean")
             counts, watched = by_name(report, "heldout/", "/count"), by_name(report, "overoptimisation/")
             self.evals.append(HeldOut(report.text, update_index(report), means, counts, watched))
-            self._meet(_rows(means))
+            self._meet(_rows({**counts, **means}))
         elif report.kind == "event":
             self.events.append(report)
         elif report.kind == "end":
@@ -192,6 +193,11 @@ def position(history: History) -> str:
     done = update_index(history.updates[-1]) if history.updates else 0
     total = history.last.get("updates_total")
     return f"update {done}" + (f"/{total:.0f}" if total is not None else "")
+
+
+def share(part: float) -> str:
+    """Whole percent, rounded down: ``100%`` is all."""
+    return f"{math.floor(100 * part)}%"
 
 
 def number(value: float | None) -> str:

@@ -6,7 +6,6 @@ and ``checkpoints/``.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from drover.common.errors import CheckpointError, ConfigError
+from drover.common.files import explained, write_all, write_whole
 from drover.common.types import Report
 from drover.deploy.run_folder.history import History
 from drover.deploy.run_folder.pictures import SamplePair, curves_png, samples_png
@@ -135,17 +135,14 @@ class RunFolder:
             },
             ensure_ascii=False,
         )
-        try:
-            with self.metrics.open("ab", buffering=0) as file:
-                before = file.seek(0, os.SEEK_END)
-                try:
-                    _write_all(file.fileno(), f"{line}\n".encode())
-                except OSError:
-                    with suppress(OSError):
-                        file.truncate(before)
-                    raise
-        except OSError as error:
-            raise _not_written(self.metrics, error) from error
+        with explained(f"cannot write {self.metrics}"), self.metrics.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                write_all(file.fileno(), f"{line}\n".encode())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(before)
+                raise
 
     def reports(self) -> list[Report]:
         """All reports of metrics.jsonl, in order; what was not finite is NaN. A torn last line is left out."""
@@ -234,21 +231,6 @@ def holder(lock: Path) -> tuple[bool | None, str]:
         return False, ""
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace the file by ``content`` in one step: readers and crashes see the old file or the new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        try:
-            with draft.open("wb", buffering=0) as file:
-                _write_all(file.fileno(), content)
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_written(path, error) from error
-
-
 def read_json(path: Path, kind: type[T], fix: str) -> T | None:
     """What `write_whole` wrote there as JSON; None where there is no such file.
 
@@ -273,18 +255,6 @@ def _damaged(path: Path, error: Exception, fix: str) -> CheckpointError:
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"cannot read {path} ({error.strerror}); make it readable")
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _not_written(path: Path, error: OSError) -> CheckpointError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    fix = "free space there" if full else "make it writable"
-    return CheckpointError(f"cannot write {path} ({error.strerror}); {fix}, then go on with --resume.")
 
 
 def _report(line: bytes, where: str) -> Report:

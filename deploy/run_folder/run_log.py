@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +15,7 @@ from drover.common.log import mask_passwords
 NAME = "run.log"
 LAST_LINES = 30  # of the log of a worker that died
 log = logging.getLogger(__name__)
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 @contextmanager
@@ -40,6 +43,15 @@ def last_lines(log: str) -> str:
     with suppress(OSError), Path(log).open(encoding="utf-8", errors="replace") as file:
         return "".join(f"\n    {line.rstrip()}" for line in deque(file, LAST_LINES))
     return ""
+
+
+class Words(io.TextIOBase):
+    """A standard output whose lines go to the log: those that libraries print beside the view of a run."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.info("%s", _COLOURS.sub("", text.strip()))
+        return len(text)
 
 
 class _Handler(logging.FileHandler):

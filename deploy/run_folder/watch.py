@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from io import BytesIO
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
 from drover.common.errors import BlobMissing
+from drover.common.files import write_whole
 from drover.common.media import blobs as media
 from drover.common.protocols import BlobStore, Stream
 from drover.common.types import Report
+from drover.deploy.run_folder.history import by_name
 from drover.deploy.run_folder.pictures import framed
 from drover.deploy.run_folder.results import RunFolder
 
@@ -78,17 +81,27 @@ class Watcher:
         if report.kind in TOLD:
             log.info("%s: %s", report.kind, report.text)
         self._view.update(report)
+        if report.kind == "eval" and report.text == "before":
+            self._tell_blind(report)
         if report.kind == "end":
             self.ended = report.text
         if report.kind == "failed":
             self.failure = report.text
 
+    def _tell_blind(self, report: Report) -> None:
+        """The evaluation before training is the first that is seen of a reward: say there that it gave no value."""
+        blind = [name for name, count in by_name(report, "heldout/", "/count").items() if not count]
+        if blind:
+            text = f"no held-out sample got a value of {', '.join(blind)}; without any in training, too, the run fails"
+            self.tell(replace(report, kind="event", text=text, scalars={}, media=()))
+
     def _keep_pictures(self, report: Report) -> None:
         """Keep the pictures of the media, whatever their kind. Without blobs there are none; the values are in the report."""
-        kept = self._folder.path / f"{report.text}.npz"
+        archive = BytesIO()
         try:
             shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])
-            np.savez_compressed(kept, media=shown, prompts=np.array(report.prompts))
+            np.savez_compressed(archive, media=shown, prompts=np.array(report.prompts))
+            write_whole(self._folder.path / f"{report.text}.npz", archive.getvalue())
         except BlobMissing:
             log.warning("the pictures of the evaluation %s training are gone", report.text)
         self._blobs.drop([blob for ref in report.media for blob in ref.blobs])

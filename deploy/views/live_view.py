@@ -16,6 +16,7 @@ from drover.deploy.run_folder.history import (
     health,
     number,
     position,
+    share,
     sparkline,
     update_index,
 )
@@ -116,11 +117,14 @@ def _rewards(history: History, *, narrow: bool) -> Table:
     table.add_column("held out", justify="right", no_wrap=True)
     for name in history.rewards:
         _, means = history.series(f"reward/{name}/mean")
+        # Of the last update that was of this reward's task.
+        spread, valid = (history.series(f"reward/{name}/{what}")[1] for what in ("std", "valid_share"))
+        told = Text(share(valid[-1]), style="bold red" if valid[-1] < 1 else "") if valid else Text("-")
         cells: list[str | Text] = [Text(name), number(means[-1] if means else None), _change(means)]
         if not narrow:
-            # Of the last update that was of this reward's task.
-            spread, valid = (history.series(f"reward/{name}/{what}")[1] for what in ("std", "valid_share"))
-            cells += [number(spread[-1] if spread else None), f"{valid[-1]:.0%}" if valid else "-"]
+            cells += [number(spread[-1] if spread else None), told]
+        elif valid and valid[-1] < 1:
+            cells[0] = told + Text(f" of {name}", style="")
         _, held = history.held_out(name)
         held_out = " → ".join(number(mean) for mean in (held[:1] + held[-1:] if len(held) > 1 else held)) or "-"
         table.add_row(*cells, sparkline(means, 8 if narrow else 20), held_out)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from drover.common.types import Report
-from drover.deploy.run_folder.history import History, duration, health, number, position
+from drover.deploy.run_folder.history import History, duration, health, number, position, share
 from drover.deploy.run_folder.watch import View
 from drover.deploy.views.live_view import LiveProgress
 
@@ -77,9 +77,11 @@ class PlainProgress:
     def _numbers(self) -> list[str]:
         last = self._history.last
         parts = [
-            f"{name} {number(last[f'reward/{name}/mean'])}" + _plus_minus(last.get(f"reward/{name}/std"))
+            f"{name} {number(last.get(f'reward/{name}/mean'))}"
+            + _plus_minus(last.get(f"reward/{name}/std"))
+            + _valid(last.get(f"reward/{name}/valid_share", 1.0))
             for name in self._history.rewards
-            if f"reward/{name}/mean" in last
+            if {f"reward/{name}/mean", f"reward/{name}/valid_share"} & last.keys()
         ]
         parts += [f"{label} {value}" for label, value, _ in health(self._history)]
         to_go_s = self._history.to_go_s()
@@ -87,7 +89,12 @@ class PlainProgress:
 
     def _evaluation(self) -> str:
         held = self._history.evals[-1]
-        values = "  ".join(f"{name} {number(mean)}{self._since_before(name)}" for name, mean in held.means.items())
+        values = "  ".join(
+            f"{name} {number(held.means[name])}{self._since_before(name)}"
+            if name in held.means
+            else f"{name} no valid value"
+            for name in {**held.counts, **held.means}
+        )
         count = f" ({max(held.counts.values()):.0f} samples)" if held.counts else ""
         return f"held out {held.when} training: {values}{count}"
 
@@ -98,6 +105,10 @@ class PlainProgress:
     def _line(self, report: Report, text: str) -> None:
         self._file.write(f"[{duration(report.at_s):>7}] {text}\n")
         self._file.flush()
+
+
+def _valid(part: float) -> str:
+    return f" (valid {share(part)})" if part < 1 else ""
 
 
 def _plus_minus(spread: float | None) -> str:

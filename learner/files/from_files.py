@@ -6,52 +6,22 @@ tasks. Because one AdamW state serves both, its effective weight is set by the g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
-from drover.common.media.media import Media
+from drover.common.protocols import Files
 from drover.learner.batches import Batches
 from drover.learner.examples import LatentBatch
 from drover.learner.objective import Models, Objective
 from drover.learner.step import Part
 
 When = Literal["round", "step", "alone"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileBatch:
-    """Media with their conditions. Of pairs, all preferred ones come first, then the others in the same order."""
-
-    media: Media  # A B samples of the kind that the model draws
-    names: Sequence[str]  # [A B] prompts, or names of the model's conditions
-    weight: np.ndarray  # [B, S]
-
-
-class FileSource(Protocol):
-    """Opened files. Resuming needs no cursor: the step is the position."""
-
-    @property
-    def skipped(self) -> Mapping[str, int]:
-        """Bad records met so far, by reason; each is counted once."""
-
-    def batch(self, step: int, size: int) -> FileBatch:
-        """Batch number ``step`` of ``size`` examples, a pure function of both.
-
-        Rank r of R takes its part of the batch of all ranks with ``batch(step * R + r, size // R)``.
-        """
-
-
-class Files(Protocol):
-    """A cheap, frozen description; files are opened with ``open``, by the rank that learns from them."""
-
-    def open(self, seed: int) -> Any:
-        """Raises `ConfigError` when there is nothing to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +70,7 @@ class FileExamples:
 
     def _batches(self, step: int) -> Iterator[tuple[LatentBatch, bool]]:
         size = self.spec.batch_size // self._ranks
-        found = _file_batch(self._source.batch(step * self._ranks + self._rank, size))
+        found = self._source.batch(step * self._ranks + self._rank, size)
         policy, first = self._models.policy, self._rank * size
         x0 = policy.to_latents(found.media)
         sides = len(found.names) // size
@@ -111,13 +81,5 @@ class FileExamples:
                 self._seed, "pretraining" if side == 0 else "pretraining.other", step, range(first, first + size)
             )
         ]
-        weight = torch.from_numpy(np.asarray(found.weight, np.float32)).to(x0.device)
+        weight = torch.from_numpy(np.ones((size, 1)) if found.weight is None else found.weight).float().to(x0.device)
         yield LatentBatch(x0=x0, weight=weight, cond=policy.encode(found.names), draws=draws), True
-
-
-def _file_batch(found: Any) -> FileBatch:
-    """Pictures with captions are examples of weight 1."""
-    if isinstance(found, FileBatch):
-        return found
-    media, captions = found
-    return FileBatch(media, captions, np.ones((len(captions), 1), np.float32))

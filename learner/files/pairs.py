@@ -1,4 +1,4 @@
-"""Pictures with captions for the pretraining loss, in an order that is a pure function of (seed, step).
+"""Pictures with captions, in an order that is a pure function of (seed, step).
 
 Axes: B pairs of a batch, H W picture.
 """
@@ -15,33 +15,10 @@ import torch
 
 from drover.common import seeds
 from drover.common.errors import ConfigError
-from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.picture_files import square
+from drover.common.protocols import FileBatch
 from drover.common.records import BadRecord, count_text
-
-Batch = tuple[Media, list[str]]
-
-
-class PairSource(Protocol):
-    """Opened pairs. Resuming needs no cursor: the step is the position."""
-
-    @property
-    def skipped(self) -> Mapping[str, int]:
-        """Bad records met so far, by reason; each is counted once."""
-
-    def batch(self, step: int, size: int) -> Batch:
-        """(B samples, captions) number ``step`` of ``size`` pairs.
-
-        Rank r of R takes its part of the batch of all ranks with ``batch(step * R + r, size // R)``.
-        """
-
-
-class Pairs(Protocol):
-    """A cheap, frozen description; files are opened with ``open``, by the rank that learns from them."""
-
-    def open(self, seed: int) -> PairSource:
-        """Raises `ConfigError` when there is nothing to read."""
 
 
 class Records(Protocol):
@@ -70,9 +47,9 @@ class ShuffledPairs:
     def skipped(self) -> Mapping[str, int]:
         return self._unlisted + Counter(self._bad.values())
 
-    def batch(self, step: int, size: int) -> Batch:
+    def batch(self, step: int, size: int) -> FileBatch:
         pairs = [self._pair(position) for position in range(step * size, (step + 1) * size)]
-        return Pictures(np.stack([picture for picture, _ in pairs])), [caption for _, caption in pairs]
+        return FileBatch(Pictures(np.stack([picture for picture, _ in pairs])), [caption for _, caption in pairs])
 
     def _pair(self, position: int) -> tuple[np.ndarray, str]:
         num_records = len(self._records)

@@ -28,7 +28,7 @@ NAMES_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What is read of each row: columns of text, and ``fields`` of any JSON type, by name or all others (None).
+    """The columns to read of each row: some of text, and ``fields`` of any JSON type, by name or all others (None).
 
     A file must have the columns that are named.
     """
@@ -47,7 +47,7 @@ class Columns:
 
 @dataclass(slots=True)
 class Unused:
-    """What of a file was not used: ``rows`` by reason; values, by column, that can be no field."""
+    """Counts of the parts of a file that were not used: ``rows`` by reason; values, by column, that can be no field."""
 
     rows: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)

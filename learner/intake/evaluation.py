@@ -18,7 +18,7 @@ import numpy as np
 from drover.common.errors import ConfigError
 from drover.common.media.blobs import rows_of
 from drover.common.prompts import fields_text
-from drover.common.protocols import Stream, WeightPublisher
+from drover.common.protocols import Sampler, Stream, WeightPublisher
 from drover.common.types import MediaRef, Purpose, WorkItem
 from drover.learner.examples import MeasuredGroup
 from drover.learner.intake.assembler import Assembler
@@ -48,7 +48,7 @@ class EvaluationSpec:
 
     Comparing two moments needs the same spec and the same seed. A reward over sets, such as parity, needs at least 100
     samples of each prompt; ``limits`` says what a perfect generator would measure with that few, by reward. A dear one can
-    be left to the evaluations before and after a run by ``during`` False.
+    be left to the evaluations before and after a run by ``during`` False. ``sampler`` None draws as training does.
     """
 
     name: str
@@ -57,6 +57,7 @@ class EvaluationSpec:
     rewards: tuple[str, ...]
     limits: Mapping[str, float] = field(default_factory=dict)
     during: bool = True
+    sampler: Sampler | None = None
     statistics: tuple[Statistic, ...] = ()
 
     def __post_init__(self) -> None:

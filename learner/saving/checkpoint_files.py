@@ -36,7 +36,7 @@ def whole(folder: Path) -> list[Path]:
 def read_state(folder: Path) -> dict[str, Any]:
     """What was saved besides tensors. Raises `CheckpointError` when it is not what was written."""
     try:
-        content = json.loads((folder / "state.json").read_text())
+        content = json.loads((folder / "state.json").read_bytes())
         state: dict[str, Any] = content["state"]
         if content["format"] == FORMAT and content["checksum"] == _text_sum(state):
             return state
@@ -45,7 +45,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         reason = "is missing"
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError):
+        reason = "is not JSON"
+    except (KeyError, TypeError):
         reason = f"is no state of format {FORMAT}"
     raise CheckpointError(f"{folder / 'state.json'} {reason}; resume from another checkpoint")
 

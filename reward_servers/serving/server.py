@@ -64,6 +64,13 @@ class RewardServer(Generic[T]):
         self._waiting: Waiting[T] = Waiting(max_batch)
         self._job_size = max_batch  # samples, of the newest job: the best guess for the next
         self._call_s = 0.0  # of the last call
+        self._calling_since_s: float | None = None
+
+    @property
+    def call_s(self) -> float:
+        """Seconds that the scorer's present call has taken so far; 0 between calls. For other threads."""
+        since_s = self._calling_since_s
+        return 0.0 if since_s is None else monotonic() - since_s
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Work until told to stop; what is being scored then is finished first, the rest handed back."""
@@ -140,17 +147,18 @@ class RewardServer(Generic[T]):
 
     def _score(self, jobs: Sequence[Job[T]]) -> list[Answer[T]]:
         """One call for all; if that fails, one per job, so that a poisoned job spoils no other."""
-        started_s = monotonic()
+        started_s = self._calling_since_s = monotonic()
         with self.account.part("compute"):
             try:
                 scores = self._call(jobs)
             except ScoringFailed as error:
                 if len(jobs) > 1:
                     return [answer for job in jobs for answer in self._score([job])]
-                log.warning("%s could not score %s: %s", self.reward, jobs[0].name, error)
+                news = error if str(error) != self.trouble else None  # a traceback once, not with every job
+                log.warning("%s could not score %s: %s", self.reward, jobs[0].name, error, exc_info=news)
                 self.trouble = str(error)
                 scores = masked(jobs[0].size, TIMEOUT if isinstance(error, ScoringTimedOut) else ERROR)
-        self._call_s = monotonic() - started_s
+        self._calling_since_s, self._call_s = None, monotonic() - started_s
         self.meter.add(metrics.SCORING_S, self._call_s, reward=self.reward)
         answers, first = [], 0
         for job in jobs:

@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from drover.actors.sampler import Recording, sample
-from drover.common import seeds
+from drover.common.diffusion.chain import Recording
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import SamplingFailed
 from drover.common.policies import conditioning
 from drover.common.policies.guided import Guided
 from drover.common.policies.stable_diffusion.policy import StableDiffusion
 from drover.worlds.plane.policy import ToyChain, toy_kernel
+from tests.actors.drawn import sample
 
 SD_STEPS = 4
 
@@ -21,10 +21,7 @@ def toy():
 
 def draw(policy, kernel, indices, *, record=(0, 1, 3), storage=torch.float32, prompts=None, group=7):
     cond = conditioning.rows(policy.encode(prompts or ["a red circle"]), [0] * len(indices) if not prompts else indices)
-    return sample(
-        policy, kernel, cond, generators=seeds.generators(1, "train", group, indices), record=record,
-        storage=storage, device="cpu",
-    )  # fmt: skip
+    return sample(policy, kernel, cond, indices=indices, record=record, storage=storage, group=group)
 
 
 def recomputed(policy, kernel, recording: Recording) -> torch.Tensor:

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from drover.actors.sampler import Plain
 from drover.actors.worker import MAX_ATTEMPTS, Actor, ActorWiring
 from drover.common import tensors
-from drover.common.diffusion.canary import canary_log_prob
+from drover.common.diffusion.canary import canary
+from drover.common.diffusion.kernels.renoise import Consistency, Renoise
+from drover.common.diffusion.spacing import Leading
 from drover.common.errors import WeightSyncFailed
 from drover.common.media.blobs import read
 from drover.common.metrics import NullMeter
@@ -42,33 +45,33 @@ class Meter(NullMeter):
 class Workshop:
     """An actor with its streams, and a published version 0 of the toy's weights."""
 
-    def __init__(self, published: bool = True, **options) -> None:
+    def __init__(self, published: bool = True, policy: ToyChain | None = None, **options) -> None:
         self.broker = MemoryBroker("actor")
         keys = self.broker.keys
         self.work = self.broker.stream(keys.work, groups=("actors",))
         self.rollouts = self.broker.stream(keys.rollouts, "learner")
         self.failures = self.broker.stream(keys.measurements, "learner")
-        self.weights, self.meter, self.policy = MemoryWeights(torch.float32), Meter(), ToyChain()
+        self.weights, self.meter, self.policy = MemoryWeights(torch.float32), Meter(), policy or ToyChain()
         self.mine = self.broker.stream(keys.work, "actors")
         self.actor = Actor(
             "actor-0",
             self.policy,
-            toy_kernel(),
+            Plain(toy_kernel()),
             ActorWiring(
                 work=self.mine, rollouts=self.rollouts, failures=self.failures, blobs=self.broker.blobs(),
                 weights=self.weights, meter=self.meter,
             ),
-            fingerprint="f", storage=torch.float32, device="cpu", **options,
+            first_condition="a", fingerprint="f", storage=torch.float32, device="cpu", **options,
         )  # fmt: skip
         if published:
             self.publish(0)
 
-    def publish(self, version: int, shift: float = 0.0, canary: Canary | None = None) -> None:
+    def publish(self, version: int, shift: float = 0.0, proof: Canary | None = None) -> None:
         policy = ToyChain()
         policy.trainable.b.data += shift
-        value = canary_log_prob(policy, toy_kernel(), "cpu")
+        value = canary(policy, "a", "cpu")
         tensors_ = dict(policy.trainable.named_parameters())
-        self.weights.publish(version, tensors_, canary or Canary(value=value, tolerance=1e-6))
+        self.weights.publish(version, tensors_, proof or Canary(value=value, tolerance=1e-6))
 
     def messages(self, stream) -> list:
         return [delivery.message for delivery in stream.take(100, 0.0)]
@@ -248,6 +251,24 @@ def test_orders_sampled_in_one_batch_give_what_each_gives_alone():
     assert np.array_equal(*media)
 
 
+def test_a_held_out_set_is_drawn_by_its_own_sampler_and_training_by_the_runs():
+    halfway = Plain(Renoise(2, Consistency(), Leading(offset=0)))  # times 2 and 0
+    shop, plain = Workshop(batch_groups=4, samplers={"short": halfway}), Workshop(batch_groups=4)
+    held = {"record": (), "draw": 0, "purpose": Purpose.EVAL}
+    orders = [order(0, draw=0), order(1, **held, task="short"), order(2, **held, task="short"), order(3, **held)]
+    orders.append(order(4, draw=0, task="short"))  # of training, under the name of the held-out set
+    made = []
+    for each in (shop, plain):
+        for item in orders:
+            each.work.put(item)
+        while each.actor.run_once(0.0):
+            pass
+        groups = sorted(each.messages(each.rollouts), key=lambda group: group.group)
+        made.append([read_points(read(each.broker.blobs(), group.media)) for group in groups])
+    assert [bool((a == b).all()) for a, b in zip(*made, strict=True)] == [True, False, False, True, True]
+    assert (made[0][1] == made[0][2]).all()
+
+
 class Poisonable(ToyChain):
     """Prompts that say so make latents that are not finite."""
 
@@ -259,8 +280,8 @@ class Poisonable(ToyChain):
 
 
 def test_of_a_batch_only_what_is_wrong_fails():
-    shop = Workshop(batch_groups=4)
-    shop.actor.policy = policy = Poisonable()
+    policy = Poisonable()
+    shop = Workshop(batch_groups=4, policy=policy)
     shop.publish(1)
     for item in (order(0), order(1, prompts=("poison",)), order(2, fingerprint="other"), order(3)):
         shop.work.put(item)
@@ -318,10 +339,10 @@ def test_the_last_allowed_attempt_is_sampled(shop):
 
 @pytest.mark.parametrize("off", [0.01, float("nan")])
 def test_weights_that_do_not_compute_what_the_learner_computes_are_refused(shop, off):
-    value = canary_log_prob(ToyChain(), toy_kernel(), "cpu")
+    value = canary(ToyChain(), "a", "cpu")
     shop.publish(1, 0.0, Canary(value=value + off, tolerance=1e-3))
     shop.work.put(order())
-    with pytest.raises(WeightSyncFailed, match="after loading version 1 the canary log-prob is"):
+    with pytest.raises(WeightSyncFailed, match="after loading version 1 the canary is"):
         shop.actor.run_once(0.0)
     assert shop.actor.version != 1 and shop.messages(shop.rollouts) == []
 

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import pytest
 
+from drover.actors.sampler import Plain
 from drover.common.diffusion.kernels.renoise import Ddim, Renoise
 from drover.common.errors import ConfigError
 from drover.common.media.media import Media
@@ -22,6 +23,7 @@ from drover.learner.overoptimisation import Watch
 from drover.learner.reference import FrozenCopy
 from drover.learner.step import OptimizerSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.policy import toy_kernel
 from drover.worlds.shapes import prompts
 
 SHAPES, TOY = shapes_ddpo(), toy_ddpo()
@@ -84,7 +86,8 @@ class Counted(ToyPoint):
         ({"objective": Ddpo}, r"objective is the class Ddpo; make one: Ddpo\(...\)"),
         ({"tasks": (Task(name="a/b", prompts=("x",), rewards=("point",)),)}, "task 'a/b' has a slash in its name"),
         ({"heldout": (replace(TOY.heldout[0], name="a/b"),)}, "held-out set 'a/b' has a slash in its name"),
-        ({"kernel": Renoise(5, Ddim(eta=0.0))}, "use eta > 0"),
+        ({"sampler": Plain(Renoise(5, Ddim(eta=0.0)))}, "use eta > 0"),
+        ({"sampler": Plain(toy_kernel(), guidance=3.0)}, "sets guidance 3.0, .* set the guidance of the model"),
         ({"record": RecordSteps(count=1, first=6)}, "first 6 steps of a chain of 5"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
@@ -206,6 +209,20 @@ DIFFERENT: list[RunConfig] = [
 
 def test_roles_that_would_corrupt_each_others_work_have_different_fingerprints():
     assert len({config.fingerprint for config in DIFFERENT}) == len(DIFFERENT)
+
+
+def test_a_held_out_set_with_a_sampler_of_its_own_is_another_recipe_for_the_actors():
+    own = Plain(toy_kernel(), guidance=2.0)
+    other = replace(TOY, heldout=(replace(TOY.heldout[0], sampler=own),))
+    assert (TOY.samplers, other.samplers) == ({}, {"anywhere": own})
+    assert TOY.fingerprint != other.fingerprint
+
+
+def test_the_canary_is_allowed_what_rounding_products_or_published_weights_to_bfloat16_may_cost():
+    exact, half = shapes_ddpo(), shapes_ddpo(compute="bfloat16")
+    allowed = [each.learner_spec().canary_tolerance for each in (exact, half, replace(exact, weights="bfloat16"))]
+    assert allowed == [1e-4, 2e-2, 2e-2]
+    assert exact.first_condition == exact.tasks[0].prompts[0]
 
 
 def test_what_one_role_alone_decides_does_not_change_the_fingerprint():

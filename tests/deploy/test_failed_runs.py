@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,10 @@ def unloadable() -> RunConfig:
     return small(rewards=(Unloadable(),))
 
 
+def raises(*, iterations: int) -> RunConfig:
+    return small(rewards=(Fickle(raises=True),), iterations=iterations)
+
+
 def no_scorer() -> RunConfig:
     return small(rewards=(NoScorer(),))
 
@@ -86,6 +91,19 @@ def test_a_reward_that_cannot_be_loaded_is_one_sentence_and_a_failed_run(
         "the reward point cannot be used: its load returned None; return the function that scores\n"
     )
     assert "KeyError" not in (tmp_path / "runs" / "a" / "run.log").read_text(), "nothing is left of the former run"
+
+
+def test_a_reward_that_never_answers_is_told_of_before_training_and_fails_a_run_of_any_length(
+    drover: Drover, recipes: str
+) -> None:
+    for iterations in (1, 2, 4):
+        train = ("train", f"{recipes}:raises", "--iterations", str(iterations), "--one-process", "--plain")
+        code, out, err = drover(*train, "--run-name", f"n{iterations}")
+        assert code == 1, out
+        assert "event: no held-out sample got a value of point" in out or iterations == 1
+        assert "no sample had a valid reward" in one_line(err)
+        assert re.search(r"; point-0: RuntimeError: no connection to the judge at \S*in_place\.py:\d+$", one_line(err))
+    assert drover("status")[1].count(": failed: no sample had a valid reward") == 3
 
 
 def test_a_run_that_fails_on_its_way_keeps_what_it_did_and_can_be_resumed(

@@ -12,6 +12,7 @@ import torch
 
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
+from drover.common.protocols import FileBatch
 from drover.deploy.config import Pools, RunConfig
 from drover.learner.files.from_files import FromFiles
 from drover.learner.intake.evaluation import EvaluationSpec
@@ -40,9 +41,9 @@ class Points:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[Pictures, list[str]]:
+    def batch(self, step: int, size: int) -> FileBatch:
         noise = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
-        return ToyChain().decode(torch.tensor(noise + self.goal), {}), ["anywhere"] * size
+        return FileBatch(ToyChain().decode(torch.tensor(noise + self.goal), {}), ["anywhere"] * size)
 
 
 def joint(**fields) -> RunConfig:
@@ -235,5 +236,5 @@ def test_a_reward_that_hangs_costs_its_deadline_and_one_groups_samples(tmp_path)
 
 
 def test_read_points_is_what_the_pairs_of_this_file_are_drawn_with():
-    media, _ = Points((2.0, -1.0)).batch(0, 200)
+    media = Points((2.0, -1.0)).batch(0, 200).media
     assert abs(read_points(media).mean(0) - (2.0, -1.0)).max() < 0.05

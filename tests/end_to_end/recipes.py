@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,7 +12,7 @@ import torch
 
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
-from drover.common.protocols import Scorer, Scores
+from drover.common.protocols import FileBatch, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Sampling, Training
 from drover.deploy.recipes.shapes import shapes_ddpo
@@ -81,6 +82,11 @@ def unloadable_toy(*, iterations: int = 30) -> RunConfig:
     return replace(toy_ddpo(), iterations=iterations, rewards=(Unloadable(),))
 
 
+def hanging_toy(*, stall_s: float = 30.0) -> RunConfig:
+    """Its reward never answers."""
+    return replace(toy_ddpo(), rewards=(Hanging(),), stall_s=stall_s)
+
+
 @dataclass(frozen=True)
 class Unscorable:
     takes: ClassVar[type[Media]] = Pictures
@@ -89,6 +95,18 @@ class Unscorable:
     def load(self, device: str) -> Scorer:
         def score(prompts: Sequence[str], media: Pictures) -> Scores:
             raise RuntimeError("the judge is on strike")
+
+        return score
+
+
+@dataclass(frozen=True)
+class Hanging:
+    name: str = "point"
+
+    def load(self, device: str) -> Scorer:
+        def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
+            time.sleep(10_000)
+            return Scores([0.0] * len(prompts))
 
         return score
 
@@ -132,6 +150,6 @@ class Origin:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[Pictures, list[str]]:
+    def batch(self, step: int, size: int) -> FileBatch:
         points = np.random.default_rng([step, size]).normal(0, 0.1, (size, 2))
-        return ToyChain().decode(torch.tensor(points), {}), ["anywhere"] * size
+        return FileBatch(ToyChain().decode(torch.tensor(points), {}), ["anywhere"] * size)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,7 +14,7 @@ import pytest
 
 from drover.common.transport.embedded import EmbeddedRedis
 from drover.worlds.shapes import PIPELINE
-from tests.end_to_end.service import RECIPES, drover
+from tests.end_to_end.service import RECIPES, Train, drover
 
 pytestmark = pytest.mark.service
 
@@ -124,6 +125,28 @@ def test_a_ray_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> Non
     assert "no Ray answers at 127.0.0.1:1" in complaint(result)
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "localhost"])
+def test_an_address_that_is_no_head_is_refused_before_anything_starts(tmp_path: Path, address: str) -> None:
+    result = refused(tmp_path, "toy_ddpo", env={"RAY_ADDRESS": address})
+    assert result.returncode == 2
+    assert f"RAY_ADDRESS is {address!r}" in complaint(result)
+    assert "starting" not in result.stdout
+
+
+def test_a_ray_that_refuses_our_token_is_said_in_the_words_of_doctor(tmp_path: Path, shared: dict[str, str]) -> None:
+    result = refused(tmp_path, "toy_ddpo", env={**shared, "RAY_AUTH_TOKEN": "another-token-of-forty-characters-or-so"})
+    assert result.returncode == 2
+    assert "checks tokens and refuses ours; set RAY_AUTH_MODE=token" in complaint(result)
+
+
+def test_a_ray_whose_sockets_would_have_too_long_a_path_is_refused_with_the_variable_to_set(tmp_path: Path) -> None:
+    long = tmp_path / ("slurm_jobdir_of_a_user_" * 4)
+    long.mkdir()
+    result = refused(tmp_path, "toy_ddpo", env={"TMPDIR": str(long)})
+    assert result.returncode == 2
+    assert "too long for Ray's sockets" in complaint(result) and "set RAY_TMPDIR to a short folder" in complaint(result)
+
+
 def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
@@ -136,15 +159,36 @@ def test_a_reward_that_always_raises_ends_the_run_with_its_name_and_reason(
     assert "Traceback" not in result.stderr
 
 
-def test_a_reward_that_cannot_be_loaded_ends_the_run_with_its_name_and_reason(
+def test_a_reward_that_cannot_be_loaded_ends_the_run_in_one_sentence_and_the_rest_is_in_its_log(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
-    began = time.monotonic()
-    result = refused(tmp_path, f"{RECIPES}:unloadable_toy", env=shared)
+    result = drover(
+        *("train", f"{RECIPES}:unloadable_toy", "--runs-dir", str(tmp_path), "--run-name", "run", "--plain"), env=shared
+    )
     assert result.returncode == 1
-    assert "point-0 failed" in complaint(result)
-    assert "no weights at judge.safetensors" in complaint(result)
-    assert time.monotonic() - began < 120
+    reason = "point-0 failed: the reward point cannot be loaded: FileNotFoundError: no weights at judge.safetensors at "
+    assert complaint(result).startswith(f"drover: {reason}")
+    assert re.search(r"recipes\.py:\d+$", complaint(result))
+    assert "Traceback" not in result.stdout + result.stderr
+    assert len(result.stdout.splitlines()) <= 4, result.stdout
+    assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+    told = json.loads(drover("status", "run", "--runs-dir", str(tmp_path), "--json").stdout)["run"]
+    assert (told["state"], told["updates"]) == ("failed", 0)
+    assert told["reason"].startswith(reason)
+
+
+@pytest.mark.slow
+def test_a_reward_that_hangs_is_named_with_its_process_and_log_long_before_the_run_ends(
+    tmp_path: Path, shared: dict[str, str]
+) -> None:
+    with Train(f"{RECIPES}:hanging_toy", runs_dir=tmp_path, env=shared) as run:
+        assert run.end() == 1
+        (event,) = [text for text in run.events if text.startswith("point-0: one call has taken ")]
+        named = re.search(r"taken (\d+) s so far \(its log: (\S+\.err)\); if it hangs, set reward_deadline_s", event)
+        assert named is not None, event
+        assert 6 <= int(named[1]) < 20
+        assert "nothing arrived for 30 s while the learner waits for" in run.err
+        assert f"s so far (its log: {named[2]})" in run.err
 
 
 def contents(folder: Path) -> dict[str, bytes]:

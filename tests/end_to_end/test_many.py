@@ -8,19 +8,24 @@ import psutil
 import pytest
 import torch
 
+from tests.end_to_end.own_project import write_project
 from tests.end_to_end.service import ALL_TRAINED, SLOW_TOY, Train, account, assert_same, command_lines
 
 pytestmark = pytest.mark.service
 
 
-def test_two_runs_of_one_name_share_a_redis_and_a_ray_and_never_meet(
+def test_two_runs_of_one_name_one_of_a_project_elsewhere_share_a_redis_and_a_ray_and_never_meet(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    """They differ in size and lag: a group that went astray would show in a ledger or in the weights of the one on-policy."""
+    """They differ in size and lag: a group that went astray would show in a ledger or in the weights of the one on-policy.
+
+    That one's recipe is in a project elsewhere, whose folders are called as drover's packages are: roles import both.
+    """
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()
+    write_project(tmp_path / "project")
     with (
-        Train(SLOW_TOY, runs_dir=here, env=shared) as one,
+        Train(f"{tmp_path / 'project' / 'mine.py'}:mine", runs_dir=here, env=shared) as one,
         Train(SLOW_TOY, "--iterations", "15", "--groups", "3", "--max-lag", "2", runs_dir=there, env=shared) as other,
     ):
         one.await_update(1)

@@ -1,4 +1,4 @@
-"""Whole runs that are killed and go on: `drover train RECIPE --resume RUN`, in one process and as a service."""
+"""A whole run in one process that is killed and goes on: `drover train RECIPE --resume RUN`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.end_to_end.service import ALL_TRAINED, RECIPES, SLOW_TOY, UPDATES, Train, account, assert_same, drover
+from tests.end_to_end.service import RECIPES, Train, account, assert_same, drover
 
 pytestmark = pytest.mark.service
 RICH_TOY = f"{RECIPES}:rich_toy"
@@ -34,20 +33,3 @@ def test_a_process_killed_at_three_random_moments_learns_the_same_bits(tmp_path:
     assert account(found) == account(wanted)
     refused = drover("train", RICH_TOY, "--runs-dir", str(tmp_path), "--resume", "run", "--one-process", "--seed", "1")
     assert refused.returncode == 2 and "seed: was 0, now 1" in refused.stderr
-
-
-def test_a_run_of_two_learner_ranks_goes_on_with_one(
-    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
-) -> None:
-    """Another number of ranks adds up in another order, so that it is no longer the same to the bit."""
-    with Train(SLOW_TOY, "--learner-ranks", "2", runs_dir=tmp_path, env=shared) as run:
-        run.await_update(7)
-        run.process.send_signal(signal.SIGTERM)
-        assert run.end() == 130, run.out + run.err
-        assert 7 <= run.summary["updates"] < UPDATES
-    newest = max((run.folder.path / "checkpoints").glob("update-*"))
-    assert len(list(newest.glob("rank-*.safetensors"))) == 2
-    with Train(SLOW_TOY, "--resume", "run", runs_dir=tmp_path, env=shared) as run:
-        assert account(run.finish()) == ALL_TRAINED
-    assert [int(report.scalars["update"]) for report in run.updates()] == list(range(1, UPDATES + 1))
-    assert torch.allclose(run.weights["b"], reference["b"], atol=1e-4)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from drover.actors.sampler import Recording, sample
-from drover.common import seeds, tensors
+from drover.common import tensors
+from drover.common.diffusion.chain import Recording
 from drover.common.policies import conditioning
 from drover.common.protocols import BlobStore, Kernel, Policy
 from drover.common.types import GroupFailed, Measurement, Purpose, RolloutGroup, Stage, Transitions
 from drover.learner.examples import Credit, Measured, MeasuredGroup
+from tests.actors.drawn import sample
 from tests.common.media.made_up import pictures_in
 
 
@@ -67,8 +67,7 @@ def record(
     """Really sampled transitions."""
     recording = sample(
         policy, kernel, conditioning.rows(policy.encode([prompt]), [0] * samples),
-        generators=seeds.generators(0, "train", group, range(samples)), record=steps,
-        storage=torch.float32, device="cpu",
+        indices=range(samples), record=steps, seed=0, group=group,
     ).recording  # fmt: skip
     assert recording is not None
     return recording

@@ -13,10 +13,11 @@ from drover.common import seeds
 from drover.common.diffusion.error import per_part, squared_error
 from drover.common.diffusion.time_laws import Uniform
 from drover.common.media.pictures import Pictures
+from drover.common.protocols import FileBatch
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.examples import Credit, LatentBatch, MeasuredGroup
-from drover.learner.files.from_files import FileBatch, FromFiles
+from drover.learner.files.from_files import FromFiles
 from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 from drover.worlds.plane.policy import LEVELS, RANGE
 
@@ -69,7 +70,7 @@ class NearAndFarSource:
         ]
         ordered = [sorted(pair, key=lambda point: float(((point - self.goal) ** 2).sum())) for pair in pairs]
         points = np.array([pair[side] for side in (0, 1) for pair in ordered])
-        return FileBatch(media_of(points), ["anywhere"] * 2 * size, np.ones((size, 1), np.float32))
+        return FileBatch(media_of(points), ["anywhere"] * 2 * size, np.ones((size, 1)))
 
 
 def recipe(*, iterations: int = 30, learner_ranks: int = 1) -> RunConfig:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.in_place import Done, train
-from tests.strangers import kl_to_reference, latent_pairs, offline_pairs, signed_errors
+from tests.strangers import (
+    clips,
+    iteration_features,
+    kinds,
+    kl_to_reference,
+    latent_pairs,
+    offline_pairs,
+    signed_errors,
+)
 
 
 def gain(done: Done, name: str = "anywhere/point") -> float:
@@ -48,6 +56,31 @@ def test_offline_pairs_with_no_actor(tmp_path: Path) -> None:
     mean = done.weights.mean(dim=0)
     assert mean[0] < -0.05 and mean[1] - mean[0] > 0.1  # towards (-1, 1), from drifts that were alike
     done.conclude()
+
+
+def test_a_reward_over_features_of_the_whole_iteration(tmp_path: Path) -> None:
+    done = train(iteration_features.recipe(), tmp_path)
+    before, after = (done.summary[f"reward_{moment}"]["anywhere/mean_distance"] for moment in ("before", "after"))
+    assert before > 1.5 and after < 0.5 * before
+
+
+def test_clips_with_one_judgement_per_frame(tmp_path: Path) -> None:
+    done = train(clips.recipe(), tmp_path)
+    assert gain(done, "anywhere/frames") > 2
+    assert watched(done, "ratio_first") == pytest.approx([1.0] * 40, abs=1e-6)
+    ways = done.weights.mean(dim=0)  # [frame, 2]: each frame moves towards its own goal, from (1, 1) or so
+    assert ways[0, 0] < -0.1 and ways[1, 0] > 0.1 and ways[2, 1] < -0.1
+    done.conclude()
+    assert done.folder.samples.exists()
+
+
+@pytest.mark.parametrize("kind", ["sound", "scene", "structure"])
+def test_sounds_scenes_and_structures_as_media(kind: str, tmp_path: Path) -> None:
+    done = train(kinds.recipe(kind=kind), tmp_path)
+    before, after = (done.summary[f"reward_{moment}"]["anywhere/judge"] for moment in ("before", "after"))
+    assert after > 0.6 * before and before < 0
+    done.conclude()
+    assert done.folder.samples.exists()
 
 
 @pytest.mark.parametrize("stranger", [latent_pairs, offline_pairs])

@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
+from drover.common.errors import ConfigError
 from drover.common.files import write_whole
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
+from drover.common.policies.model import Precision, bind
 from drover.common.protocols import Policy
 from drover.worlds.plane.policy import ToyChain
+
+WEIGHTS = "toy.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class ToyModel:
-    """The five-step chain in the plane."""
+    """The five-step chain in the plane; with ``weights``, the file that a run has written, as that run left it."""
 
+    weights: Path | None = field(default=None, kw_only=True)
+    compute: ClassVar[Precision] = "float32"
     adapters: ClassVar[bool] = False
     media: ClassVar[type[Media]] = Pictures
 
     def check(self) -> None: ...
 
     def build(self, device: str) -> Policy:
-        return ToyChain(device)
+        from safetensors.torch import load_file
+
+        policy = ToyChain(device)
+        if self.weights is not None:
+            bind(load_file(self.weights, device), policy)
+        return policy
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
         from safetensors.torch import save
 
-        path = folder / "toy.safetensors"
+        path = folder / WEIGHTS
         write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         return path
+
+    def of_run(self, folder: Path) -> ToyModel:
+        if not (folder / WEIGHTS).is_file():
+            raise ConfigError(f"{folder} holds no {WEIGHTS}, which a run writes at its end; finish it first")
+        return replace(self, weights=folder / WEIGHTS)

@@ -9,6 +9,7 @@ import numpy as np
 
 from drover.common import seeds
 from drover.common.media.pictures import Pictures
+from drover.common.protocols import FileBatch
 from drover.worlds.shapes.build.pretraining import sample_pair
 from drover.worlds.shapes.renderer import render
 
@@ -31,10 +32,10 @@ class ShapesSource:
     def skipped(self) -> Mapping[str, int]:
         return {}
 
-    def batch(self, step: int, size: int) -> tuple[Pictures, list[str]]:
-        """(pictures, captions) number ``step``; rank r of R: ``batch(step * R + r, size // R)``."""
+    def batch(self, step: int, size: int) -> FileBatch:
+        """Pictures with captions, number ``step``; rank r of R: ``batch(step * R + r, size // R)``."""
         pairs = [sample_pair(self._rng(index)) for index in range(step * size, (step + 1) * size)]
-        return Pictures(np.stack([render(scene) for scene, _ in pairs])), [caption for _, caption in pairs]
+        return FileBatch(Pictures(np.stack([render(scene) for scene, _ in pairs])), [caption for _, caption in pairs])
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng(seeds.derive(self.seed, "shapes pair", index))

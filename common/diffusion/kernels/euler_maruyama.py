@@ -8,7 +8,7 @@ constant g: arXiv 2505.07818.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drover.common.diffusion.gaussian import Gaussian
 from drover.common.diffusion.noising import over
-from drover.common.diffusion.spacing import Linear
+from drover.common.diffusion.spacing import Spacing
 from drover.common.errors import ConfigError
 from drover.common.protocols import Prediction, Schedule
 
@@ -70,12 +70,12 @@ class ConstantNoise:
 class EulerMaruyama:
     """Example: ``EulerMaruyama(10, FlowGrpo(eta=0.7), Linear(shift=3.0))``. Every step has a density, the last as well.
 
-    It divides by s at the time it comes from, which is never 0 because times fall.
+    It divides by s at the time it comes from, which is never 0 because times fall. ``spacing`` None follows the schedule's.
     """
 
     num_steps: int
     rule: DiffusionRule
-    spacing: Linear = field(default_factory=Linear)
+    spacing: Spacing | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:
@@ -86,7 +86,7 @@ class EulerMaruyama:
         return self.rule.stochastic
 
     def times(self, schedule: Schedule) -> tuple[int, ...]:
-        return self.spacing.times(schedule, self.num_steps)
+        return schedule.times(self.num_steps, self.spacing)
 
     def step(self, schedule: Schedule, x: Tensor, time: Tensor, next_time: Tensor, prediction: Prediction) -> Gaussian:
         (_, level), (_, next_level) = schedule.coefficients(time), schedule.coefficients(next_time)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drover.common.diffusion.gaussian import Gaussian
 from drover.common.diffusion.noising import over
-from drover.common.diffusion.spacing import Leading, Spacing
+from drover.common.diffusion.spacing import Spacing
 from drover.common.errors import ConfigError
 from drover.common.protocols import Prediction, Schedule
 
@@ -86,11 +86,14 @@ class Consistency:
 
 @dataclass(frozen=True, slots=True)
 class Renoise:
-    """Example: ``Renoise(50, Ddim(eta=1.0))`` visits 981, 961, ..., 1 and the end."""
+    """Example: ``Renoise(50, Ddim(eta=1.0))`` visits 981, 961, ..., 1 and the end on Stable Diffusion's schedule.
+
+    ``spacing`` None follows the schedule's own, which is that of its checkpoint.
+    """
 
     num_steps: int
     rule: NoiseRule
-    spacing: Spacing = field(default_factory=Leading)
+    spacing: Spacing | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -101,7 +104,7 @@ class Renoise:
         return self.rule.stochastic
 
     def times(self, schedule: Schedule) -> tuple[int, ...]:
-        return self.spacing.times(schedule, self.num_steps)
+        return schedule.times(self.num_steps, self.spacing)
 
     def step(self, schedule: Schedule, x: Tensor, time: Tensor, next_time: Tensor, prediction: Prediction) -> Gaussian:
         now, then = Level(*schedule.coefficients(time)), Level(*schedule.coefficients(next_time))

@@ -1,8 +1,9 @@
-"""Open a Stable Diffusion pipeline, or say in one sentence why that is impossible."""
+"""Open a diffusers pipeline, or say in one sentence why that is impossible."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,84 +16,84 @@ from drover.common.hub import first_line, is_folder, quiet_diffusers
 from drover.common.records import BadRecord, json_object
 
 INDEX = "model_index.json"
-XL = "StableDiffusionXLPipeline"
-_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-PIPELINES: dict[str, dict[str, Any]] = {  # by class: what it is opened with, besides its weights
-    "StableDiffusionPipeline": _UNCHECKED,
-    "LatentConsistencyModelPipeline": _UNCHECKED,
-    XL: {"add_watermarker": False},
-}
-NETWORKS = {  # part of a pipeline: the class that policies know how to use, the name of its weights
-    "unet": ("UNet2DConditionModel", "diffusion_pytorch_model"),
-    "vae": ("AutoencoderKL", "diffusion_pytorch_model"),
-    "text_encoder": ("CLIPTextModel", "model"),
-    "text_encoder_2": ("CLIPTextModelWithProjection", "model"),
-}
 HALF = "fp16"  # the variant that is taken where a network has no weights in full precision
 BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+DIFFUSERS, TRANSFORMERS = (
+    "diffusion_pytorch_model",
+    "model",
+)  # the names that the two libraries give to files of weights
 _FIX = "give a folder written by diffusers' save_pretrained or a hub id such as stabilityai/stable-diffusion-2-1"
 
 
-def open_pipeline(checkpoint: str | Path) -> Any:
+@dataclass(frozen=True, slots=True)
+class PipelineClass:
+    """A pipeline class of diffusers that a family of policies opens."""
+
+    networks: Mapping[str, tuple[str, str]]  # part -> the class that the policy can use, the name of its weights
+    options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained, besides the weights
+
+
+Family = Mapping[str, PipelineClass]
+"""The pipeline classes that a family of policies opens, by name."""
+
+
+def open_pipeline(checkpoint: str | Path, family: Family) -> Any:
     """The diffusers pipeline of a folder or hub id, of the class it names, from safetensors only, on the CPU.
 
-    Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or no Stable Diffusion pipeline.
+    Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or not of the family.
     """
-    is_local = _check_folder(checkpoint)
+    is_local = _check_folder(checkpoint, family)
     fix = f"restore what is missing, or {_FIX}" if is_local else f"check the id and the network, or {_FIX}"
     try:
-        pipeline = _from_pretrained(checkpoint, is_local=is_local)
+        return _from_pretrained(checkpoint, family, is_local=is_local)
     except ConfigError:
         raise
     # What the libraries raise for damaged files depends on the file; all of it means that this checkpoint is unusable.
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         raise ConfigError(f"cannot load {str(checkpoint)!r}: {first_line(error)}; {fix}") from error
-    _check_scheduler(f"the scheduler of {str(checkpoint)!r}", pipeline.scheduler.config)
-    return pipeline
 
 
-def check_pipeline(checkpoint: str | Path) -> None:
-    """Raise `ConfigError` for a folder that `open_pipeline` would refuse: its files are opened, their tensors not loaded.
+def check_pipeline(checkpoint: str | Path, family: Family) -> Path | None:
+    """The checkpoint where it is a folder; None for a hub id, which is let pass.
 
-    Hub ids are let pass.
+    Raises `ConfigError` for a folder that `open_pipeline` would refuse: its files are opened, their tensors not loaded.
     """
-    if not _check_folder(checkpoint):
-        return
+    if not _check_folder(checkpoint, family):
+        return None
     folder = Path(checkpoint)
-    index = _read_index(folder / INDEX, checkpoint)
-    parts = _networks(index)
-    needed = [part for part in NETWORKS if part != "text_encoder_2" or index["_class_name"] == XL]
-    if missing := [part for part in needed if part not in parts]:
+    index = _read_index(folder / INDEX, checkpoint, family)
+    networks = _networks(index, family)
+    needed = family[index["_class_name"]].networks
+    if missing := [part for part in needed if part not in networks]:
         raise ConfigError(f"{str(checkpoint)!r} has no {', '.join(missing)}; {_FIX}")
-    variant = _variant(folder, parts)
-    for part in parts:
-        _read_json(folder / part / "config.json")
-        for path in _weights(folder / part, part, variant) or _weights(folder / part, part, None):
+    variant = _variant(folder, networks)
+    for part, name in networks.items():
+        read_json(folder / part / "config.json")
+        for path in _weights(folder / part, name, variant) or _weights(folder / part, name, None):
             _check_header(path)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    _check_scheduler(str(scheduler), _read_json(scheduler))
+    return folder
 
 
-def _from_pretrained(checkpoint: str | Path, *, is_local: bool) -> Any:
+def _from_pretrained(checkpoint: str | Path, family: Family, *, is_local: bool) -> Any:
     with quiet_diffusers():
         import diffusers
         from huggingface_hub import hf_hub_download
 
         # The index alone at first: another class is refused before gigabytes of it are fetched.
         path = Path(checkpoint, INDEX) if is_local else Path(hf_hub_download(str(checkpoint), INDEX))
-        index = _read_index(path, checkpoint)
+        index = _read_index(path, checkpoint, family)
         kind = index["_class_name"]
         return getattr(diffusers, kind).from_pretrained(
             str(checkpoint),
             use_safetensors=True,
             local_files_only=is_local,
-            variant=_variant(Path(checkpoint), _networks(index)) if is_local else None,
-            **PIPELINES[kind],
+            variant=_variant(Path(checkpoint), _networks(index, family)) if is_local else None,
+            **family[kind].options,
         )
 
 
-def _check_folder(checkpoint: str | Path) -> bool:
-    """Whether the checkpoint is a folder, which then holds a pipeline of a known class."""
+def _check_folder(checkpoint: str | Path, family: Family) -> bool:
+    """Whether the checkpoint is a folder, which then holds a pipeline of the family."""
     if Path(checkpoint).is_file():
         raise ConfigError(
             f"{str(checkpoint)!r} is a single file, wanted a diffusers folder; write one with diffusers' "
@@ -103,51 +104,55 @@ def _check_folder(checkpoint: str | Path) -> bool:
     folder = Path(checkpoint)
     if not (folder / INDEX).is_file():
         raise ConfigError(f"{str(folder)!r} holds no {INDEX}, so it is no diffusers pipeline; {_FIX}")
-    for name, part in _read_index(folder / INDEX, checkpoint).items():
+    for name, part in _read_index(folder / INDEX, checkpoint, family).items():
         if name.startswith("tokenizer") and part != [None, None]:
             _check_tokenizer(folder / name)
     return True
 
 
-def _read_index(path: Path, checkpoint: str | Path) -> dict[str, Any]:
-    """The parts of the pipeline, by name, and the name of its class: each of a class that is known here."""
-    index = _read_json(path)
-    kind = index.get("_class_name")
-    if kind not in PIPELINES:
-        raise ConfigError(f"{str(checkpoint)!r} holds a {kind}, wanted one of {', '.join(PIPELINES)}; {_FIX}")
-    for part in _networks(index):
-        found = index[part][-1] if isinstance(index[part], list) else index[part]
-        if found != NETWORKS[part][0]:
-            raise ConfigError(f"{part} of {str(checkpoint)!r} is of class {found}, wanted {NETWORKS[part][0]}; {_FIX}")
+def _read_index(path: Path, checkpoint: str | Path, family: Family) -> dict[str, Any]:
+    """The parts of the pipeline, by name, and the name of its class: each of a class that the family knows."""
+    index = read_json(path)
+    kind = str(index.get("_class_name"))
+    if kind not in family:
+        raise ConfigError(f"{str(checkpoint)!r} holds a {kind}, wanted one of {', '.join(family)}; {_FIX}")
+    for part in _networks(index, family):
+        found, wanted = (
+            index[part][-1] if isinstance(index[part], list) else index[part],
+            family[kind].networks[part][0],
+        )
+        if found != wanted:
+            raise ConfigError(f"{part} of {str(checkpoint)!r} is of class {found}, wanted {wanted}; {_FIX}")
     return index
 
 
-def _networks(index: Mapping[str, Any]) -> list[str]:
-    """The parts that have weights and are loaded."""
-    return [part for part in NETWORKS if index.get(part) not in (None, [], [None, None])]
+def _networks(index: Mapping[str, Any], family: Family) -> dict[str, str]:
+    """The parts that have weights and are loaded, with the names of their weights."""
+    known = family[index["_class_name"]].networks
+    return {part: name for part, (_, name) in known.items() if index.get(part) not in (None, [], [None, None])}
 
 
-def _variant(folder: Path, parts: list[str]) -> str | None:
+def _variant(folder: Path, networks: Mapping[str, str]) -> str | None:
     """`HALF` where a network comes in half precision only, else None. Raises `ConfigError` for one without weights."""
     variant = None
-    for part in parts:
-        if _weights(folder / part, part, None):
+    for part, name in networks.items():
+        if _weights(folder / part, name, None):
             continue
-        if not _weights(folder / part, part, HALF):
-            raise ConfigError(_no_weights(folder / part, f"{NETWORKS[part][1]}.safetensors"))
+        if not _weights(folder / part, name, HALF):
+            raise ConfigError(_no_weights(folder / part, f"{name}.safetensors"))
         variant = HALF
     return variant
 
 
-def _weights(folder: Path, part: str, variant: str | None) -> list[Path]:
+def _weights(folder: Path, name: str, variant: str | None) -> list[Path]:
     """The safetensors files of a network: one, or those that its index names; none where there is neither."""
-    name, infix = NETWORKS[part][1], f".{variant}" if variant else ""
+    infix = f".{variant}" if variant else ""
     whole, index = folder / f"{name}{infix}.safetensors", folder / f"{name}.safetensors.index{infix}.json"
     if whole.is_file():
         return [whole]
     if not index.is_file():
         return []
-    files = _read_json(index).get("weight_map")
+    files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ConfigError(f"{str(index)!r} names no file of weights; copy the checkpoint again")
     return sorted({folder / str(file) for file in files.values()})
@@ -181,7 +186,7 @@ def _check_header(path: Path) -> None:
         raise ConfigError(f"{str(path)!r} is damaged ({first_line(error)}); copy the checkpoint again") from error
 
 
-def _check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a scheduler whose noising path cannot be followed."""
     missing = [key for key in BETAS if key not in config]
     if missing and config.get("trained_betas") is None:
@@ -203,10 +208,11 @@ def _check_tokenizer(folder: Path) -> None:
     if not words:
         raise ConfigError(f"{str(folder)!r} holds neither tokenizer.json nor vocab.json; {_FIX}")
     for path in words:
-        _read_json(path)
+        read_json(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A config of a pipeline folder. Raises `ConfigError` where it cannot be read."""
     try:
         return json_object(path.read_bytes())
     except BadRecord as bad:

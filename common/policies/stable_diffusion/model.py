@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
+from drover.common.errors import ConfigError
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
-from drover.common.policies.guided import Guided
-from drover.common.policies.lora import save_lora, with_lora
-from drover.common.policies.model import Lora, bind
-from drover.common.policies.stable_diffusion.checkpoints import check_pipeline
-from drover.common.policies.stable_diffusion.policy import Precision, StableDiffusion
+from drover.common.policies.consistency import ConsistencyHead
+from drover.common.policies.guided import guided
+from drover.common.policies.lora import base_of, load_lora, save_lora, with_lora
+from drover.common.policies.model import Lora, Precision, SavedLora, bind
+from drover.common.policies.stable_diffusion.checkpoints import check_pipeline, check_scheduler, read_json
+from drover.common.policies.stable_diffusion.policy import FAMILY, StableDiffusion, load_pipeline
 from drover.common.protocols import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StableDiffusionModel:
-    """A diffusers folder or hub id of Stable Diffusion 1.x, 2.x or XL, all of its UNet or adapters on it.
+    """A diffusers folder or hub id of Stable Diffusion 1.x, 2.x, XL, or of a latent consistency model of these.
 
-    ``guidance`` 1 leaves classifier-free guidance out. ``compute`` is the autocast regime of sampling and training alike.
+    ``guidance`` is the scale of classifier-free guidance, 1 for none. A UNet that takes its guidance scale as an input, as
+    those of latent consistency models do, is told it instead. ``compute`` is the autocast regime of sampling and training
+    alike. ``image_size`` is (height, width) in pixels. Without ``lora`` the whole UNet learns.
     """
 
     media: ClassVar[type[Media]] = Pictures
@@ -32,22 +37,38 @@ class StableDiffusionModel:
     guidance: float
     compute: Precision = "float32"
     image_size: tuple[int, int] | None = None
-    lora: Lora | None = None
+    lora: Lora | SavedLora | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.guidance < math.inf:
+            raise ConfigError(f"guidance must be a finite number of at least 1, which is none; got {self.guidance}")
+        if self.compute not in get_args(Precision):
+            raise ConfigError(f"compute must be one of {', '.join(get_args(Precision))}; got {self.compute!r}")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ConfigError(f"image_size is (height, width) in pixels, both positive; got {self.image_size}")
 
     @property
     def adapters(self) -> bool:
-        return self.lora is not None
+        return isinstance(self.lora, Lora)
 
     def check(self) -> None:
-        check_pipeline(self.checkpoint)
+        folder = check_pipeline(self.checkpoint, FAMILY)
+        if folder is not None:
+            scheduler = folder / "scheduler" / "scheduler_config.json"
+            check_scheduler(str(scheduler), read_json(scheduler))
+            self._told_scale(read_json(folder / "unet" / "config.json"))
 
     def build(self, device: str) -> Policy:
-        policy = self._unguided(device)
-        return policy if self.guidance == 1 else Guided(policy, self.guidance)
+        policy = self._network(device)
+        scheduler = policy.pipeline.scheduler
+        headed: Policy = policy
+        if type(scheduler).__name__ == "LCMScheduler":
+            headed = ConsistencyHead(policy, time_scaling=scheduler.config.timestep_scaling)
+        return headed if policy.empty is None else guided(headed, self.guidance)
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
         """``pipeline/`` for plain diffusers, or ``lora/`` for its ``load_lora_weights``."""
-        policy = self._unguided("cpu")
+        policy = self._network("cpu")
         bind(weights, policy)
         if self.lora is not None:
             written = folder / "lora"
@@ -57,8 +78,33 @@ class StableDiffusionModel:
             policy.save_pipeline(written)
         return written
 
-    def _unguided(self, device: str) -> StableDiffusion:
-        policy = StableDiffusion.load(self.checkpoint, device=device, compute=self.compute, image_size=self.image_size)
-        if self.lora is None:
-            return policy
-        return with_lora(policy, rank=self.lora.rank, alpha=self.lora.alpha, seed=self.lora.seed)
+    def of_run(self, folder: Path) -> StableDiffusionModel:
+        whole, adapters = folder / "pipeline", folder / "lora"
+        if whole.is_dir():
+            return replace(self, checkpoint=str(whole), lora=None)
+        if adapters.is_dir():
+            return replace(self, checkpoint=base_of(adapters), lora=SavedLora(folder=adapters))
+        raise ConfigError(f"{folder} holds neither pipeline/ nor lora/, which a run writes at its end; finish it first")
+
+    def _network(self, device: str) -> StableDiffusion:
+        """The policy without guidance and head."""
+        pipeline = load_pipeline(self.checkpoint, device=device)
+        told = self._told_scale(pipeline.unet.config)
+        policy = StableDiffusion(pipeline, compute=self.compute, image_size=self.image_size, embedded_scale=told)
+        match self.lora:
+            case Lora(rank=rank, alpha=alpha, seed=seed):
+                return with_lora(policy, rank=rank, alpha=alpha, seed=seed)
+            case SavedLora(folder=adapters):
+                load_lora(policy, adapters)
+        return policy
+
+    def _told_scale(self, unet: Mapping[str, Any]) -> float | None:
+        """The guidance scale for a UNet of that config to be told; None for one that takes none."""
+        if unet.get("time_cond_proj_dim") is None:
+            return None
+        if self.guidance == 1:
+            raise ConfigError(
+                f"the UNet of {self.checkpoint!r} takes its guidance scale as an input, as latent consistency models do; "
+                "set guidance to the scale it is to be told, such as 8"
+            )
+        return self.guidance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,31 @@ from drover.common.hub import quiet_diffusers
 from drover.common.media.media import Media, of_kind
 from drover.common.media.pictures import Pictures
 from drover.common.policies.autoencoder import Autoencoder
-from drover.common.policies.stable_diffusion.checkpoints import open_pipeline
+from drover.common.policies.model import Precision
+from drover.common.policies.stable_diffusion.checkpoints import (
+    DIFFUSERS,
+    TRANSFORMERS,
+    Family,
+    PipelineClass,
+    check_scheduler,
+    open_pipeline,
+)
 from drover.common.policies.stable_diffusion.text import ClipText, Text
 from drover.common.policies.stable_diffusion.text_xl import ClipTextPair, is_xl
 from drover.common.protocols import Conditioning, Prediction
 
-Precision = Literal["float32", "bfloat16"]
-
+_NETWORKS = {
+    "unet": ("UNet2DConditionModel", DIFFUSERS),
+    "vae": ("AutoencoderKL", DIFFUSERS),
+    "text_encoder": ("CLIPTextModel", TRANSFORMERS),
+}
+_SECOND_ENCODER = {"text_encoder_2": ("CLIPTextModelWithProjection", TRANSFORMERS)}
+_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+FAMILY: Family = {
+    "StableDiffusionPipeline": PipelineClass(_NETWORKS, _UNCHECKED),
+    "LatentConsistencyModelPipeline": PipelineClass(_NETWORKS, _UNCHECKED),
+    "StableDiffusionXLPipeline": PipelineClass(_NETWORKS | _SECOND_ENCODER, {"add_watermarker": False}),
+}
 PARAMETERISATIONS = {
     "epsilon": Parameterisation.EPSILON,
     "v_prediction": Parameterisation.V,
@@ -58,7 +76,7 @@ class StableDiffusion:
         for module in _modules(pipeline):
             module.requires_grad_(module is pipeline.unet).eval()
         _check_channels(pipeline.unet.config)
-        self.schedule = DiscreteSchedule.from_diffusers(pipeline.scheduler.config)
+        self.schedule = DiscreteSchedule.from_diffusers(_config(pipeline.scheduler))
         self.parameterisation = _parameterisation(pipeline.scheduler.config.prediction_type)
         self.latent_shape = _latent_shape(pipeline, image_size)
         self._compute = compute
@@ -77,16 +95,8 @@ class StableDiffusion:
         image_size: tuple[int, int] | None = None,
         embedded_scale: float | None = None,
     ) -> StableDiffusion:
-        """Open a folder or a hub id; ``dtype`` is what the weights are kept in. Raises `ConfigError` if that fails.
-
-        The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision.
-        """
-        pipeline = open_pipeline(checkpoint)
-        wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
-        with quiet_diffusers():
-            pipeline.to(device)
-            for module in _modules(pipeline):
-                module.to(torch.float32 if module in wide else getattr(torch, dtype))
+        """The policy of a folder or a hub id: see `load_pipeline`."""
+        pipeline = load_pipeline(checkpoint, device=device, dtype=dtype)
         return cls(pipeline, compute=compute, image_size=image_size, embedded_scale=embedded_scale)
 
     @property
@@ -153,6 +163,27 @@ class StableDiffusion:
         if self._compute == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def load_pipeline(checkpoint: str | Path, *, device: str | torch.device = "cpu", dtype: Precision = "float32") -> Any:
+    """The diffusers pipeline of a folder or a hub id on a device, its weights kept in ``dtype``.
+
+    The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision. Raises `ConfigError`
+    where it cannot be opened.
+    """
+    pipeline = open_pipeline(checkpoint, FAMILY)
+    check_scheduler(f"the scheduler of {str(checkpoint)!r}", _config(pipeline.scheduler))
+    wide = [pipeline.vae] if is_xl(pipeline) and pipeline.vae.config.force_upcast else []
+    with quiet_diffusers():
+        pipeline.to(device)
+        for module in _modules(pipeline):
+            module.to(torch.float32 if module in wide else getattr(torch, dtype))
+    return pipeline
+
+
+def _config(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's config and, whether it was read from a file or not, its class."""
+    return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
 def _modules(pipeline: Any) -> list[nn.Module]:

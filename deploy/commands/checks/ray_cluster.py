@@ -15,6 +15,7 @@ from typing import Any
 
 from drover.common.errors import ConfigError
 from drover.common.words import counted
+from drover.deploy.cluster.ray_session import ONE_TRY, check_answers, cluster_address, refusal
 from drover.deploy.commands.checks.finding import Finding, problem
 from drover.deploy.commands.checks.ray_probe import MARKS, OFFERS
 from drover.deploy.config import RunConfig
@@ -29,12 +30,10 @@ PATIENCE_S = 120.0  # for joining, and for every node to start a process
 def ray_cluster(runs_dir: Path, config: RunConfig | None) -> list[Finding]:
     """Whether the cluster is what ``config`` asks for, if that is given. Raises `ConfigError`."""
     version = metadata.version("ray")
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = cluster_address()
     if not address:
         found = f"Ray {version}; RAY_ADDRESS is unset, so a run starts its own here"
         return [Finding("ray", "ok", found), *(_alone(config) if config is not None else [])]
-    from drover.deploy.cluster.service import check_answers
-
     check_answers(address)
     said, folder = _ask(address, runs_dir)
     if isinstance(said, Finding):
@@ -48,25 +47,16 @@ def _ask(address: str, runs_dir: Path) -> tuple[Finding | Nodes, Path | None]:
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
         command = [sys.executable, "-m", "drover.deploy.commands.checks.ray_probe", address, file.name]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=PATIENCE_S, env={**ONE_TRY, **os.environ}
+            )
         except subprocess.TimeoutExpired:
             found = f"the Ray at {address} did not let us in within {PATIENCE_S:.0f} s"
             return Finding("ray", "problem", found, "look at `ray status`, and at the firewall between its nodes"), None
-    if done.returncode == 0:
-        said: Nodes = json.loads(done.stdout.splitlines()[-1])
-        return said, folder
-    return _refused(address, done.stdout + done.stderr), None
-
-
-def _refused(address: str, words: str) -> Finding:
-    if "uthenticat" in words or "token" in words:
-        fix = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-        return Finding("ray", "problem", f"the Ray at {address} checks tokens and refuses ours", fix)
-    if "ersion mismatch" in words:
-        fix = "use the same image, or the same constraints.txt, everywhere"
-        return Finding("ray", "problem", f"the Ray at {address} has another version of Ray or Python", fix)
-    last = ([line.strip() for line in words.splitlines() if line.strip()] or ["it gives no reason"])[-1]
-    return Finding("ray", "problem", f"cannot join the Ray at {address}: {last[:300]}", "look at `ray status` there")
+    if done.returncode:
+        raise refusal(address, done.stdout + done.stderr)
+    said: Nodes = json.loads(done.stdout.splitlines()[-1])
+    return said, folder
 
 
 def _alone(config: RunConfig) -> list[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +9,7 @@ from drover.common.transport.connection import addresses, connect
 from drover.common.transport.embedded import EmbeddedRedis, find_server
 from drover.deploy.cluster.connection import REDIS_URL, own_redis_url
 from drover.deploy.cluster.jobs import in_job
+from drover.deploy.cluster.ray_session import cluster_address
 from drover.deploy.commands.checks.finding import Finding, State
 
 HOME = ("localhost", "127.0.0.1", "::1")
@@ -21,7 +21,7 @@ def redis_server() -> list[Finding]:
     url = own_redis_url()
     if url:
         return [finding for one in addresses(url) for finding in _named(one)]
-    if in_job() or "RAY_ADDRESS" in os.environ:
+    if in_job() or cluster_address():
         fix = f"start one that every node reaches (deploy/kuberay/redis.yaml), and set {REDIS_URL} on the head node"
         state: State = "problem" if in_job() else "advice"
         return [Finding("redis", state, f"{REDIS_URL} is unset: other nodes cannot reach an embedded Redis", fix)]

@@ -7,7 +7,7 @@ from drover.common.diffusion.kernels.density import require_density, steps_with_
 from drover.common.diffusion.kernels.renoise import CoefficientPreserving, Consistency, Ddim, Renoise
 from drover.common.diffusion.noising import DiscreteSchedule, FlowSchedule
 from drover.common.diffusion.prediction import consistency_x0
-from drover.common.diffusion.spacing import Distilled, Leading, Linear
+from drover.common.diffusion.spacing import Distilled, Linear
 from drover.common.errors import ConfigError
 from drover.common.protocols import Prediction
 from tests.common.diffusion.golden import SCALARS, SCHEDULE, VECTORS, epsilon, vectors
@@ -116,32 +116,6 @@ def test_samples_at_different_times_score_as_they_do_alone():
         row = slice(i, i + 1)
         alone = kernel.step(SCHEDULE, x[row], time[row], then[row], epsilon(x[row], time[row], noise[row]))
         assert scores[i].item() == pytest.approx(alone.log_prob(alone.sample(fresh[row])).item(), abs=1e-6)
-
-
-def test_published_time_lists_are_visited():
-    assert Leading().times(SCHEDULE, 20) == (*range(951, 0, -50), -1)
-    assert Distilled().times(SCHEDULE, 2) == (999, 499, -1)
-    assert Distilled().times(SCHEDULE, 4) == (999, 759, 519, 279, -1)
-    assert Distilled().times(SCHEDULE, 8) == (999, 879, 759, 639, 519, 399, 279, 159, -1)
-    assert Distilled().times(SCHEDULE, 16)[-3:] == (159, 99, -1)
-    assert Linear().times(FlowSchedule(), 4) == (1000, 750, 500, 250, 0)
-    assert Linear(shift=3.0).times(FlowSchedule(), 4) == (1000, 900, 750, 500, 0)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "schedule"),
-    [
-        (Renoise(1000, Ddim()), SCHEDULE),  # offset 1 would start at time 1000 of 0..999
-        (Renoise(1001, Ddim()), SCHEDULE),
-        (Renoise(51, Consistency(), Distilled()), SCHEDULE),
-        (Renoise(2000, CoefficientPreserving(), Linear()), FlowSchedule()),
-        (Renoise(10, Ddim()), FlowSchedule()),
-        (Renoise(10, CoefficientPreserving(), Linear()), SCHEDULE),
-    ],
-)
-def test_grids_that_do_not_fit_the_schedule_are_refused(kernel, schedule):
-    with pytest.raises(ConfigError):
-        kernel.times(schedule)
 
 
 @pytest.mark.parametrize("make", [lambda: Ddim(1.5), lambda: CoefficientPreserving(-0.1), lambda: Renoise(0, Ddim())])

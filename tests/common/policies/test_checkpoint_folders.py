@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from drover.common.errors import ConfigError
-from drover.common.policies.stable_diffusion.checkpoints import NETWORKS, check_pipeline, open_pipeline
+from drover.common.policies.stable_diffusion.model import StableDiffusionModel
+from drover.common.policies.stable_diffusion.policy import FAMILY, load_pipeline
 from tests.common.policies.tiny_pipeline import write_tiny_pipeline
 
 UNET = "unet/diffusion_pytorch_model"
@@ -33,9 +34,13 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
+def check(folder: Path | str) -> None:
+    StableDiffusionModel(checkpoint=str(folder), guidance=1.0).check()
+
+
 def refused(folder: Path | str, said: str) -> None:
     """Both by `check` and by opening, with the same words."""
-    for reader in (check_pipeline, open_pipeline):
+    for reader in (check, load_pipeline):
         with pytest.raises(ConfigError, match=said):
             reader(folder)
 
@@ -47,10 +52,10 @@ def only_half(folder: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("names", [WEIGHTS, (UNET,)], ids=["every network", "one network"])
 def test_networks_that_come_in_half_precision_only_are_opened(folder, names):
-    plain = open_pipeline(folder)
+    plain = load_pipeline(folder)
     only_half(folder, *names)
-    check_pipeline(folder)
-    opened = open_pipeline(folder)
+    check(folder)
+    opened = load_pipeline(folder)
     for part in ("unet", "vae", "text_encoder"):
         wanted, found = (getattr(one, part).state_dict() for one in (plain, opened))
         assert all(torch.equal(wanted[name], tensor) for name, tensor in found.items())
@@ -59,26 +64,26 @@ def test_networks_that_come_in_half_precision_only_are_opened(folder, names):
 def test_weights_in_full_precision_are_taken_where_both_are_there(folder):
     shutil.copy(folder / f"{UNET}.safetensors", folder / f"{UNET}.fp16.safetensors")
     (folder / f"{UNET}.fp16.safetensors").write_bytes(b"never opened")
-    check_pipeline(folder)
-    assert open_pipeline(folder).unet is not None
+    check(folder)
+    assert load_pipeline(folder).unet is not None
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_weights_in_several_files_are_opened_and_a_missing_one_is_named(folder, variant):
-    unet = open_pipeline(folder).unet
+    unet = load_pipeline(folder).unet
     shutil.rmtree(folder / "unet")
     unet.save_pretrained(folder / "unet", max_shard_size="20KB", variant=variant)
     files = sorted((folder / "unet").glob("*.safetensors"))
     assert len(files) > 1
-    check_pipeline(folder)
-    assert torch.equal(open_pipeline(folder).unet.conv_in.weight, unet.conv_in.weight)
+    check(folder)
+    assert torch.equal(load_pipeline(folder).unet.conv_in.weight, unet.conv_in.weight)
     files[-1].unlink()
     with pytest.raises(
         ConfigError, match=rf"{files[-1].name}' cannot be read \(No such file.*\); copy the checkpoint again"
     ):
-        check_pipeline(folder)
+        check(folder)
     with pytest.raises(ConfigError, match=r"cannot load '.*model'"):
-        open_pipeline(folder)
+        load_pipeline(folder)
 
 
 def test_weights_that_could_run_code_are_refused_with_the_way_to_others(folder):
@@ -91,17 +96,20 @@ def test_weights_that_could_run_code_are_refused_with_the_way_to_others(folder):
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_a_network_that_is_not_there_is_refused(folder, part):
     shutil.rmtree(folder / part)
-    refused(folder, rf"{part}' holds no file named {NETWORKS[part][1]}.safetensors; restore")
+    refused(
+        folder,
+        rf"{part}' holds no file named {FAMILY['StableDiffusionPipeline'].networks[part][1]}.safetensors; restore",
+    )
     edit(folder / "model_index.json", **{part: [None, None]})
     with pytest.raises(ConfigError, match=f"has no {part}; give a folder"):
-        check_pipeline(folder)
+        check(folder)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_that_git_left_as_a_pointer_are_refused_as_that(folder, name):
     (folder / f"{name}.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 33\n")
     with pytest.raises(ConfigError, match=rf"{name}.safetensors' is a git LFS pointer.*git lfs pull"):
-        check_pipeline(folder)
+        check(folder)
 
 
 @pytest.mark.parametrize("name", JSON_FILES)
@@ -109,7 +117,7 @@ def test_weights_that_git_left_as_a_pointer_are_refused_as_that(folder, name):
 def test_a_damaged_json_file_is_named(folder, name, content, said):
     (folder / name).write_text(content)
     with pytest.raises(ConfigError, match=rf"model/{name}' is damaged \({said}\); copy the checkpoint again"):
-        check_pipeline(folder)
+        check(folder)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +137,10 @@ def test_a_scheduler_without_betas_is_refused(folder, config):
 
 def test_a_scheduler_that_clips_or_whose_betas_are_no_numbers_is_refused_by_check_already(tmp_path, folder):
     with pytest.raises(ConfigError, match="thresholding=True"):
-        check_pipeline(write_tiny_pipeline(tmp_path / "clips", thresholding=True))
+        check(write_tiny_pipeline(tmp_path / "clips", thresholding=True))
     edit(folder / "scheduler/scheduler_config.json", beta_start="small")
     with pytest.raises(ConfigError, match=r"scheduler_config.json is damaged \(.*\); copy"):
-        check_pipeline(folder)
+        check(folder)
 
 
 def test_networks_of_other_classes_are_refused(folder):

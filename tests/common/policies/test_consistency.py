@@ -14,9 +14,9 @@ from tests.common.policies.tiny_pipeline import write_tiny_consistency_model
 KERNEL = Renoise(4, Consistency(), Distilled())
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny_consistency_model(tmp_path_factory.mktemp("tiny") / "consistency")
+@pytest.fixture(scope="module", params=[True, False], ids=["ends clean", "ends at the first time"])
+def folder(request, tmp_path_factory):
+    return write_tiny_consistency_model(tmp_path_factory.mktemp("tiny") / "consistency", set_alpha_to_one=request.param)
 
 
 @pytest.fixture
@@ -25,23 +25,23 @@ def policy(folder):
 
 
 @torch.no_grad()
-def test_four_steps_are_those_of_diffusers(policy, folder):
+@pytest.mark.parametrize("kernel", [KERNEL, Renoise(4, Consistency())], ids=["RLCM's times", "the checkpoint's times"])
+def test_four_steps_are_those_of_diffusers_and_end_at_x0(policy, folder, kernel):
     from diffusers import LatentConsistencyModelPipeline
 
     prompts = ["a red circle", "two blue squares"]
     noise, cond = start(policy, 2), policy.encode(prompts)
     theirs = LatentConsistencyModelPipeline.from_pretrained(folder, safety_checker=None)
     theirs.set_progress_bar_config(disable=True)
+    # Its own grid is rounded otherwise than the one RLCM trained on.
+    given = {"timesteps": [999, 759, 519, 279]} if kernel is KERNEL else {"num_inference_steps": 4}
     wanted = theirs(
-        # Its own grid is rounded otherwise than the one RLCM trained on.
-        prompts, timesteps=[999, 759, 519, 279], guidance_scale=8.0, latents=noise, output_type="latent",
-        generator=torch.Generator().manual_seed(3),
+        prompts, guidance_scale=8.0, latents=noise, output_type="latent", generator=torch.Generator().manual_seed(3),
+        **given,
     ).images  # fmt: skip
     draws, x = torch.Generator().manual_seed(3), noise
     for step in range(4):
-        gaussian = distribution(policy, KERNEL, x, step, cond)
-        # The last call is deterministic: it only makes the picture.
-        x = gaussian.sample(torch.randn(x.shape, generator=draws)) if step < 3 else gaussian.mean
+        x = distribution(policy, kernel, x, step, cond).sample(torch.randn(x.shape, generator=draws))
     assert ((x - wanted).abs().max() / wanted.abs().max()).item() < 1e-5
 
 

@@ -36,6 +36,33 @@ def test_ten_deterministic_steps_are_those_of_diffusers(either_folder):
     assert np.abs(policy.decode(latents, {}).pixels.astype(int) - picture).max() <= 1
 
 
+@pytest.fixture(params=["leading", "trailing", "linspace"])
+def spaced_folder(request, tmp_path):
+    """A pipeline whose scheduler has that spacing; linspace under Euler's, whose own it is."""
+    from diffusers import EulerDiscreteScheduler
+
+    if request.param != "linspace":
+        return write_tiny_pipeline(tmp_path / "ddim", timestep_spacing=request.param, set_alpha_to_one=True)
+    pipeline = plain(write_tiny_pipeline(tmp_path / "euler"))
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
+    pipeline.save_pretrained(tmp_path / "euler")
+    return tmp_path / "euler"
+
+
+@pytest.mark.parametrize("steps", [10, 7])
+def test_pictures_are_those_of_the_pipeline_whatever_its_times_are(spaced_folder, steps):
+    policy, theirs, noise = StableDiffusion.load(spaced_folder), plain(spaced_folder), torch.randn(3, *LATENT)
+    *_, (_, _, latents, _) = walk(policy, Renoise(steps, Ddim(eta=0.0)), noise, policy.encode(PROMPTS))
+    theirs.scheduler.set_timesteps(steps)
+    if hasattr(theirs.scheduler, "sigmas"):  # its chains begin at x0 + sigma noise, here at a x0 + s noise
+        noise = noise * (1 + theirs.scheduler.sigmas[0] ** -2).sqrt()
+    wanted = theirs(
+        list(PROMPTS), num_inference_steps=steps, guidance_scale=1.0, latents=noise, output_type="np"
+    ).images
+    difference = np.abs(policy.decode(latents).astype(int) - (wanted * 255).round())
+    assert difference.max() <= 2 and difference.mean() < 0.1  # of 255
+
+
 def test_unchanged_weights_score_what_they_sampled(either_folder):
     for policy in (StableDiffusion.load(either_folder), Guided(StableDiffusion.load(either_folder), scale=3.0)):
         kernel, cond = Renoise(4, Ddim()), policy.encode(PROMPTS)

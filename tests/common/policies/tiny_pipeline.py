@@ -49,8 +49,11 @@ def write_tiny_pipeline(folder: Path, prediction_type: str = "epsilon", seed: in
     return folder
 
 
-def write_tiny_consistency_model(folder: Path, seed: int = 0) -> Path:
-    """The same with a UNet that is told its guidance scale, under the scheduler and pipeline class of LCM."""
+def write_tiny_consistency_model(folder: Path, seed: int = 0, **scheduler: Any) -> Path:
+    """The same with a UNet that is told its guidance scale, under the scheduler and pipeline class of LCM.
+
+    ``scheduler`` overrides entries of the scheduler's config.
+    """
     from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     plain = StableDiffusionPipeline.from_pretrained(write_tiny_pipeline(folder, seed=seed), safety_checker=None)
@@ -59,7 +62,7 @@ def write_tiny_consistency_model(folder: Path, seed: int = 0) -> Path:
         unet = UNet2DConditionModel.from_config(dict(plain.unet.config), time_cond_proj_dim=16)
     LatentConsistencyModelPipeline(
         vae=plain.vae, text_encoder=plain.text_encoder, tokenizer=plain.tokenizer, unet=unet.eval(),
-        scheduler=LCMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=LCMScheduler(**scheduler), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 from urllib.request import urlopen
 
 import pytest
@@ -147,3 +150,40 @@ def test_only_loopback_listens_unless_asked_and_everywhere_is_called_by_the_node
     assert address("::1", 9464) == "[::1]:9464"
     host, _, port = address("0.0.0.0", 9464).rpartition(":")
     assert port == "9464" and host not in ("0.0.0.0", "")
+
+
+def test_the_driver_leaves_once_a_reader_that_comes_again_and_again_has_read_how_the_run_ended(
+    broker: RedisBroker, tmp_path: Path
+) -> None:
+    read: list[float] = []
+    with Monitor(broker, Streams(broker, small()), RunFolder.create("run", tmp_path), run="run", listen=Listen()) as it:
+        over = Event()
+
+        def reads() -> None:
+            while not over.wait(0.5):
+                with suppress(OSError):
+                    read.extend(values(get(it, "/metrics"), "drover_run_ended", how="failed"))
+
+        reader = Thread(target=reads)
+        reader.start()
+        time.sleep(1.5)
+        it.announce("failed")
+        it.announce("finished")
+    over.set()
+    reader.join()
+    assert read[:1] == [1]
+
+
+def test_a_driver_that_nobody_reads_or_that_was_looked_at_once_does_not_wait(
+    broker: RedisBroker, tmp_path: Path
+) -> None:
+    for looks in range(3):
+        folder = RunFolder.create(f"run-{looks}", tmp_path)
+        with Monitor(broker, Streams(broker, small()), folder, run=folder.path.name, listen=Listen()) as it:
+            for _ in range(looks):
+                get(it, "/metrics/all")
+            assert it.patience_s() == 0, "the run has not ended"
+            it.announce("finished")
+            assert (it.patience_s() > 0) == (looks == 2)
+            get(it, "/metrics/all")
+            assert it.patience_s() == 0

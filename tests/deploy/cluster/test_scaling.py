@@ -12,6 +12,7 @@ from drover.common.errors import ConfigError
 from drover.deploy.cluster import scaling
 from drover.deploy.cluster.autoscale import Signal
 from drover.deploy.cluster.scaling import Readings, ScaleOptions, Scaling, bounds
+from drover.deploy.run_folder.results import RunFolder
 
 CALM = Signal(size=2, alive=2, busy=0.5, backlog=2, age_s=0.1, starved=0.0)
 PRESSED = Signal(size=2, alive=2, busy=1.0, backlog=20, age_s=9.0, starved=0.5)
@@ -66,6 +67,21 @@ def test_a_run_that_is_over_cannot_be_scaled(folder: Path) -> None:
     driver(folder).close()
     with pytest.raises(ConfigError, match="not running"):
         scale(folder, rollout=3)
+
+
+def test_whether_the_run_hears_it_now_or_at_its_next_start_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = RunFolder.create("run", tmp_path)
+    driver(held.path)
+    scale(held.path, rollout=3)
+    assert capsys.readouterr().out == "rollout: 2 -> 3 workers\n"
+    held.release()  # as a driver that was killed, which leaves its pools.json
+    scale(held.path, rollout=1, reward=("point=4",))
+    said = "run is not running; from its next start on it has 4 workers in point, 1 worker in rollout\n"
+    assert capsys.readouterr().out == said
+    scale(held.path, rollout=5, json=True)
+    assert json.loads(capsys.readouterr().out)["running"] is False
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from drover.common.errors import CheckpointError, ConfigError
 from drover.common.types import Report
 from drover.deploy.run_folder.history import History
 from drover.deploy.run_folder.pictures import SamplePair, curves_png, samples_png
-from drover.deploy.run_folder.results import RunFolder, write_whole
+from drover.deploy.run_folder.results import RunFolder
 from tests.deploy.made_up_run import report, run
 
 
@@ -168,11 +168,6 @@ def test_no_folder_is_made_that_is_called_like_a_home(tmp_path: Path, root: str,
     with pytest.raises(ConfigError, match=r"'~.*' names no folder here; write the whole path"):
         RunFolder.create("shapes-7", Path(root))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_went_away_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot write .*gone"):
-        write_whole(tmp_path / "gone" / "summary.json", b"{}")
 
 
 def test_fifty_updates_draw_curves_of_1600_by_1000(tmp_path: Path) -> None:

@@ -64,6 +64,22 @@ def test_plain_output_is_these_lines() -> None:
     ]
 
 
+def test_a_reward_without_a_value_for_every_sample_says_for_how_many_it_has_one() -> None:
+    reports = [
+        report("eval", 1.0, "before", heldout__judge__count=0, heldout__colour__mean=0.3, heldout__colour__count=8),
+        report("update", 2.0, update=1, updates_total=2, reward__judge__valid_share=0.0, reward__colour__mean=0.25),
+        report("update", 4.0, update=2, updates_total=2, reward__judge__valid_share=0.996, reward__judge__mean=3.0),
+    ]
+    assert plain_lines(reports) == [
+        "[   0:01] held out before training: judge no valid value  colour 0.3000 (8 samples)",
+        "[   0:02] update 1/2  judge - (valid 0%)  colour 0.2500",
+        "[   0:04] update 2/2  judge 3.000 (valid 99%)",
+    ]
+    for width in (60, 120):
+        assert "0%" in next(line for line in live_text(reports[:2], width).splitlines() if "judge" in line)
+        assert "99%" in next(line for line in live_text(reports, width).splitlines() if "judge" in line)
+
+
 def test_fast_updates_share_one_line_a_second_and_the_last_is_always_shown() -> None:
     lines = plain_lines([quick_update(i, i * 0.1) for i in range(1, 36)])
     assert [line.split()[3] for line in lines] == ["1/100", "11/100", "21/100", "31/100", "35/100"]

@@ -15,9 +15,9 @@ from PIL import Image
 from drover.common.errors import ConfigError
 from drover.common.media.media import joined
 from drover.common.picture_files import square
+from drover.common.protocols import Files, FileSource
 from drover.common.records import BadRecord
 from drover.learner.files.folder import ImageFolder
-from drover.learner.files.pairs import Pairs, PairSource
 from drover.learner.files.webdataset import WebDataset
 from drover.worlds.shapes import prompts as shapes_prompts
 from drover.worlds.shapes.pairs import ShapesPairs
@@ -71,7 +71,7 @@ JPEG = encoded((9, 9, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
 
 def numbers_of(batch) -> list[int]:
     """The number of each pair, having checked that picture and caption belong together."""
-    media, captions = batch
+    media, captions = batch.media, batch.names
     assert media.pixels.shape == (len(captions), 8, 8, 3)
     numbers = [int(caption.removeprefix("picture ")) for caption in captions]
     assert [int(picture.mean()) for picture in media.pixels] == numbers
@@ -271,7 +271,7 @@ def test_a_photo_with_broken_exif_is_used_or_counted_and_the_others_come(tmp_pat
     pairs = ImageFolder(folder=tmp_path, resolution=8)
     for _ in ("the run", "the run resumed"):
         source = pairs.open(seed=1)
-        drawn = {caption for step in range(3) for caption in source.batch(step, 3)[1]}
+        drawn = {caption for step in range(3) for caption in source.batch(step, 3).names}
         assert {"picture 0", "picture 1"} <= drawn
         assert "picture 9" in drawn or source.skipped == {"damaged": 1}
 
@@ -353,14 +353,15 @@ def test_a_folder_or_tar_with_nothing_to_read_is_one_clear_error(tmp_path):
 
 
 def test_shapes_pairs_are_drawn_by_their_number_with_captions_of_the_world():
-    pairs: Pairs = ShapesPairs()
-    source: PairSource = pickle.loads(pickle.dumps(pairs)).open(seed=7)
-    media, captions = source.batch(3, 8)
+    pairs: Files = ShapesPairs()
+    source: FileSource = pickle.loads(pickle.dumps(pairs)).open(seed=7)
+    batch = source.batch(3, 8)
+    media, captions = batch.media, batch.names
     assert media.pixels.shape == (8, 32, 32, 3)
     assert all(shapes_prompts.parse(caption) for caption in captions)
     later = [pairs.open(seed=7).batch(step, 4) for step in (6, 7)]
-    assert (media.pixels == joined([part for part, _ in later]).pixels).all()
-    assert captions == [caption for _, part in later for caption in part]
-    assert captions != pairs.open(seed=8).batch(3, 8)[1]
-    assert len({picture.tobytes() for step in range(20) for picture in source.batch(step, 8)[0].pixels}) == 160
+    assert (media.pixels == joined([part.media for part in later]).pixels).all()
+    assert captions == [caption for part in later for caption in part.names]
+    assert captions != pairs.open(seed=8).batch(3, 8).names
+    assert len({picture.tobytes() for step in range(20) for picture in source.batch(step, 8).media.pixels}) == 160
     assert source.skipped == {}

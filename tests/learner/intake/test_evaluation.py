@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from drover.actors.sampler import Plain
 from drover.actors.worker import Actor, ActorWiring
 from drover.common.errors import BlobMissing, WeightsLost
 from drover.common.metrics import NullMeter
@@ -33,12 +34,12 @@ class House:
         self.evaluator = Actor(
             "evaluator-0",
             ToyChain(),
-            toy_kernel(),
+            Plain(toy_kernel()),
             ActorWiring(
                 work=self.orders, rollouts=rollouts, failures=failures, blobs=self.blobs, weights=self.weights,
                 meter=NullMeter(),
             ),
-            fingerprint="f", storage=torch.float32, device="cpu", role="evaluator",
+            first_condition="a", fingerprint="f", storage=torch.float32, device="cpu", role="evaluator",
         )  # fmt: skip
         inbox = Groups(
             name="point-0", reward="point", rollouts=broker.stream(keys.rollouts, "reward:point"),

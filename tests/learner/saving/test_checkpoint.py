@@ -125,18 +125,29 @@ def change_a_count(folder):
     path.write_text(path.read_text().replace('"issued": 3', '"issued": 7'))
 
 
-DAMAGES = {
-    "rank-0.safetensors does not fit its checksum": flip_a_byte,
-    "rank-0.safetensors does not fit": lambda folder: (folder / "rank-0.safetensors").write_bytes(b""),
-    "rank-0.safetensors is missing": lambda folder: (folder / "rank-0.safetensors").unlink(),
-    "state.json is no state": lambda folder: (folder / "state.json").write_text('{"state": {"ranks": 1, "chec'),
-    "state.json is no state of format": lambda folder: (folder / "state.json").write_text("{}"),
-    "state.json does not fit its checksum": change_a_count,
-    "state.json is missing": lambda folder: (folder / "state.json").unlink(),
-}
+def write_state(content):
+    return lambda folder: (folder / "state.json").write_bytes(content)
 
 
-@pytest.mark.parametrize(("trouble", "damage"), DAMAGES.items(), ids=lambda value: value if value in DAMAGES else "")
+DAMAGES = [
+    ("rank-0.safetensors does not fit its checksum", flip_a_byte),
+    ("rank-0.safetensors does not fit", lambda folder: (folder / "rank-0.safetensors").write_bytes(b"")),
+    ("rank-0.safetensors is missing", lambda folder: (folder / "rank-0.safetensors").unlink()),
+    ("state.json is not JSON", write_state(b'{"state": {"ranks": 1, "chec')),
+    ("state.json is not JSON", write_state(b"")),
+    ("state.json is not JSON", write_state(b"\xff\xd8\xff")),
+    ("state.json is not JSON", write_state(b"[" * 100_000)),
+    ("state.json is no state of format", write_state(b"{}")),
+    ("state.json is no state of format", write_state(b"[1, 2]")),
+    ("state.json is no state of format", write_state(b"null")),
+    ("state.json is of another version", write_state(b'{"format": 1, "checksum": 3, "state": "none"}')),
+    ("state.json does not fit its checksum", write_state(b'{"format": 2, "checksum": 3, "state": "none"}')),
+    ("state.json does not fit its checksum", change_a_count),
+    ("state.json is missing", lambda folder: (folder / "state.json").unlink()),
+]
+
+
+@pytest.mark.parametrize(("trouble", "damage"), DAMAGES, ids=range(len(DAMAGES)))
 def test_when_the_newest_is_damaged_the_one_before_is_taken_and_it_is_said(rank, tmp_path, trouble, damage):
     checkpoints = Checkpoints(tmp_path)
     older, newer = (save(checkpoints, rank, update, issued=3) for update in (1, 2))

@@ -239,6 +239,15 @@ def damage_vocabulary(folder):
     (folder / "vocabulary.json").write_text('["a"]')
 
 
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"null", b"7", b'{"format": ', b"\xff\xd8"])
+def test_json_that_is_not_what_was_saved_is_refused_in_a_sentence(fitted, tmp_path, name, content):
+    fitted.model.save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match="is not a preference model .*; fit and save it again"):
+        LearnedPreference(tmp_path).load("cpu")
+
+
 @pytest.mark.parametrize("damage", [damage_weights, damage_width, damage_format, damage_vocabulary])
 def test_a_damaged_folder_is_refused_at_start_up(fitted, tmp_path, damage):
     fitted.model.save(tmp_path)
