@@ -19,8 +19,8 @@ setup: .venv/.installed ## build .venv with the tested versions (every target be
 train: setup ## train the first example, shapes_joint; results in runs/
 	$(BIN)/drover train shapes_joint $(ARGS)
 
-test: setup prometheus ## every test
-	$(BIN)/python -m pytest -q $(ARGS)
+test: setup prometheus ## every test, in two processes side by side
+	$(BIN)/python -m tests $(ARGS)
 
 check: setup ## lint, types and the fast tests: before every commit
 	$(BIN)/ruff check $(wildcard $(CHECKED))

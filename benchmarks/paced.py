@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from benchmarks.sleepers import SleepyPoint, sleepers
+from benchmarks.sleepers import sleepers
 from drover.deploy.config import RunConfig
 from drover.learner.intake.evaluation import EvaluationSpec
+from drover.reward_servers.rewards.toy_point import ToyPoint
+from drover.worlds.plane.slow import Slow
 
 SAMPLES = 16  # of a group, and of an order of an evaluation
 
@@ -40,7 +42,7 @@ def paced(
     config = sleepers(
         rollout_s=group_s / SAMPLES, learn_s=0.0, iterations=iterations, groups=groups, samples=SAMPLES, actors=actors
     )
-    rewards = tuple(SleepyPoint(score_s / SAMPLES, name) for name in ("point", "other"))
+    rewards = tuple(Slow(ToyPoint(name=name), score_s / SAMPLES) for name in ("point", "other"))
     return replace(
         config,
         recipe="paced",

@@ -7,20 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
-from drover.common.media.media import Media
-from drover.common.media.pictures import Pictures
-from drover.common.prompts import Prompt
-from drover.common.protocols import Conditioning, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.examples import Credit, MeasuredGroup, StepBatch
 from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 from drover.learner.objectives.ddpo import Ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.model import ToyModel
-from drover.worlds.plane.policy import ToyChain
+from drover.worlds.plane.slow import Slow, SlowToy
 
 
 def sleepers(
@@ -62,52 +55,13 @@ def sleepers(
         samples=samples,
         max_lag=max_lag,
         seed=seed,
-        model=SleepyToy(rollout_s),
-        rewards=(SleepyPoint(reward_s),),
+        model=SlowToy(rollout_s),
+        rewards=(Slow(ToyPoint(), reward_s),),
         objective=SleepyDdpo(Ddpo(weights={"point": 1.0}, clip=0.2, normalise="batch"), learn_s),
         heldout=(replace(heldout, samples_per_prompt=samples),),
         pools=Pools(actors=actors, reward_servers=reward_servers, reward_batch=reward_batch),
         checkpoint_every=10**6,
     )
-
-
-@dataclass(frozen=True)
-class SleepyToy(ToyModel):
-    """The toy whose decoder takes ``sample_s`` a sample."""
-
-    sample_s: float = 0.0
-
-    def build(self, device: str) -> Policy:
-        return SleepyChain(device, self.sample_s)
-
-
-class SleepyChain(ToyChain):
-    def __init__(self, device: str, sample_s: float) -> None:
-        super().__init__(device)
-        self._sample_s = sample_s
-
-    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
-        time.sleep(self._sample_s * len(x0))
-        return super().decode(x0, cond)
-
-
-@dataclass(frozen=True)
-class SleepyPoint:
-    """`ToyPoint` that takes ``sample_s`` a sample."""
-
-    takes: ClassVar[type[Media]] = Pictures
-
-    sample_s: float
-    name: str = "point"
-
-    def load(self, device: str) -> Scorer:
-        scorer = ToyPoint().load(device)
-
-        def score(prompts: Sequence[Prompt], media: Pictures) -> Scores:
-            time.sleep(self.sample_s * len(media))
-            return scorer(prompts, media)
-
-        return score
 
 
 @dataclass(frozen=True)

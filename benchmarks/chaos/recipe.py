@@ -6,23 +6,20 @@ Given to the command as ``recipe.py:chaos``. With ``max_lag 0`` what it learns i
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.prompts import Prompt
 from drover.common.protocols import Conditioning, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.model import ToyModel
-from drover.worlds.plane.policy import ToyChain
+from drover.worlds.plane.slow import Slow, SlowChain, SlowToy
 
 SCHEME = "file:"  # not a plain path: a run that is resumed asks whether the files that it names still say the same
 
@@ -46,8 +43,8 @@ def chaos(
     return replace(
         toy_ddpo(),
         recipe="chaos",
-        model=SlowToy(pause_s, where),
-        rewards=(SlowPoint(pause_s, where),),
+        model=NotingToy(pause_s / samples, where),
+        rewards=(NotingReward(ToyPoint(), pause_s / samples, where),),
         iterations=iterations,
         groups=groups,
         samples=samples,
@@ -60,44 +57,39 @@ def chaos(
 
 
 @dataclass(frozen=True)
-class SlowToy(ToyModel):
-    """The toy whose decoder takes ``pause_s`` a group, and says so."""
+class NotingToy(SlowToy):
+    """`SlowToy` that notes the samples it has drawn."""
 
-    pause_s: float = 0.0
-    journal: str = ""
+    journal: str
 
     def build(self, device: str) -> Policy:
-        return SlowChain(device, self.pause_s, self.journal)
+        return NotingChain(device, self.sample_s, self.journal)
 
 
-class SlowChain(ToyChain):
-    def __init__(self, device: str, pause_s: float, journal: str) -> None:
-        super().__init__(device)
-        self._pause_s, self._journal = pause_s, journal
+class NotingChain(SlowChain):
+    def __init__(self, device: str, sample_s: float, journal: str) -> None:
+        super().__init__(device, sample_s)
+        self._journal = journal
 
     def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
-        time.sleep(self._pause_s)
+        media = super().decode(x0, cond)
         note(self._journal, "actor", len(x0))
-        return super().decode(x0, cond)
+        return media
 
 
 @dataclass(frozen=True)
-class SlowPoint:
-    """`ToyPoint` that takes ``pause_s`` a call, and says so."""
+class NotingReward(Slow):
+    """A slow reward that notes the samples it has measured."""
 
-    takes: ClassVar[type[Media]] = Pictures
-
-    pause_s: float
     journal: str
-    name: str = "point"
 
     def load(self, device: str) -> Scorer:
-        scorer = ToyPoint().load(device)
+        scorer = super().load(device)
 
-        def score(prompts: Sequence[Prompt], media: Pictures) -> Scores:
-            time.sleep(self.pause_s)
+        def score(prompts: Sequence[Prompt], media: Any) -> Scores:
+            scores = scorer(prompts, media)
             note(self.journal, "reward", len(prompts))
-            return scorer(prompts, media)
+            return scores
 
         return score
 

@@ -9,9 +9,9 @@ from tests.end_to_end.service import RECIPES
 
 FILES = {
     "common/__init__.py": "",
-    "actors/__init__.py": "PAUSE_S = 0.05\n",
+    "actors/__init__.py": "SAMPLE_S = 0.002\n",
     "deploy/__init__.py": "",
-    "deploy/sizes.py": "ITERATIONS = 40\n",
+    "deploy/sizes.py": "ITERATIONS = 20\n",
     "tests/__init__.py": "",
     "tests/limits.py": "LEASE_S = 2.0\n",
     "learner/__init__.py": "",
@@ -19,21 +19,21 @@ FILES = {
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.toys import SlowPoint
+from common.toys import Slow, ToyPoint
 from drover.common.media.pictures import Pictures
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The slow point, whose pause is looked up in the process that scores."""
+    """The toy's reward, whose slowness is looked up in the process that scores."""
 
     takes: ClassVar = Pictures
     name: str = "point"
 
     def load(self, device: str):
-        from actors import PAUSE_S
+        from actors import SAMPLE_S
 
-        return SlowPoint(PAUSE_S).load(device)
+        return Slow(ToyPoint(), SAMPLE_S).load(device)
 ''',
     "mine.py": '''
 from dataclasses import replace

@@ -9,11 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
-from drover.common.protocols import Conditioning, FileBatch, Policy, Scorer, Scores
+from drover.common.protocols import FileBatch, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.options import Sampling, Training
 from drover.deploy.recipes.shapes import shapes_ddpo
@@ -22,13 +21,13 @@ from drover.learner.files.from_files import FromFiles
 from drover.learner.objectives.denoising import Denoising
 from drover.learner.objectives.joint import Joint
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.model import ToyModel
 from drover.worlds.plane.policy import ToyChain
+from drover.worlds.plane.slow import Slow, SlowToy
 
 
 def slow_toy(
     *,
-    iterations: int = 40,
+    iterations: int = 20,
     groups: int = 4,
     samples: int = 64,
     max_lag: int = 0,
@@ -41,12 +40,14 @@ def slow_toy(
     lease_s: float = 2.0,
     stall_s: float = 120.0,
 ) -> RunConfig:
-    """The toy with actors and rewards that take their time, so that there is a middle to be killed in."""
+    """The toy whose actors and reward take ``pause_s`` for a group, so that there is a middle to be killed in."""
+    config = toy_ddpo()
     return replace(
-        toy_ddpo(),
+        config,
         recipe="slow_toy",
-        model=SlowToy(pause_s),
-        rewards=(SlowPoint(pause_s),),
+        model=SlowToy(pause_s / samples),
+        rewards=(Slow(ToyPoint(), pause_s / samples),),
+        heldout=(replace(config.heldout[0], samples_per_prompt=samples),),
         iterations=iterations,
         groups=groups,
         samples=samples,
@@ -87,45 +88,6 @@ def hanging_toy(*, stall_s: float = 30.0) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class SlowToy(ToyModel):
-    """The toy whose decoder takes ``pause_s`` a group."""
-
-    pause_s: float = 0.0
-
-    def build(self, device: str) -> Policy:
-        return SlowChain(device, self.pause_s)
-
-
-class SlowChain(ToyChain):
-    def __init__(self, device: str, pause_s: float) -> None:
-        super().__init__(device)
-        self._pause_s = pause_s
-
-    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
-        time.sleep(self._pause_s)
-        return super().decode(x0, cond)
-
-
-@dataclass(frozen=True)
-class SlowPoint:
-    """`ToyPoint` that takes ``pause_s`` a call."""
-
-    takes: ClassVar[type[Media]] = Pictures
-
-    pause_s: float
-    name: str = "point"
-
-    def load(self, device: str) -> Scorer:
-        scorer = ToyPoint().load(device)
-
-        def score(prompts: Sequence[str], media: Pictures) -> Scores:
-            time.sleep(self.pause_s)
-            return scorer(prompts, media)
-
-        return score
-
-
-@dataclass(frozen=True)
 class Unscorable:
     takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
@@ -158,9 +120,9 @@ class Unloadable:
         raise FileNotFoundError("no weights at judge.safetensors")
 
 
-def rich_toy(*, pause_s: float = 0.02, seed: int = 0) -> RunConfig:
+def rich_toy(*, pause_s: float = 0.05, seed: int = 0) -> RunConfig:
     """The toy with two tasks, a pretraining step after each round, a moving average and evaluations in between."""
-    config = slow_toy(iterations=40, groups=2, samples=32, pause_s=pause_s, checkpoint_every=3)
+    config = slow_toy(groups=2, samples=32, pause_s=pause_s, checkpoint_every=3)
     point = config.rewards[0]
     tasks = tuple(replace(config.tasks[0], name=name) for name in ("first", "second"))
     return replace(

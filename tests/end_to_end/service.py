@@ -22,6 +22,8 @@ from drover.deploy.run_folder.results import RunFolder
 DROVER = str(Path(sys.executable).with_name("drover"))
 RECIPES = Path(__file__).with_name("recipes.py")
 SLOW_TOY = f"{RECIPES}:slow_toy"
+UPDATES = 20  # of the slow toy
+ALL_TRAINED = {"issued": 80, "in_flight": 0, "trained": 80, "empty": 0, "failed": 0, "stale": 0}  # 4 groups in each
 PATIENCE_S = 600.0  # for anything a run does on a busy machine
 
 

@@ -99,6 +99,6 @@ def test_workers_without_a_place_are_told_of_once(ray: None, redis_url: str, mon
         placeless.look()
     (told,) = [event for event in events if "pool rollout" in event]
     assert told.startswith(
-        "2 of 2 workers of the pool rollout are not up after 1 s; each asks for no CPU of its own and 1 GPUs"
+        "2 of 2 workers of the pool rollout are not up after 1 s; each asks for no CPU of its own and 1 GPU;"
     )
     placeless.stop()

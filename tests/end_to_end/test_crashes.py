@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -10,50 +11,96 @@ import pytest
 import torch
 
 from drover.common.transport.embedded import EmbeddedRedis, connect
-from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same, command_lines, survivors
+from drover.common.types import Report
+from tests.deploy.in_place import Done, train
+from tests.end_to_end.recipes import slow_toy
+from tests.end_to_end.service import (
+    ALL_TRAINED,
+    SLOW_TOY,
+    UPDATES,
+    Train,
+    account,
+    assert_same,
+    command_lines,
+    survivors,
+)
 
 pytestmark = pytest.mark.service
 
+EVERY = 4  # updates between evaluations
 
-def test_actors_and_reward_servers_that_are_killed_or_preempted_are_replaced_and_change_nothing(
+
+def test_workers_of_every_pool_that_are_killed_or_preempted_are_replaced_and_change_nothing(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
     """Leases of an hour: what is neither handed back nor claimed by the successor would stop the run."""
-    with Train(SLOW_TOY, "--lease-s", "3600", runs_dir=tmp_path, env=shared) as run:
+    alone = train(slow_toy(pause_s=0.0, evaluate_every=EVERY), tmp_path, name="alone")
+    arguments = ("--lease-s", "3600", "--evaluators", "1", "--evaluate-every", str(EVERY))
+    with Train(SLOW_TOY, *arguments, runs_dir=tmp_path, env=shared) as run:
         struck = []
         for update, worker, how in (
+            (2, "evaluator-0", signal.SIGKILL),
             (3, "actor-0", signal.SIGKILL),
-            (10, "point-0", signal.SIGKILL),
-            (17, "actor-0", signal.SIGTERM),
-            (24, "point-0", signal.SIGTERM),
+            (6, "point-0", signal.SIGKILL),
+            (9, "actor-0", signal.SIGTERM),
+            (12, "point-0", signal.SIGTERM),
         ):
             run.await_update(update)
             struck.append(run.worker(worker))
             struck[-1].send_signal(how)
-        ledger = account(run.finish())
-        assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
+        assert account(run.finish()) == ALL_TRAINED
         assert survivors(set(struck)) == {}
-        assert len(set(struck)) == 4
-        assert [run.events.count(f"{worker} died and was replaced") for worker in ("actor-0", "point-0")] == [2, 2]
-        assert_same(run.weights, reference)
+    assert len(set(struck)) == 5
+    replaced = [run.events.count(f"{worker} died and was replaced") for worker in ("evaluator-0", "actor-0", "point-0")]
+    assert replaced == [1, 2, 2]
+    assert_same(run.weights, reference)
+    check_evaluations(evaluations(run), evaluations(alone))
 
 
-def test_a_killed_learner_resumes_from_its_newest_checkpoint_and_learns_the_same(
+def evaluations(run: Train | Done) -> list[Report]:
+    return [report for report in run.folder.reports() if report.kind == "eval"]
+
+
+def check_evaluations(found: list[Report], alone: list[Report]) -> None:
+    """Each is whole, of the version of its update, and judges it as the evaluation in one process does."""
+    wanted = {report.version: report.scalars["heldout/anywhere/point/mean"] for report in alone}
+    assert [report.version for report in found] == [report.scalars["update"] for report in found]
+    assert (found[0].version, found[-1].version) == (0, UPDATES)
+    assert {report.scalars["heldout/anywhere/point/count"] for report in found} == {64.0}
+    assert all(report.version % EVERY == 0 for report in found)
+    assert len(found) + int(found[-1].scalars["evaluation/skipped"]) == 1 + UPDATES // EVERY
+    for report in found:
+        assert report.scalars["heldout/anywhere/point/mean"] == wanted[report.version], report.version
+
+
+def test_a_killed_learner_and_a_second_redis_that_comes_back_empty_change_nothing(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    with Train(SLOW_TOY, runs_dir=tmp_path, env=shared) as run:
-        learner = run.worker("learner-0")
-        run.await_update(13)
-        learner.send_signal(signal.SIGKILL)
-        summary = run.finish()
-        assert account(summary)["trained"] == 40 * 4
-        assert summary["updates"] == 40
-        assert "learner-0 died and was replaced" in run.events
-        numbers = [int(report.scalars["update"]) for report in run.updates()]
-        again = next(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1])
-        assert numbers[again] % 5 == 1, f"went on at update {numbers[again]}, checkpoints are every 5"
-        assert numbers[again] > 1
-        assert_same(run.weights, reference)
+    """The learner resumes from its newest checkpoint. Blobs are spread over two Redis; orders are on the first."""
+    with EmbeddedRedis() as second:
+        env = {**shared, "DROVER_REDIS_URL": f"{shared['DROVER_REDIS_URL']} {second.url}"}
+        with Train(SLOW_TOY, runs_dir=tmp_path, env=env) as run:
+            learner = run.worker("learner-0")
+            run.await_update(8)
+            learner.send_signal(signal.SIGKILL)
+            run.until(lambda: again(run) > 0, "the update after which the learner was killed, once more")
+            with connect(second.url) as client:
+                assert client.info("commandstats")["cmdstat_set"]["calls"] > 0, "it holds blobs"
+            second.restart()
+            summary = run.finish()
+        with connect(second.url) as client:
+            assert client.dbsize() == 0, "the run left something behind"
+    assert account(summary) == ALL_TRAINED
+    assert summary["updates"] == UPDATES
+    assert "learner-0 died and was replaced" in run.events
+    assert again(run) > 1 and again(run) % 5 == 1, f"went on at update {again(run)}, checkpoints are every 5"
+    assert_same(run.weights, reference)
+
+
+def again(run: Train) -> int:
+    """The first update that was done a second time; 0 where none was."""
+    numbers = [int(report.scalars["update"]) for report in run.updates()]
+    return next((number for before, number in pairwise(numbers) if number <= before), 0)
 
 
 def test_a_redis_that_dies_comes_back_empty_and_what_was_under_way_is_ordered_again(
@@ -61,27 +108,9 @@ def test_a_redis_that_dies_comes_back_empty_and_what_was_under_way_is_ordered_ag
 ) -> None:
     env = {name: value for name, value in shared.items() if name != "DROVER_REDIS_URL"}
     with Train(SLOW_TOY, runs_dir=tmp_path, env=env) as run:
-        for update in (3, 20):
+        for update in (3, 11):
             run.await_update(update)
             (server,) = (pid for pid, line in command_lines(run.family).items() if "redis-server" in line)
             psutil.Process(server).kill()
-        ledger = account(run.finish())
-        assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
+        assert account(run.finish()) == ALL_TRAINED
         assert_same(run.weights, reference)
-
-
-def test_blobs_on_two_redis_change_nothing_even_where_the_second_comes_back_empty(
-    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
-) -> None:
-    with EmbeddedRedis() as second:
-        env = {**shared, "DROVER_REDIS_URL": f"{shared['DROVER_REDIS_URL']} {second.url}"}
-        with Train(SLOW_TOY, runs_dir=tmp_path, env=env) as run:
-            run.await_update(3)
-            with connect(second.url) as client:
-                assert client.info("commandstats")["cmdstat_set"]["calls"] > 0, "it holds blobs"
-            second.restart()
-            ledger = account(run.finish())
-        assert ledger == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
-        assert_same(run.weights, reference)
-        with connect(second.url) as client:
-            assert client.dbsize() == 0, "the run left something behind"

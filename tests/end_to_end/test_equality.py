@@ -9,20 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from drover.worlds.shapes import PIPELINE
-from tests.end_to_end.service import RECIPES, SLOW_TOY, Train, account, assert_same
+from tests.end_to_end.service import RECIPES, Train, account, assert_same
 
 pytestmark = pytest.mark.service
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
-
-
-def test_an_undisturbed_service_learns_the_same_bits_as_one_process(
-    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
-) -> None:
-    with Train(SLOW_TOY, "--pause-s", "0", runs_dir=tmp_path, env=shared) as run:
-        summary = run.finish()
-        assert account(summary)["trained"] == 40 * 4
-        assert summary["max_lag_seen"] == 0
-        assert_same(run.weights, reference)
 
 
 def test_the_service_trains_a_real_pipeline_to_the_same_bits_as_one_process(

@@ -8,20 +8,25 @@ import psutil
 import pytest
 import torch
 
-from tests.end_to_end.service import SLOW_TOY, Train, account, command_lines
+from tests.end_to_end.own_project import write_project
+from tests.end_to_end.service import ALL_TRAINED, SLOW_TOY, Train, account, assert_same, command_lines
 
 pytestmark = pytest.mark.service
 
 
-def test_two_runs_of_one_name_share_a_redis_and_a_ray_and_never_meet(
+def test_two_runs_of_one_name_one_of_a_project_elsewhere_share_a_redis_and_a_ray_and_never_meet(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    """They differ in size and lag, so a group that went astray would show in a ledger or in the weights."""
+    """They differ in size and lag: a group that went astray would show in a ledger or in the weights of the one on-policy.
+
+    That one's recipe is in a project elsewhere, whose folders are called as drover's packages are: roles import both.
+    """
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()
+    write_project(tmp_path / "project")
     with (
-        Train(SLOW_TOY, runs_dir=here, env=shared) as one,
-        Train(SLOW_TOY, "--iterations", "30", "--groups", "3", "--max-lag", "2", runs_dir=there, env=shared) as other,
+        Train(f"{tmp_path / 'project' / 'mine.py'}:mine", runs_dir=here, env=shared) as one,
+        Train(SLOW_TOY, "--iterations", "15", "--groups", "3", "--max-lag", "2", runs_dir=there, env=shared) as other,
     ):
         one.await_update(1)
         other.await_update(1)
@@ -29,8 +34,9 @@ def test_two_runs_of_one_name_share_a_redis_and_a_ray_and_never_meet(
         told = [line for line in command_lines(set(psutil.process_iter())).values() if password in line]
         assert told == [], "a command line shows the password of Redis"
         first, second = one.finish(), other.finish()
-    assert account(first)["trained"] == 40 * 4
-    assert account(second)["trained"] == 30 * 3
+    assert account(first) == ALL_TRAINED
+    assert first["max_lag_seen"] == 0
+    assert account(second)["trained"] == 15 * 3
     assert second["max_lag_seen"] <= 2
-    assert torch.equal(one.weights["b"], reference["b"])
+    assert_same(one.weights, reference)
     assert not torch.equal(other.weights["b"], reference["b"])

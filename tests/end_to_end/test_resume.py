@@ -1,4 +1,4 @@
-"""Whole runs that are killed and go on: `drover train RECIPE --resume RUN`, in one process and as a service."""
+"""A whole run in one process that is killed and goes on: `drover train RECIPE --resume RUN`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.end_to_end.service import RECIPES, SLOW_TOY, Train, account, assert_same, drover
+from tests.end_to_end.service import RECIPES, Train, account, assert_same, drover
 
 pytestmark = pytest.mark.service
 RICH_TOY = f"{RECIPES}:rich_toy"
@@ -23,7 +22,7 @@ def test_a_process_killed_at_three_random_moments_learns_the_same_bits(tmp_path:
     chooser = random.Random(0)
     for life in range(3):
         with Train(RICH_TOY, "--one-process", "--resume-if-begun", runs_dir=tmp_path) as run:
-            run.await_update(5 + 10 * life)
+            run.await_update(3 + 5 * life)
             time.sleep(chooser.uniform(0.0, 0.5))
             run.process.send_signal(signal.SIGKILL)
             run.process.wait()
@@ -34,20 +33,3 @@ def test_a_process_killed_at_three_random_moments_learns_the_same_bits(tmp_path:
     assert account(found) == account(wanted)
     refused = drover("train", RICH_TOY, "--runs-dir", str(tmp_path), "--resume", "run", "--one-process", "--seed", "1")
     assert refused.returncode == 2 and "seed: was 0, now 1" in refused.stderr
-
-
-def test_a_run_of_two_learner_ranks_goes_on_with_one(
-    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
-) -> None:
-    """Another number of ranks adds up in another order, so that it is no longer the same to the bit."""
-    with Train(SLOW_TOY, "--learner-ranks", "2", runs_dir=tmp_path, env=shared) as run:
-        run.await_update(12)
-        run.process.send_signal(signal.SIGTERM)
-        assert run.end() == 130, run.out + run.err
-        assert run.summary["updates"] >= 12
-    newest = max((run.folder.path / "checkpoints").glob("update-*"))
-    assert len(list(newest.glob("rank-*.safetensors"))) == 2
-    with Train(SLOW_TOY, "--resume", "run", runs_dir=tmp_path, env=shared) as run:
-        assert account(run.finish())["trained"] == 40 * 4
-    assert [int(report.scalars["update"]) for report in run.updates()] == list(range(1, 41))
-    assert torch.allclose(run.weights["b"], reference["b"], atol=1e-4)

@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.end_to_end.service import SLOW_TOY, Train, account, assert_same, drover
+from tests.end_to_end.service import ALL_TRAINED, SLOW_TOY, Train, account, assert_same, drover
 
 pytestmark = pytest.mark.service
-
-ALL_TRAINED = {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
 
 
 def scale(run: Train, *arguments: str) -> None:
@@ -39,14 +37,14 @@ def drawn(run: Train, worker: str) -> float:
 def test_pools_scaled_out_and_in_again_lose_nothing_and_learn_the_same(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    with Train(SLOW_TOY, "--pause-s", "0.15", runs_dir=tmp_path, env=shared) as run:
+    with Train(SLOW_TOY, "--pause-s", "0.3", runs_dir=tmp_path, env=shared) as run:
         scale(run, "--rollout", "3", "--reward", "point=2")
         run.await_workers("actor-2", "point-1")
         run.until(
             lambda: {"pool/rollout": 3.0, "pool/reward/point": 2.0}.items() <= newest(run).items(), "three actors"
         )
         number = int(newest(run)["update"])
-        run.await_update(number + 3)
+        run.await_update(number + 2)
         scale(run, "--rollout", "1", "--reward", "point=1")
         run.until(lambda: not {"actor-1", "actor-2", "point-1"} & run.targets().keys(), "fewer workers")
         summary = run.finish()

@@ -1,4 +1,4 @@
-"""Whoever asks a run to stop loses nothing: a checkpoint is there, and the resumed run equals the undisturbed one."""
+"""A run that is asked to stop loses nothing: a checkpoint is there, and the run goes on from it to its end."""
 
 from __future__ import annotations
 
@@ -14,46 +14,29 @@ import pytest
 import torch
 
 from drover.deploy.run_folder.results import RunFolder
-from tests.end_to_end.service import DROVER, SLOW_TOY, Train, account, clean_environment, survivors
+from tests.end_to_end.service import (
+    ALL_TRAINED,
+    DROVER,
+    SLOW_TOY,
+    UPDATES,
+    Train,
+    account,
+    clean_environment,
+    survivors,
+)
 
 pytestmark = pytest.mark.service
-
-
-def test_ctrl_c_stops_a_run_in_order_and_what_goes_on_learns_the_same_bits(
-    tmp_path: Path, reference: dict[str, torch.Tensor]
-) -> None:
-    with Train(SLOW_TOY, runs_dir=tmp_path) as run:
-        run.await_update(8)
-        run.look()
-        # A terminal sends Ctrl-C to the whole group: what the command started must leave the stopping to the command.
-        os.killpg(run.process.pid, signal.SIGINT)
-        assert run.end() == 130, run.out + run.err
-        assert survivors(run.family) == {}
-    assert f"--resume {run.folder.path.name}" in run.out
-    assert "Traceback" not in run.err
-    assert run.summary["ended"] == "stopped"
-    done = run.summary["updates"]
-    assert 8 <= done < 40
-    assert max((run.folder.path / "checkpoints").glob("update-*")).name == f"update-{done:06d}"
-
-    with Train(SLOW_TOY, "--resume", "run", runs_dir=tmp_path) as run:
-        summary = run.finish()
-    assert account(summary)["trained"] == 40 * 4
-    assert summary["updates"] == 40
-    numbers = [int(report.scalars["update"]) for report in run.updates()]
-    assert numbers == list(range(1, 41)), "an update was lost or done twice"
-    assert torch.equal(run.weights["b"], reference["b"])
 
 
 class OnTerminal(Train):
     """A run with the live view on a terminal of its own, which `hang_up` closes."""
 
-    def __init__(self, recipe: str, *, runs_dir: Path) -> None:
+    def __init__(self, recipe: str, *arguments: str, runs_dir: Path) -> None:
         self.folder, self.family = RunFolder(runs_dir / "run"), set()
         self._out = self._err = runs_dir / "said"
         self._out.touch()
         self._terminal, end = os.openpty()
-        command = [DROVER, "train", recipe, "--runs-dir", str(runs_dir), "--run-name", "run"]
+        command = [DROVER, "train", recipe, *arguments, "--runs-dir", str(runs_dir)]
         self.process = subprocess.Popen(
             command, stdin=end, stdout=end, stderr=end, env=clean_environment(), start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
@@ -76,14 +59,43 @@ class OnTerminal(Train):
         os.close(self._terminal)
 
 
-def test_a_terminal_that_closes_stops_a_run_in_order(tmp_path: Path) -> None:
-    with OnTerminal(SLOW_TOY, runs_dir=tmp_path) as run:
-        run.await_update(3)
+def test_a_run_stopped_by_ctrl_c_and_by_its_terminal_that_closes_goes_on_to_the_end(
+    tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
+) -> None:
+    """With two learner ranks until Ctrl-C, then with one: it adds up in another order, no longer the same to the bit."""
+    with Train(SLOW_TOY, "--learner-ranks", "2", runs_dir=tmp_path) as run:
+        run.await_update(4)
+        run.look()
+        # A terminal sends Ctrl-C to the whole group: what the command started must leave the stopping to the command.
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.end() == 130, run.out + run.err
+        assert survivors(run.family) == {}
+    assert f"--resume {run.folder.path.name}" in run.out
+    assert "Traceback" not in run.err
+    done = stopped(run, ranks=2)
+    assert 4 <= done < UPDATES
+
+    with OnTerminal(SLOW_TOY, "--resume", "run", runs_dir=tmp_path) as run:
+        run.await_update(done + 2)
         run.look()
         run.hang_up()
         assert run.end() == 130, run.out
         assert survivors(run.family) == {}
+    assert done + 2 <= stopped(run, ranks=1) < UPDATES
+
+    with Train(SLOW_TOY, "--resume", "run", runs_dir=tmp_path, env=shared) as run:
+        summary = run.finish()
+    assert account(summary) == ALL_TRAINED
+    numbers = [int(report.scalars["update"]) for report in run.updates()]
+    assert numbers == list(range(1, UPDATES + 1)), "an update was lost or done twice"
+    assert torch.allclose(run.weights["b"], reference["b"], atol=1e-4)
+
+
+def stopped(run: Train, *, ranks: int) -> int:
+    """The updates of a run that was stopped in order, which are in a checkpoint with a shard of each rank."""
     assert run.summary["ended"] == "stopped"
-    done = run.summary["updates"]
-    assert 3 <= done < 40
-    assert max((run.folder.path / "checkpoints").glob("update-*")).name == f"update-{done:06d}"
+    done: int = run.summary["updates"]
+    newest = max((run.folder.path / "checkpoints").glob("update-*"))
+    assert newest.name == f"update-{done:06d}"
+    assert len(list(newest.glob("rank-*.safetensors"))) == ranks
+    return done

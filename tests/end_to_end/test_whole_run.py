@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.service import SLOW_TOY, Train, account, command_lines, survivors
+from tests.end_to_end.service import ALL_TRAINED, SLOW_TOY, UPDATES, Train, account, command_lines, survivors
 
 pytestmark = pytest.mark.service
 
@@ -18,12 +18,12 @@ PASSWORD = re.compile(rb"\b[0-9a-f]{64}\b")  # the form of the embedded Redis's;
 def test_the_service_learns_the_toy_shows_its_metrics_and_leaves_nothing_running(tmp_path: Path) -> None:
     with Train(SLOW_TOY, "--max-lag", "1", runs_dir=tmp_path) as run:
         run.await_workers("actor-0", "point-0", "learner-0")
-        run.await_update(10)
+        run.await_update(5)
         pages = {name: scrape(address) for name, address in run.targets().items()}
-        assert value(pages["actor-0"], "drover_samples_total") >= 10 * 4 * 64
+        assert value(pages["actor-0"], "drover_samples_total") >= 5 * 4 * 64
         assert value(pages["point-0"], 'drover_scoring_seconds_count{reward="point"}') >= 1
-        assert value(pages["learner-0"], "drover_updates_total") >= 10
-        assert value(pages["learner-0"], 'drover_groups_ended_total{ending="trained"}') >= 10 * 4
+        assert value(pages["learner-0"], "drover_updates_total") >= 5
+        assert value(pages["learner-0"], 'drover_groups_ended_total{ending="trained"}') >= 5 * 4
 
         lines = command_lines(run.family)
         assert any("redis-server" in line for line in lines.values())
@@ -34,9 +34,9 @@ def test_the_service_learns_the_toy_shows_its_metrics_and_leaves_nothing_running
         assert survivors(run.family) == {}
     assert summary["reward_before"]["anywhere/point"] < -5
     assert summary["reward_after"]["anywhere/point"] > -2.3
-    assert account(summary) == {"issued": 160, "in_flight": 0, "trained": 160, "empty": 0, "failed": 0, "stale": 0}
-    assert summary["updates"] == 40
-    assert summary["samples"] == 40 * 4 * 64
+    assert account(summary) == ALL_TRAINED
+    assert summary["updates"] == UPDATES
+    assert summary["samples"] == UPDATES * 4 * 64
     assert summary["max_lag_seen"] == 1
     assert summary["ended"] == "finished"
     assert 0 < summary["first_update_s"] < summary["wall_s"] < summary["command_s"]

@@ -1,0 +1,65 @@
+"""The plane's policy and any reward, slowed by a sleep of given seconds a sample: a run of the toy gets a middle to be
+watched in, and a small machine can hold a large service.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from drover.common.media.media import Media
+from drover.common.media.pictures import Pictures
+from drover.common.prompts import Prompt
+from drover.common.protocols import Conditioning, Policy, Reward, Scorer, Scores, SetScorer
+from drover.worlds.plane.model import ToyModel
+from drover.worlds.plane.policy import ToyChain
+
+
+@dataclass(frozen=True)
+class SlowToy(ToyModel):
+    """The five-step chain, whose decoder sleeps ``sample_s`` seconds for each sample."""
+
+    sample_s: float
+
+    def build(self, device: str) -> Policy:
+        return SlowChain(device, self.sample_s)
+
+
+class SlowChain(ToyChain):
+    def __init__(self, device: str, sample_s: float) -> None:
+        super().__init__(device)
+        self._sample_s = sample_s
+
+    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
+        time.sleep(self._sample_s * len(x0))
+        return super().decode(x0, cond)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A reward of single samples that sleeps ``sample_s`` seconds for each before it measures as ``reward`` does."""
+
+    reward: Reward
+    sample_s: float
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    @property
+    def takes(self) -> type[Media]:
+        return self.reward.takes
+
+    def load(self, device: str) -> Scorer:
+        scorer = self.reward.load(device)
+        assert not isinstance(scorer, SetScorer), f"{self.name} measures sets"
+
+        def score(prompts: Sequence[Prompt], media: Any) -> Scores:
+            time.sleep(self.sample_s * len(prompts))
+            return scorer(prompts, media)
+
+        return score
