@@ -16,7 +16,7 @@ from drover.deploy import local, roles
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.slots import Slots
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.policy import toy_kernel
+from drover.worlds.plane.model import toy_kernel
 from tests.deploy.in_place import Crash, Fickle, small, train
 
 ENDINGS = ("trained", "empty", "failed", "stale")
