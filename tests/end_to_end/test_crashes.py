@@ -114,3 +114,4 @@ def test_a_redis_that_dies_comes_back_empty_and_what_was_under_way_is_ordered_ag
             psutil.Process(server).kill()
         assert account(run.finish()) == ALL_TRAINED
         assert_same(run.weights, reference)
+        assert any("cannot be reached; trying again for" in event for event in run.events), run.events

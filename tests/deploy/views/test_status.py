@@ -120,7 +120,7 @@ def test_a_scalar_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
 
 
 DAMAGED = {
-    "summary.json": [b"", b"[]", b'{"ended": "fini', b"\xff\xfe\x00"],
+    "summary.json": [b"", b"[]", b"{}", b'{"ended": "fini', b"\xff\xfe\x00"],
     "metrics_targets.json": [b"", b"{}", b"[1]", b'[{"labels": {"worker": "driver"}}]'],
     "metrics.jsonl": [b"[]\n", b"\x00\x00\n"],
 }
