@@ -375,5 +375,5 @@ def test_a_broken_rule_is_found(rule, name: str, source: str) -> None:
         ),
     ],
 )
-def test_what_is_allowed_passes(rule, name: str, source: str) -> None:
+def test_an_allowed_import_or_call_passes(rule, name: str, source: str) -> None:
     assert rule(Module(name, Path(name), source)) == []

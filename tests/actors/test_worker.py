@@ -33,7 +33,7 @@ def order(group: int = 0, **fields) -> WorkItem:
 
 
 class Meter(NullMeter):
-    """Remembers what was told."""
+    """A meter that remembers the name and value of every addition."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, float]] = []
@@ -127,7 +127,7 @@ def test_a_group_larger_than_the_bound_goes_through_the_model_in_turns_and_is_th
 
 
 class Watched:
-    """A stream that notes what was called, and passes it on."""
+    """A stream that notes the name of each watched call, and passes the call on."""
 
     def __init__(self, name: str, target, calls: list[str], verbs: Sequence[str]) -> None:
         self._name, self._target, self._calls, self._verbs = name, target, calls, verbs

@@ -23,7 +23,7 @@ class FakeClock:
 
 
 class TallyMeter(NullMeter):
-    """Sums what is added, by role part."""
+    """A meter that sums the added seconds by the label ``part``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The contract of policies: predictions on the noising path, targets that invert outputs, rows that mind their own business."""
+"""The contract of policies: predictions lie on the noising path, targets invert outputs, rows do not affect each other."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def sd(root: Path, write: Callable[[Path], Path], **fields: float) -> StableDiff
 
 v_prediction = partial(write_tiny_pipeline, prediction_type="v_prediction")
 x0_prediction = partial(write_tiny_pipeline, prediction_type="sample")
-# The descriptions that build each policy; a new policy gets a line here, and everything below holds for it.
+# The descriptions that build each policy; a new policy gets a line here, and every test below runs on it.
 MADE: dict[type, list[Callable[[Path], Model]]] = {
     ToyChain: [lambda root: ToyModel()],
     StableDiffusion: [

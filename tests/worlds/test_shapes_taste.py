@@ -124,7 +124,7 @@ def test_noise_of_8_levels_moves_taste_by_less_than_0_03():
         assert taste(text, noisy) == pytest.approx(taste(text, picture), abs=0.03)
 
 
-def test_what_pretraining_shows_leaves_much_to_gain():
+def test_pretraining_pictures_leave_much_taste_to_gain():
     liked = np.array([taste(text, picture) for text, picture in pretraining_pictures(400)])
     assert 0.3 < liked.mean() < 0.45
     assert liked.std() > 0.05

@@ -227,7 +227,7 @@ def test_an_incomplete_checkpoint_is_one_clear_error(tiny_folder, tmp_path, part
     assert said in str(caught.value)
 
 
-def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path, tiny_folder):
+def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path, tiny_folder):
     with pytest.raises(ConfigError, match=r"no checkpoint folder '.*absent'; give a folder"):
         StableDiffusion.load(tmp_path / "absent")
     with pytest.raises(ConfigError, match="cannot load 'nobody/nothing'.*check the id and the network"):

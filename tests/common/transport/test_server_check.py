@@ -1,4 +1,4 @@
-"""Which Redis a run refuses, every form of its URL, and what is said while it is away."""
+"""A run refuses a Redis with wrong settings, reads every form of its URL, and reports a Redis that does not answer."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_replica_is_refused_before_anything_is_written_to_it(server: EmbeddedR
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_redis_answers_later_is_told_by_its_right_name(error: RedisError, meaning: str) -> None:
+def test_each_later_error_of_redis_is_told_with_its_meaning(error: RedisError, meaning: str) -> None:
     told = explain(error, "redis://:hush@h:1")
     assert isinstance(told, TransportError) and meaning in str(told) and str(error) in str(told)
     assert "hush" not in str(told)

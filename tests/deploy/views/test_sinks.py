@@ -23,7 +23,7 @@ PICTURE = pictures_in("gone", 2, 4, 4, 3)
 
 
 class Listener:
-    """A view that keeps what it hears."""
+    """A view that keeps the reports it gets."""
 
     def __init__(self) -> None:
         self.heard: list[Report] = []

@@ -89,7 +89,7 @@ def house() -> House:
     return house
 
 
-def test_what_is_found_is_of_the_version_asked_for_however_far_training_got_meanwhile(house):
+def test_an_evaluation_judges_the_version_asked_for_however_far_training_got_meanwhile(house):
     house.want(0)
     house.work()
     undisturbed = house.evaluation.collect()
@@ -128,7 +128,7 @@ def test_a_version_is_kept_while_it_is_evaluated_and_no_longer(house):
     assert not house.evaluation.running
 
 
-def test_what_is_due_meanwhile_waits_with_its_version_kept_and_begins_when_its_turn_comes(house):
+def test_an_evaluation_due_during_another_waits_with_its_version_kept_and_begins_after_it(house):
     house.want(0, "before")
     house.publish(1)
     house.want(1)

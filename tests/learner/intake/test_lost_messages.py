@@ -28,7 +28,7 @@ class Forgetful(World):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_redis_loses_every_place_is_trained_once_and_in_order(monkeypatch, seed):
+def test_every_place_is_trained_once_and_in_order_though_redis_loses_messages(monkeypatch, seed):
     monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
     chaos = random.Random(seed)
     rates = {"dies": 0.1, "fails": 0.0, "answers twice": 0.1}
@@ -41,7 +41,7 @@ def test_whatever_redis_loses_every_place_is_trained_once_and_in_order(monkeypat
     }  # fmt: skip
 
 
-def test_what_somebody_works_on_is_not_ordered_again(monkeypatch):
+def test_an_order_that_an_actor_works_on_is_not_issued_again(monkeypatch):
     monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
     world = World(max_lag=0, groups=1, actors=1, chaos=random.Random(0), rates=CALM)
     turns = iter(range(50))

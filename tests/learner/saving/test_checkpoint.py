@@ -83,7 +83,7 @@ def test_before_the_first_step_a_checkpoint_holds_zero_moments_and_the_average_b
     assert torch.equal(other.weights()["b"], rank.weights()["b"])
 
 
-def test_what_is_learned_while_a_checkpoint_is_written_is_not_in_it(rank, tmp_path):
+def test_an_update_made_while_a_checkpoint_is_written_is_not_in_it(rank, tmp_path):
     saved = rank.weights()["b"]
     checkpoints = Checkpoints(tmp_path)
     state = {"open": [1]}

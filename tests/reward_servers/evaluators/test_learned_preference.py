@@ -211,7 +211,7 @@ def test_a_model_fits_to_what_was_read_from_files(tmp_path):
 # ------------------------------------------------------------------------------------------------ on disk
 
 
-def test_what_is_saved_scores_the_same_and_holds_nothing_executable(fitted, tmp_path):
+def test_a_saved_model_scores_the_same_and_holds_nothing_executable(fitted, tmp_path):
     fitted.model.save(tmp_path / "model")
     assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
         "config.json",

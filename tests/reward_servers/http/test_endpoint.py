@@ -242,7 +242,7 @@ def media_of(kind: str, facts: dict, **arrays: tuple) -> bytes:
         (b"[" * 250_000, 413, "brackets and commas"),
     ],
 )  # fmt: skip
-def test_what_is_not_a_request_is_refused_with_the_reason(body: bytes, status: int, said: str) -> None:
+def test_a_malformed_request_is_refused_with_the_reason(body: bytes, status: int, said: str) -> None:
     limits = Limits(pixels=200, samples=8, prompt_characters=50, body_bytes=1 << 20)
     with served(Brightness(), limits=limits) as server:
         found, error = answer(server, request(body))

@@ -149,7 +149,7 @@ MATRIX = {"dtype": "float32", "shape": [2, 1], "data": base64.b64encode(np.array
 BESIDE = {"values": [1, 2], "uncertainty": [0.5, None], "parts": MATRIX}
 
 
-def test_what_one_request_says_beside_the_values_is_blank_where_another_failed(endpoint: Endpoint) -> None:
+def test_uncertainty_and_parts_are_nan_for_the_samples_of_a_failed_request(endpoint: Endpoint) -> None:
     endpoint.script = [says(json.dumps(BESIDE)), says("{"), says(json.dumps(BESIDE))]
     scores = scorer(endpoint, batch_size=2)(PROMPTS[:2] * 3, MEDIA[[0, 1] * 3])
     assert_masked(scores, ["", "", "reply", "reply", "", ""])

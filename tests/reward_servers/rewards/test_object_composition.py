@@ -270,7 +270,7 @@ def test_of_many_unknown_names_the_nearest_are_named():
         ObjectComposition(Eyes(names=many), objects=("firetruck",)).load("cpu")
 
 
-def test_what_is_no_detector_is_refused(yolos, tmp_path):
+def test_a_folder_or_threshold_that_makes_no_detector_is_refused(yolos, tmp_path):
     with pytest.raises(ConfigError, match="threshold is 1.0"):
         ObjectDetector(str(yolos), 1.0)
     with pytest.raises(ConfigError, match="no checkpoint folder"):
