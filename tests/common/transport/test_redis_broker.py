@@ -46,7 +46,7 @@ def test_a_restarted_and_empty_redis_does_not_end_a_role(server, broker):
     stream.put(note(2))
     assert [delivery.message for delivery in stream.take(5, 2.0)] == [note(2)]
     stream.ack(lost)
-    time.sleep(0.6)  # the heartbeat meets groups that are gone, and goes on
+    time.sleep(0.6)  # the heartbeat finds consumer groups that are gone, and goes on
     assert stream.backlog()[0] == 1
 
 

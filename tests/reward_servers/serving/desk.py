@@ -29,9 +29,9 @@ class Brightness:
     """The mean of each picture's first channel. Some prompts make it fail or hang; it notes the size of every call."""
 
     def __init__(self) -> None:
-        self.calls: list[int] = []  # samples in each
+        self.calls: list[int] = []  # number of samples of each call
         self.seen: list[str] = []
-        self.gate = Event()  # closed, it holds calls up; "hang" waits for `wake`
+        self.gate = Event()  # calls wait while it is cleared; a call with the prompt "hang" waits for `wake`
         self.gate.set()
         self.wake = Event()
 

@@ -239,7 +239,7 @@ def test_one_group_that_kills_every_server_takes_none_of_its_fellows_along():
             while server.run_once(0.0):
                 pass
         except Killed:
-            rollouts.close()  # its leases run out
+            rollouts.close()  # the leases of the killed server end
         desk._said(answers)
     assert sorted(answers) == list(range(6))
     assert [group for group, answer in answers.items() if not all(answer.valid)] == [3]
