@@ -19,7 +19,7 @@ KERNEL = Renoise(20, Ddim(eta=1.0))
 
 
 class Scene(ToyChain):
-    """Two numbers that stay where they are; a condition is a known clean sample."""
+    """A policy that predicts its condition, two numbers, as the clean sample."""
 
     def __init__(self):
         super().__init__()

@@ -38,7 +38,7 @@ class Heard(ToyPoint):
 
 @dataclass(frozen=True)
 class Untaking:
-    """A reward as its first version was."""
+    """A reward that lacks the attribute ``takes``."""
 
     name: str = "point"
 

@@ -59,7 +59,7 @@ def pod(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def containers() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(path in the manifest, pod, container) of every container of every manifest."""
+    """("FILE: CONTAINER", pod spec, container) for every container of every manifest."""
     for path in sorted(KUBERAY.glob("*.yaml")):
         for document in documents(path.name):
             for spec in pods(document):

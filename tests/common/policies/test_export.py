@@ -97,7 +97,7 @@ def test_plain_diffusers_draws_the_same_picture(results, family, kind):
     ours, theirs, before, pipeline = results[f"{family}-{kind}"]
     assert pipeline == {"sd": "StableDiffusionPipeline", "xl": "StableDiffusionXLPipeline"}[family]
     assert np.abs(ours.astype(int) - theirs).max() <= 1
-    # The comparison says something: training moved the picture, and pictures are no flat grey.
+    # Training moved the picture, and pictures are no flat grey; else the comparison would test nothing.
     assert np.abs(ours.astype(int) - before).max() > 5
     assert ours.std() > 5
 

@@ -37,7 +37,7 @@ def test_ten_deterministic_steps_are_those_of_diffusers(either_folder):
 
 
 def write_spaced_pipeline(folder, spacing):
-    """A pipeline whose scheduler has that spacing; linspace under Euler's, whose own it is."""
+    """A pipeline whose scheduler has that spacing: DDIM's, or for linspace Euler's, as it is Euler's own spacing."""
     from diffusers import EulerDiscreteScheduler
 
     if spacing != "linspace":

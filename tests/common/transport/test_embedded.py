@@ -1,4 +1,4 @@
-"""The embedded Redis is private, bounded, and never outlives who started it; failed connections name their remedy."""
+"""The embedded Redis is private, bounded, and ends with the process that started it; failed connections name a remedy."""
 
 import os
 import signal

@@ -46,7 +46,7 @@ def test_a_restarted_and_empty_redis_does_not_end_a_role(server, broker):
     stream.put(note(2))
     assert [delivery.message for delivery in stream.take(5, 2.0)] == [note(2)]
     stream.ack(lost)
-    time.sleep(0.6)  # the heartbeat meets groups that are gone, and goes on
+    time.sleep(0.6)  # the heartbeat finds consumer groups that are gone, and goes on
     assert stream.backlog()[0] == 1
 
 
@@ -123,7 +123,9 @@ def test_a_full_redis_refuses_blobs_with_the_remedy_but_lets_work_be_finished(br
     with pytest.raises(TransportError, match="no memory left; raise its maxmemory"):
         for number in range(20):
             blobs.put(f"b{number}", [bytes(1 << 20)])
-    with pytest.raises(TransportError, match="no memory left"):  # small blobs take the memory that was too little for a large one
+    with pytest.raises(
+        TransportError, match="no memory left"
+    ):  # small blobs take the memory that was too little for a large one
         for number in range(100_000):
             blobs.put(f"s{number}", [bytes(1 << 10)])
     with pytest.raises(TransportError, match="no memory left"):

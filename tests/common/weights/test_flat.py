@@ -9,7 +9,7 @@ from drover.common.weights.memory import MemoryWeights
 
 
 class Module(nn.Module):
-    """Odd sizes, so that padding matters; one parameter that does not learn."""
+    """A module with odd sizes, so that padding matters, and one parameter that is not trained."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()

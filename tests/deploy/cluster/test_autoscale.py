@@ -140,7 +140,7 @@ def test_nothing_grows_while_workers_are_still_being_placed() -> None:
 def test_a_square_wave_of_up_to_a_quarter_of_an_hour_settles_at_the_size_of_its_height(
     period_s: float, starved: bool | None
 ) -> None:
-    """The wait before shrinking doubles each time it was too short, so that after at most six waves no size changes any more."""
+    """The time that shrinking looks back doubles when growing follows shrinking: after six waves no size changes any more."""
     load = square(period_s, low=0.5, high=6.0)
     waves_s = max(period_s, WHILE_S)
     sizes = sizes_over_time(Pool(1, service_s=1.0), load, (1, 16), hours=15 * waves_s / 3600, starved=starved)

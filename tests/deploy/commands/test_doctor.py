@@ -142,7 +142,7 @@ def examine_recipe(*words: str) -> Finding:
 
 
 def test_a_rewards_own_packages_are_looked_up_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip itself, and nothing to find
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip works, and its index is empty
     config = recipes.build(("toy_ddpo",))
     assert isinstance(config, RunConfig)
     config = replace(config, rewards=(Elsewhere(),))
@@ -158,7 +158,7 @@ def test_a_rewards_own_packages_are_looked_up_only_when_asked(monkeypatch: pytes
 
 @dataclass(frozen=True)
 class Elsewhere(ToyPoint):
-    """The toy's reward, were it to need a package that no index has."""
+    """The toy's reward with the need of a package that no index has."""
 
     packages: tuple[str, ...] = ("drover-made-up",)
 

@@ -1,4 +1,4 @@
-"""Runs that are killed and go on, all roles in this process: the same bits as a run that nobody disturbed, or a clear refusal."""
+"""Killed runs that are resumed, all roles in this process, learn the same bits as undisturbed runs, or are clearly refused."""
 
 import random
 import shutil
@@ -138,7 +138,7 @@ def events(done: Done) -> list[str]:
 
 
 def crashed(tmp_path: Path, config: RunConfig, after: int) -> list[Path]:
-    """Its checkpoints."""
+    """The names of the run's checkpoints."""
     with pytest.raises(Crash):
         train(config, tmp_path, crash_after=after)
     return whole(tmp_path / "run" / "checkpoints")

@@ -118,7 +118,7 @@ def test_bad_pictures_of_a_folder_are_replaced_and_counted_by_reason(tmp_path):
     seen = [numbers_of(source.batch(step, 9)) for step in range(8)]
     assert {number for batch in seen for number in batch} == {0, 1, 2, 9}
     assert source.skipped == {"damaged": 2, "not UTF-8": 1, "blank": 1, "no caption": 1, "not 8 bit": 1}
-    assert numbers_of(pairs.open(seed=1).batch(6, 9)) == seen[6]  # what was met before does not matter
+    assert numbers_of(pairs.open(seed=1).batch(6, 9)) == seen[6]  # the batches before do not matter
 
 
 @pytest.mark.parametrize("table", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])

@@ -15,7 +15,7 @@ EPOCH = 7
 
 
 class Desk:
-    """An assembler with its streams; `tell` brings a message, with the blob it refers to."""
+    """An assembler with its streams, to which its methods bring messages and the blobs that these name."""
 
     def __init__(self, *rewards: str) -> None:
         broker = MemoryBroker("assembler")

@@ -1,4 +1,4 @@
-"""Redis comes back empty in the middle of a run: what was open is ordered again, and the account stays equal."""
+"""Redis comes back empty in the middle of a run: open groups are ordered again, and the ledger still balances."""
 
 import random
 
@@ -14,7 +14,7 @@ CALM = {"dies": 0.0, "fails": 0.0, "answers twice": 0.0}
 
 
 class Forgetful(World):
-    """Now and then, all that is under way between the roles is gone; what an actor holds in its hands is not."""
+    """A world in which all streams are emptied now and then; orders that an actor has taken stay with it."""
 
     forgets = 0.1
     lost = 0
@@ -33,7 +33,7 @@ def test_every_place_is_trained_once_and_in_order_though_redis_loses_messages(mo
     chaos = random.Random(seed)
     rates = {"dies": 0.1, "fails": 0.0, "answers twice": 0.1}
     world = Forgetful(max_lag=seed % 3, groups=3, actors=3, chaos=chaos, rates=rates)
-    lags = world.train(iterations=6, groups=3)  # asserts the order and the account at every turn
+    lags = world.train(iterations=6, groups=3)  # asserts the order and the ledger at every turn
     assert world.lost > 0
     assert max(lags) <= seed % 3
     assert world.intake.ledger.as_dict() == {

@@ -1,4 +1,4 @@
-"""The bound on staleness and the ledger, in a world where actors are slow, fail, die and answer twice."""
+"""The bound on lag and the ledger hold with simulated actors that are slow, fail, die and answer twice."""
 
 import random
 from collections import Counter
