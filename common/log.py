@@ -9,9 +9,6 @@ import json
 import logging
 import re
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -72,19 +69,6 @@ def configure(
         old.close()
     root.addHandler(handler)
     root.setLevel(level)
-
-
-@contextmanager
-def span(logger: logging.Logger, name: str, **fields: object) -> Iterator[None]:
-    """Log how long the block took, in seconds; a block that raises is logged as a warning and still raises."""
-    started = time.perf_counter()
-    try:
-        yield
-    except BaseException as error:
-        failed = {"seconds": f"{time.perf_counter() - started:.6f}", "error": type(error).__name__}
-        logger.warning(name, extra=fields | failed)
-        raise
-    logger.info(name, extra=fields | {"seconds": f"{time.perf_counter() - started:.6f}"})
 
 
 def _quoted(value: object) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from drover.common.protocols import Conditioning
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -20,11 +19,6 @@ def rows(cond: Conditioning, indices: Sequence[int] | Tensor) -> dict[str, Tenso
     return {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in cond.items()}
 
 
-def repeat(cond: Conditioning, times: int) -> dict[str, Tensor]:
-    """Each row ``times`` times in a row: sample i of the result belongs to row ``i // times``."""
-    return {name: tensor.repeat_interleave(times, dim=0) for name, tensor in cond.items()}
-
-
 def concat(conds: Sequence[Conditioning]) -> dict[str, Tensor]:
     """One batch after the other. All must have the same names; raises ValueError otherwise."""
     import torch
@@ -34,8 +28,3 @@ def concat(conds: Sequence[Conditioning]) -> dict[str, Tensor]:
         if set(cond) != names:
             raise ValueError(f"conditionings of one batch must share names, got {sorted(names)} and {sorted(cond)}")
     return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
-
-
-def to(cond: Conditioning, device: str | torch.device) -> dict[str, Tensor]:
-    """On that device."""
-    return {name: tensor.to(device) for name, tensor in cond.items()}

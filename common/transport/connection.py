@@ -185,6 +185,7 @@ class Link:
         self.retries = 0
         self._url = url
         self._patience_s = patience_s
+        self.on_outage: Callable[[str], None] = log.warning  # hears when an outage begins and when it ends
         self.client = open_client(url)
         self.bulk = open_client(url, timeout_s=BULK_TIMEOUT_S)  # for large values
         check_server(url, mask(url), self.call(lambda client: client.info()))
@@ -204,15 +205,17 @@ class Link:
                     raise explain(error, self._url) from error
                 self.retries += 1
                 if not waited:
-                    where = mask(self._url)
-                    log.warning("Redis at %s cannot be reached; trying again for %.0f s: %s", where, patience_s, error)
+                    self._tell(f"cannot be reached; trying again for {patience_s:.0f} s: {error}")
             else:
                 if waited:
-                    log.warning("Redis at %s answers again, after %.1f s", mask(self._url), time.monotonic() - began_s)
+                    self._tell(f"answers again, after {time.monotonic() - began_s:.1f} s")
                 return answer
             waited = True
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _tell(self, text: str) -> None:
+        self.on_outage(f"Redis at {mask(self._url)} {text}")
 
     def close(self) -> None:
         self.client.close()

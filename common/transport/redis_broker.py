@@ -9,7 +9,7 @@ message tells where; messages are all on the first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import WeakSet
 from zlib import crc32
@@ -51,6 +51,11 @@ class RedisBroker:
         if group is not None:
             self._heartbeat.watch(stream)
         return stream
+
+    def tell_outages(self, tell: Callable[[str], None]) -> None:
+        """Tell of a server that is away when it is first missed, and when it is back. By default, both are logged."""
+        for link in self._links:
+            link.on_outage = tell
 
     def blobs(self) -> RedisBlobs:
         return self._blobs

@@ -156,7 +156,11 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """summary.json, which a run has once it has ended. Raises `CheckpointError` where it is damaged."""
-        return read_json(self.summary, dict, f"and --resume {self.path.name} writes another")
+        fix = f"and --resume {self.path.name} writes another"
+        summary = read_json(self.summary, dict, fix)
+        if summary is not None and not isinstance(summary.get("ended"), str):
+            raise _damaged(self.summary, KeyError("ended"), fix)
+        return summary
 
     def driver(self) -> str | None:
         """HOST:PORT where the driver has everyone's metrics, of a run that noted it. Raises `CheckpointError` for damage."""

@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import replace
 from io import BytesIO
+from threading import RLock
 from types import TracebackType
 from typing import Protocol
 
@@ -55,6 +56,7 @@ class Watcher:
         self.failure: str | None = None
         self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
         self._logs: dict[str, str] = {}  # rank -> path of its log on its node
+        self._telling = RLock()  # an outage of Redis is told of by the thread that meets it, also amid another report
 
     def poll(self, wait_s: float) -> None:
         """Show and keep the reports that have come."""
@@ -78,7 +80,10 @@ class Watcher:
 
     def tell(self, report: Report) -> None:
         """One report, of the learner's or of our own, put on the run's one clock: seconds since the command, all lives."""
-        report = replace(report, at_s=time.monotonic() - self._started)
+        with self._telling:
+            self._tell(replace(report, at_s=time.monotonic() - self._started))
+
+    def _tell(self, report: Report) -> None:
         if report.media:
             self._keep_pictures(report)
         if report.values:

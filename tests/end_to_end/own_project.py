@@ -1,4 +1,4 @@
-"""A user's project whose folders are called as drover's packages are. Its recipe imports from all of them."""
+"""A user's project whose folders have the names of drover's packages. Its recipe imports from all of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def mine(*, iterations: int = ITERATIONS) -> RunConfig:
 
 
 def write_project(folder: Path) -> None:
-    """``mine.py:mine`` and its packages; ``common/toys.py`` holds the toys of these tests."""
+    """Write ``mine.py:mine`` and its packages; ``common/toys.py`` holds the toys of these tests."""
     for name, content in FILES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
