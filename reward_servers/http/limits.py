@@ -22,7 +22,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request is refused: the HTTP status, and the reason in one line."""
+    """A request is refused, with an HTTP status and the reason in one line."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)

@@ -33,7 +33,7 @@ class Asked:
 
 
 class Requests:
-    """An `Inbox` of the requests of other threads."""
+    """The `Inbox` that takes the requests of other threads."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[Asked] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Score the image that people would pick for a prompt, by a CLIP-H fitted to the choices of Pick-a-Pic.
+"""Score how much people would prefer an image for its prompt, by a CLIP-H fitted to the choices of Pick-a-Pic.
 
 Source: Pick-a-Pic (arXiv 2305.01569), section 4: the model's learned scale times the cosine of image and prompt.
 """

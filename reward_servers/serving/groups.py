@@ -21,7 +21,7 @@ MAX_ATTEMPTS = 3  # deliveries of one group, after which all its samples are mas
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """An `Inbox` of the rollout groups that name one reward, for the server ``name`` of its pool.
+    """The `Inbox` that takes the rollout groups that name one reward, for the server ``name`` of its pool.
 
     A group is acknowledged once its measurement is put; a crash before that makes another server measure it again.
     """
