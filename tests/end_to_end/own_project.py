@@ -17,14 +17,17 @@ FILES = {
     "learner/__init__.py": "",
     "learner/judge.py": '''
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.toys import Slow, ToyPoint
+from drover.common.media.media import Media
 
 
 @dataclass(frozen=True)
 class Judge:
     """The toy's reward, whose slowness is looked up in the process that scores."""
 
+    takes: ClassVar[type[Media]] = ToyPoint.takes
     name: str = "point"
 
     def load(self, device: str):
