@@ -1,4 +1,4 @@
-"""One line per event: ``key=value`` with a UTC timestamp, through stdlib logging. Passwords never reach a line.
+"""Log one line per event: ``key=value`` with a UTC timestamp, through stdlib logging. Passwords never reach a line.
 
 Modules log with ``logging.getLogger(__name__)``; fields go in ``extra``: ``log.info("claimed", extra={"group": 17})``.
 """
@@ -20,7 +20,7 @@ _PLAIN_VALUE = re.compile(r"[^\s\"=]+")
 
 
 def mask_passwords(text: str) -> str:
-    """The text with the password of every Redis URL replaced by ``***``. Rather masks too much than too little."""
+    """Replace the password of every Redis URL in the text by ``***``. In doubt it masks too much."""
     return _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1***", text))
 
 
@@ -45,7 +45,9 @@ class LineFormatter(logging.Formatter):
             "msg": record.getMessage(),
         }
         added = ((key, value) for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES)
-        fields.update((key, value) for key, value in added if not key.startswith("_"))  # those are Ray's own
+        fields.update(
+            (key, value) for key, value in added if not key.startswith("_")
+        )  # fields with an underscore are Ray's own
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = self.formatException(record.exc_info)
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -57,7 +59,7 @@ def configure(
 ) -> None:
     """Send this process's records to ``stream`` (standard error unless told otherwise) or, if given, to ``file``.
 
-    Calling it again replaces what it set up before and leaves other handlers alone.
+    Calling it again replaces its former handler and leaves other handlers alone.
     """
     handler: logging.Handler = logging.StreamHandler(stream or sys.stderr)
     if file is not None:

@@ -1,4 +1,4 @@
-"""Rows of a conditioning: named tensors that share their first axis, the batch."""
+"""Pick, repeat and join rows of a conditioning: named tensors that share their first axis, the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def rows(cond: Conditioning, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-    """Those rows, in that order; indices may repeat."""
+    """The rows at ``indices``, in that order; indices may repeat."""
     import torch
 
     index = torch.as_tensor(indices, dtype=torch.long)
