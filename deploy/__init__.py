@@ -1,1 +1,1 @@
-"""The composition root: configuration, recipes, where roles run, the command line. Nobody imports it."""
+"""The command line, the configuration, the recipes, and the processes of a run. No other package imports this one."""

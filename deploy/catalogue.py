@@ -1,4 +1,4 @@
-"""Which recipes there are: the public functions of `drover.deploy.recipes` that return a `RunConfig`, and users' files."""
+"""Finds recipes: the public functions of `drover.deploy.recipes` that return a `RunConfig`, and functions in users' files."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ class Shipped:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, whatever the recipe."""
+    """The options that every recipe has: name and folder of the run, resuming, scaling, metrics and output."""
 
     run_name: str = ""
     """Name of the run and of its folder; default: the recipe's name and the time."""
     runs_dir: Path = Path("runs")
-    """Where run folders are made."""
+    """Folder in which run folders are made."""
     resume: str = ""
-    """Go on with the run of this name from its newest checkpoint."""
+    """Name of a run to go on with, from its newest checkpoint."""
     resume_if_begun: bool = False
-    """With --run-name: go on with the run of that name if it has begun, else begin it; for what starts the same command
-    again after a failure (a RayJob, systemd)."""
+    """With --run-name: go on with the run of that name if it has begun, else begin it. For supervisors that repeat the same
+    command after a failure (a RayJob, systemd)."""
     autoscale: tuple[str, ...] = ()
     """POOL=LEAST:MOST for each pool whose size may follow its queue: rollout=1:8 image_reward=1:4."""
     metrics_host: str = "127.0.0.1"
-    """Where metrics are served; 0.0.0.0 on a cluster whose Prometheus, or whose other nodes, shall reach them."""
+    """Address at which metrics are served; 0.0.0.0 on a cluster whose Prometheus, or whose other nodes, shall reach them."""
     metrics_port: int = 0
-    """Port of the driver, which tells Prometheus where every role's metrics are (deploy/monitoring/prometheus/ looks at 9464); 0
-    takes a free one."""
+    """Port of the driver, which tells Prometheus the addresses of every role's metrics (deploy/monitoring/prometheus/ reads
+    9464); 0 takes a free port."""
     log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also write scalars and samples for these; WANDB_MODE=offline keeps W&B on this machine."""
+    """Trackers that also get scalars and samples; WANDB_MODE=offline keeps W&B on this machine."""
     one_process: bool = False
-    """All roles in this process, taking turns: no Ray, no Redis; for debugging and as the reference."""
+    """Run all roles in this process, taking turns, without Ray and Redis; for debugging and as the reference."""
     plain: bool = False
-    """Plain lines instead of the live view."""
+    """Print plain lines instead of the live view."""
     json: bool = False
     """Print nothing but the summary, as JSON."""
 
 
 def recipes() -> dict[str, Shipped]:
-    """Every shipped recipe by name. Reads their source and imports none of them."""
+    """Return every shipped recipe by name. Reads their source and imports none of them."""
     found = {}
     for path in Path(package.__file__ or "").parent.glob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -78,7 +78,7 @@ def _is_recipe(node: ast.FunctionDef) -> bool:
 
 
 def find(name: str) -> Recipe:
-    """A shipped recipe by name, or ``path/to/file.py:function``. Raises `ConfigError`."""
+    """Return the shipped recipe of that name, or the function of ``path/to/file.py:function``. Raises `ConfigError`."""
     if ":" in name:
         return user_file.load(*name.rsplit(":", 1))
     known = recipes()
@@ -95,7 +95,7 @@ def find(name: str) -> Recipe:
 
 
 def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
-    """The run that these arguments describe. Exits with help or usage errors as tyro prints them."""
+    """Return the run that these arguments describe. Exits with help or usage errors as tyro prints them."""
     import tyro
 
     with _importable(recipe):
@@ -108,7 +108,7 @@ def parse(recipe: Recipe, arguments: list[str]) -> tuple[RunConfig, RunOptions]:
 
 
 def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
-    """The recipe as a function of what tyro fills in: its parameters, and ``run``, the options of every run."""
+    """Return the recipe as a function for tyro: it takes the recipe's parameters and ``run``, the options of every run."""
     own = user_file.parameters(recipe)
     _check_options(own)
     groups = {name: _group(parameter.annotation) for name, parameter in own.items()}
@@ -129,7 +129,7 @@ def _command(recipe: Recipe) -> Callable[..., tuple[RunConfig, RunOptions]]:
 
 @contextmanager
 def _importable(recipe: Recipe) -> Iterator[None]:
-    """The module of a user's file, where tyro looks for the annotations and the source of the dataclasses that it defines."""
+    """Keep the module of a user's file in ``sys.modules``, where tyro looks up annotations and the source of dataclasses."""
     if recipe.__module__ in sys.modules:
         yield
         return
@@ -143,7 +143,7 @@ def _importable(recipe: Recipe) -> Iterator[None]:
 
 
 def _group(hint: Any) -> type | None:
-    """The dataclass whose fields are options, where the hint is one, with or without `Only`."""
+    """Return the dataclass whose fields are options if the hint is one, with or without `Only`; else None."""
     kind = get_args(hint)[0] if _only(hint) else hint
     return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
@@ -173,7 +173,7 @@ def _check_options(own: Mapping[str, inspect.Parameter]) -> None:
 
 
 def _as_options(parameter: inspect.Parameter) -> inspect.Parameter:
-    """The parameter as tyro fills it in: of a group, a copy of its class that shows the offered fields and checks nothing.
+    """Return the parameter for tyro. A dataclass becomes a copy that shows the offered fields only and checks nothing.
 
     tyro would put the sentence of a `ConfigError` into a frame of its own; unchecked, the error comes from the recipe's call.
     """
@@ -200,7 +200,7 @@ def _form(kind: Any, offered: tuple[str, ...]) -> type:
 
 
 def _copy(value: Any, kind: type | None) -> Any:
-    """The same fields in another class; the value itself where no class is given."""
+    """Return an object of class ``kind`` with the same fields; the value itself where ``kind`` is None."""
     if kind is None:
         return value
     return kind(**{field.name: getattr(value, field.name) for field in fields(kind) if field.init})

@@ -1,4 +1,4 @@
-"""The `drover` command. A recipe's parameters are its options; nothing is configured anywhere else."""
+"""The `drover` command and its sub-commands. The parameters of a recipe are options; there are no other settings."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ and the fine-tuned model."""
 
 
 def main() -> None:
-    """Entry point. Errors that a user can act on are one line; exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    """Run the command. Errors that a user can act on are one line; exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
     arguments = [_with_home(word) for word in sys.argv[1:]]
     with tolerant() as out:
         code = _answer(arguments)
         if loss := out.loss():
             _complain(f"not all of the output could be written ({loss}); make room there, or send it elsewhere")
-            trained = arguments[:1] == ["train"]  # its results are in the run folder, whatever became of the lines
+            trained = arguments[:1] == ["train"]  # its results are in the run folder, even if lines were lost
             code = code if trained else max(code, 1)
     sys.exit(code)
 
 
 def _with_home(word: str) -> str:
-    """``--runs-dir=~/runs`` and ``~/runs`` with the home's path: behind "=" and in quotes no shell puts it there."""
+    """Replace "~" in ``--runs-dir=~/runs`` and ``~/runs`` by the home's path: shells do not behind "=" and in quotes."""
     match = _TILDE.fullmatch(word)
     return match[1] + os.path.expanduser(match[2]) if match else word
 
 
 def _answer(arguments: list[str]) -> int:
-    """Do what the words ask for; the exit code."""
+    """Run the command that the arguments name; return the exit code."""
     commands: dict[str, Callable[[list[str]], int]] = {
         "recipes": _recipes,
         "train": _train,
@@ -101,13 +101,13 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _complain(message: str, *, code: int = 1) -> int:
-    """Say it where errors go; the exit code."""
+    """Print the message to stderr; return the exit code."""
     print(f"drover: {message}", file=sys.stderr)
     return code
 
 
 def _recipes(arguments: list[str]) -> int:
-    """List the recipes with their first sentence."""
+    """Print the recipes, each with the first line of its docstring."""
     found = {name: shipped.sentence for name, shipped in catalogue.recipes().items()}
     as_text = "\n".join(f"{name}\n    {sentence}" for name, sentence in found.items())
     print(json.dumps(found, indent=2) if "--json" in arguments else as_text)
@@ -128,7 +128,7 @@ def _train(arguments: list[str]) -> int:
 
 @tolerant()
 def run(config: RunConfig, options: RunOptions) -> int:
-    """Train and leave the run folder; the exit code."""
+    """Train, and write the results into the run folder; return the exit code."""
     from drover.deploy.cluster.jobs import check_job
     from drover.deploy.run_folder import run_log
     from drover.deploy.run_folder.resuming import check_newest
@@ -146,7 +146,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
         print(json.dumps(folder.read_summary(), indent=2) if options.json else f"{folder.path} is finished")
         return 0
     check_newest(config, folder.checkpoints)
-    folder.summary.unlink(missing_ok=True)  # of a former life: from here on it would say what is no longer so
+    folder.summary.unlink(missing_ok=True)  # the summary of an earlier start is no longer true
     facts: dict[str, object] = {"run": folder.path.name, "recipe": config.recipe}
     prompts = dict.fromkeys(told for task in config.tasks if (told := getattr(task.prompts, "told", "")))
     if prompts and not options.json:
@@ -169,7 +169,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
 
 
 def _open_folder(config: RunConfig, options: RunOptions) -> RunFolder:
-    """The run's folder, new or taken up again. Raises `ConfigError`."""
+    """Return the run's folder: a new one, or that of a run that goes on. Raises `ConfigError`."""
     from drover.deploy.run_folder.results import RunFolder
 
     if options.resume and options.run_name not in ("", options.resume):
@@ -200,7 +200,7 @@ def _train_in_place(
 
 
 class _Silent:
-    """The view of --json."""
+    """The view of --json, which shows nothing while the run goes on."""
 
     def update(self, report: object) -> None: ...
 
@@ -256,14 +256,14 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _options(kind: type[T], command: str, arguments: list[str]) -> T:
-    """The command's options. Exits with help or usage errors as tyro prints them."""
+    """Parse the command's options. Exits with help or usage errors as tyro prints them."""
     import tyro
 
     return tyro.cli(kind, prog=f"drover {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _bench(arguments: list[str]) -> int:
-    """Run a benchmark of the checkout we are in, in a process of its own: what it measures should not share this one."""
+    """Run a benchmark of the current checkout in a process of its own, so that this process does not disturb its figures."""
     folder = Path("benchmarks")
     if not (folder / "measure.py").is_file():
         raise ConfigError("benchmarks come with the repository; go to the root of a checkout of drover first")

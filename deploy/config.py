@@ -1,4 +1,4 @@
-"""One run, wholly described: what a recipe returns. Frozen; checked when built, so that nothing starts that cannot end."""
+"""`RunConfig`, the whole description of one run, which recipes return. Building one checks it, before any process starts."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum"),
     "updates_by": get_args(By),
 }
-CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of a canary whose weights or whose products are rounded so
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # by the dtype to which the weights or the products are rounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    """How many processes of each role, and how many CPU threads each of them computes with."""
+    """The number of processes of each role, and the CPU threads of each process."""
 
     actors: int = 1
     """Rollout processes; 0 where a run learns from files alone and evaluates nothing."""
     evaluators: int = 0
-    """Further processes, as large as an actor's, that do evaluations alone, beside training; 0: the actors do them."""
+    """Further actors that sample evaluations only, beside training; 0: the actors sample them."""
     actor_groups: int = 1
-    """Prompts that an actor samples in one batch; 1 gives the same bits whatever waits together."""
+    """Prompts that an actor samples in one batch; with 1 the samples of a prompt do not depend on the other waiting orders."""
     actor_samples: int = 1024
-    """Samples that go through an actor's model at once; bounds its memory."""
+    """Most samples that go through an actor's model at once; bounds its memory."""
     reward_servers: int = 1
     """Processes of each reward's pool."""
     reward_gpus: float = 0.0
-    """GPUs of each of those, also shares of one; 0: they compute on the CPU."""
+    """GPUs of each reward process, also a fraction of one; 0: it computes on the CPU."""
     share_rewards: bool = False
-    """Rewards without packages of their own live in the same processes, which takes less memory."""
+    """Run all rewards without packages of their own in the same processes, which takes less memory."""
     reward_batch: int = 64
-    """Samples of one call of a reward; a group that is larger is scored alone."""
+    """Most samples of one call of a reward; a group that is larger is scored alone."""
     reward_deadline_s: float = 0.0
-    """Seconds after which a call is left behind and its samples are masked; 0: no call can hang."""
+    """Seconds after which a call of a reward is abandoned and its samples are masked; 0: no limit."""
     reward_loops: int = 1
-    """Scoring loops in each process of a reward; more suit a reward that waits rather than computes."""
+    """Scoring loops in each process of a reward; more than one suits a reward that waits rather than computes."""
     learner_ranks: int = 1
-    """FSDP ranks."""
+    """FSDP ranks of the learner."""
     actor_threads: int = 1
     """CPU threads of each rollout process."""
     learner_threads: int = 1
@@ -82,7 +82,7 @@ class Pools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Everything that decides what is learned, and how large the service is.
+    """The description of one run: its model, tasks, rewards and method, and the size of its service.
 
     An iteration samples ``groups`` groups of ``samples`` samples, one prompt each, all of one task, and learns from them
     in ``updates`` optimiser steps; the next is the next task's. Held-out prompts are evaluated before and after, and
@@ -142,31 +142,31 @@ class RunConfig:
 
     @property
     def method(self) -> Objective:
-        """The objective that the weights follow: of the samples, or of the files where a run learns from those alone."""
+        """The objective that trains the weights: that of the samples, or that of the files in a run without tasks."""
         objective = self.objective or (self.files.objective if self.files is not None else None)
         assert objective is not None, "checked when built"
         return objective
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever roles that disagree would corrupt each other's work."""
+        """Hash of the settings that all roles must share, or they would corrupt each other's work."""
         rewards, heldout = tuple(reward.name for reward in self.rewards), tuple(self.samplers.items())
         shared = (self.model, self.sampler, heldout, self.storage, rewards)
         return blake2b(repr(shared).encode(), digest_size=8).hexdigest()
 
     @property
     def samplers(self) -> dict[str, Sampler]:
-        """Held-out set -> its sampler, of those that have their own."""
+        """Held-out set -> sampler, for the sets that name their own."""
         return {held.name: held.sampler for held in self.heldout if held.sampler is not None}
 
     @property
     def first_condition(self) -> str | None:
-        """A name that the model encodes: the first prompt of the run. None where nobody samples."""
+        """The first prompt of the run, which the canary is computed for. None where a run draws no samples."""
         prompts = (*(task.prompts[0] for task in self.tasks), *(held.prompts[0] for held in self.heldout))
         return prompts[0] if prompts else None
 
     def learner_spec(self) -> LearnerSpec:
-        """The learner's part of it."""
+        """The learner's part of this configuration."""
         from drover.learner.loop import LearnerSpec
 
         return LearnerSpec(

@@ -1,6 +1,6 @@
-"""Cross-checks of a run's configuration: an objective, its tasks, rewards, sampler and files must fit each other.
+"""Checks that the parts of a `RunConfig` fit each other: objective, tasks, rewards, sampler and files.
 
-Each refuses in one sentence that names the edit, before anything starts.
+Each check raises a `ConfigError` of one sentence that names the edit, before any process starts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _check_reward(where: str, reward: Any) -> None:
 
 
 def check_names(config: RunConfig) -> None:
-    """Names are unique."""
+    """Raise `ConfigError` if two rewards, two tasks or two held-out sets share a name."""
     for kind, things in (("reward", config.rewards), ("task", config.tasks), ("held-out set", config.heldout)):
         names = [thing.name for thing in things]
         if len(set(names)) < len(names):
@@ -83,7 +83,7 @@ def check_names(config: RunConfig) -> None:
 
 
 def check_measured(config: RunConfig) -> None:
-    """Every reward that is asked for exists, takes the model's media, and finds its fields in every prompt."""
+    """Raise `ConfigError` unless every named reward exists, takes the model's media, and finds its fields in each prompt."""
     rewards = {reward.name: reward for reward in config.rewards}
     sets: list[Task | EvaluationSpec] = [*config.tasks, *config.heldout]
     asked = {name for one in sets for name in one.rewards} | set(
@@ -120,7 +120,7 @@ def _check_fields(reward: Reward, where: str, prompts: Iterable[str]) -> None:
 
 
 def check_method(config: RunConfig) -> None:
-    """The objective gets the rewards, batches, densities, siblings and reference that it needs."""
+    """Raise `ConfigError` unless the objective gets the rewards, batches, densities, siblings and reference it needs."""
     needs, name = config.method.needs, type(config.method).__name__
     for task in config.tasks:
         _check_task(config, task)
@@ -150,7 +150,7 @@ def check_method(config: RunConfig) -> None:
 def _check_task(config: RunConfig, task: Task) -> None:
     needs = config.method.needs
     if needs.by_task and task.name not in needs.by_task:
-        return  # told of with all tasks at hand
+        return  # check_method names all such tasks in one error
     missing = sorted(set(needs.of_task(task.name)) - set(task.rewards))
     if missing:
         raise ConfigError(
@@ -160,7 +160,7 @@ def _check_task(config: RunConfig, task: Task) -> None:
 
 
 def _check_batches(config: RunConfig) -> None:
-    """Recorded steps and densities where the objective learns from steps, and none of it where it does not."""
+    """Raise `ConfigError` if an objective that learns from steps has no recorded steps or densities, or another one has."""
     name, kernel = type(config.method).__name__, config.sampler.kernel
     if config.method.learns_from is LatentBatch:
         if config.record is not None:
@@ -191,7 +191,7 @@ def _check_batches(config: RunConfig) -> None:
 
 
 def check_sources(config: RunConfig) -> None:
-    """A run has tasks, or learns from files alone; and somebody samples wherever samples are asked for."""
+    """Raise `ConfigError` unless the run has tasks or learns from files alone, and has an actor if it needs samples."""
     alone = config.files is not None and config.files.when == "alone"
     if alone == bool(config.tasks):
         raise ConfigError(
@@ -213,7 +213,7 @@ def check_sources(config: RunConfig) -> None:
 
 
 def check_watch(config: RunConfig) -> None:
-    """A watch compares two results of the held-out sets, during training."""
+    """Raise `ConfigError` if the watch compares a result that no held-out set measures."""
     if config.watch is not None and config.evaluate_every > 0:
         measured = {f"{held.name}/{name}" for held in config.heldout for name in held.rewards}
         unknown = sorted({config.watch.truth, config.watch.proxy} - measured)

@@ -1,6 +1,6 @@
-"""All roles in one process, taking turns: the learner waits by letting the others work. No threads, no Ray, no Redis.
+"""Runs all roles in one process, taking turns: while the learner waits, the others work. No threads, no Ray, no Redis.
 
-It is the same roles on the same seams, and the reference that the distributed service must equal bit for bit.
+The roles and seams are those of the distributed service, which must give the same results bit for bit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from drover.deploy.run_folder.watch import View, Watcher
 
 
 def train(config: RunConfig, folder: RunFolder, view: View, meter: Meter, stopping: Callable[[], bool]) -> Watcher:
-    """Run to the end, or until ``stopping``. The watcher knows how it ended."""
+    """Train to the end, or until ``stopping()`` is True. ``Watcher.ended`` of the result says which."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = replace(config, pools=replace(config.pools, evaluators=0))  # the one actor there is does everything
+    config = replace(config, pools=replace(config.pools, evaluators=0))  # one actor takes all orders
     use_threads(config.pools.learner_threads)
     broker, weights = MemoryBroker("local"), MemoryWeights(dtype_named(config.weights))
     streams = Streams(broker, config)
@@ -70,7 +70,7 @@ def train(config: RunConfig, folder: RunFolder, view: View, meter: Meter, stoppi
 
 @contextmanager
 def process_group(folder: Path) -> Iterator[None]:
-    """A process group of this process alone."""
+    """Hold a torch.distributed process group of one rank during the block."""
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The groups of parameters that recipes share. Each field is an option of the command line, its docstring the option's help."""
+"""Dataclasses of parameters that recipes share. A field is an option of the command line, its docstring the option's help."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from drover.learner.spec import OptimizerSpec
 
 
 class Only:
-    """Says which fields of a recipe's parameter are options; the recipe decides the others.
+    """Names the fields of a recipe's parameter that are options; the recipe sets the others.
 
-    It stands beside the type: ``pools: Annotated[Pools, Only("actors")] = Pools(actors=2, actor_threads=4)`` has the one
-    option --actors. Without it, every field is an option.
+    Example: ``pools: Annotated[Pools, Only("actors")] = Pools(actors=2, actor_threads=4)`` has the one option --actors.
+    Without `Only`, every field is an option.
     """
 
     def __init__(self, *names: str) -> None:
@@ -26,34 +26,34 @@ class Only:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How much is sampled and learned from."""
+    """The number of iterations, and the amount of samples and optimiser steps in each."""
 
     iterations: int = 1
-    """Times new samples are drawn and learned from."""
+    """Iterations of the run: each draws new samples and learns from them."""
     groups: int
     """Prompts per iteration."""
     samples: int
     """Samples of each prompt."""
     updates: int = 1
-    """Optimiser steps an iteration is divided into."""
+    """Optimiser steps per iteration."""
     batch_size: int = 128
     """Recorded steps per micro-batch of a learner rank."""
     max_lag: int = 1
-    """How many versions old the weights that sampled a group may be; 0 is strictly on-policy."""
+    """Most versions by which the weights that sampled a group may be older than the trained ones; 0 is strictly on-policy."""
     evaluate_every: int = 0
-    """Iterations between evaluations on held-out prompts; 0 for before and after alone."""
+    """Iterations between evaluations on held-out prompts; 0: only before and after training."""
     seed: int = 0
     """Seed of prompts and noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a sample is drawn."""
+    """The denoising steps of a sample, the trained ones among them, and the guidance."""
 
     steps: int = 10
     """DDIM steps of a sample, eta 1."""
     trained_steps: int = 3
-    """How many of them are trained."""
+    """Number of those steps that are trained."""
     guidance: float = 1.0
     """Classifier-free guidance scale, the same in sampling and training; 1 for none."""
 
@@ -64,17 +64,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealPictures:
-    """How strongly steps on real pictures keep the model close to them."""
+    """The loss on real pictures that keeps the model close to them: its batch, its weight, and when it is taken."""
 
     pretraining_batch: int = 64
     """Pictures of a pretraining step."""
     pretraining_weight: float = 1.0
-    """Weight of the loss on them; 0 for none."""
+    """Weight of the loss on real pictures; 0 for none."""
     pretraining_combined: bool = False
-    """Add that loss to every step on rewards, instead of a step of its own at the end of each round of tasks."""
+    """Add the loss on real pictures to every step on rewards, instead of taking a step on it after each round of tasks."""
 
     def of(self, source: Files) -> FromFiles | None:
-        """The pretraining loss on these pictures with captions; None where its weight is 0."""
+        """Return the pretraining loss on the captioned pictures of ``source``; None where its weight is 0."""
         if not self.pretraining_weight:
             return None
         return FromFiles(

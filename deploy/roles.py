@@ -1,4 +1,4 @@
-"""How each role is built from a run's configuration, wherever it will live.
+"""Builds each role from a run's configuration, for one process and for many.
 
 | role          | reads (consumer group)                       | writes                     |
 |---------------|----------------------------------------------|----------------------------|
@@ -74,11 +74,11 @@ class Streams:
         }
 
     def readers(self) -> list[tuple[str, str]]:
-        """(key, group) of all that is read."""
+        """Return (key, group) for every stream and every group that reads it."""
         return [(key, group) for key, groups in self._readers.items() for group in groups]
 
     def open(self, key: str, group: str | None = None, consumer: str | None = None) -> Stream:
-        """For taking as ``consumer`` of ``group``, or for putting alone."""
+        """Open a stream, for taking as ``consumer`` of ``group``, or without these for putting only."""
         return self._broker.stream(key, group, consumer, groups=self._readers[key], lease_s=self._lease_s)
 
 
@@ -92,7 +92,7 @@ def build_actor(
     device: str,
     role: Role = "actor",
 ) -> Actor:
-    """One rollout worker, its policy loaded; as evaluator it takes the orders of evaluations alone."""
+    """Build one rollout worker with its policy loaded. With ``role="evaluator"`` it takes orders of evaluations only."""
     streams = Streams(broker, config)
     if role == "actor":
         work, give_way = streams.open(broker.keys.work, keys.ACTORS, name), never
@@ -124,9 +124,9 @@ def build_actor(
 
 
 def _while_behind(config: RunConfig, broker: Broker) -> Callable[[], bool]:
-    """Whether a reward that training and evaluations share has more groups than its servers have in hand.
+    """Return a test of whether more groups wait for a reward of both training and evaluation than it has scoring loops.
 
-    What evaluators add then would wait in front of what training adds next: a queue knows no priority.
+    An evaluator pauses while this is so: queues have no priority, so its groups would delay the next ones of training.
     """
     trained = {name for task in config.tasks for name in task.rewards}
     held_out = {name for held in config.heldout for name in held.rewards}
@@ -138,7 +138,7 @@ def _while_behind(config: RunConfig, broker: Broker) -> Callable[[], bool]:
 def build_reward_server(
     config: RunConfig, reward: str, broker: Broker, meter: Meter, *, name: str, device: str
 ) -> RewardServer[Delivery]:
-    """One worker of that reward's pool, its scorer loaded."""
+    """Build one worker of the reward's pool with its scorer loaded."""
     streams = Streams(broker, config)
     (description,) = (one for one in config.rewards if one.name == reward)
     inbox = Groups(
@@ -185,7 +185,7 @@ def build_learner(
     device: str,
     wait: Callable[[], None] | None = None,
 ) -> Learner:
-    """This rank's learner, resumed from the newest checkpoint of the folder if there is one.
+    """Build this rank's learner, resumed from the newest checkpoint of the folder if there is one.
 
     The process group must be up, and rank 0 has the publisher. ``wait``: see `drover.learner.intake.intake.Intake`.
     """
@@ -228,7 +228,7 @@ def _build_head(
     folder: Path,
     wait: Callable[[], None] | None,
 ) -> Head:
-    """Rank 0's connections to the other roles."""
+    """Build rank 0's connections to the other roles."""
     spec, streams = config.learner_spec(), learner_streams(config, broker)
     intake = build_intake(config, streams, publisher, account, wait)
     reporter = Reporter(
@@ -250,7 +250,7 @@ def _build_head(
 
 
 def _changes(config: RunConfig, folder: Path, checkpoint: Path | None) -> list[str]:
-    """What a person should know of a run that goes on. Raises `ConfigError` where it cannot."""
+    """Return messages about changed settings or a missing checkpoint. Raises `ConfigError` where the run cannot go on."""
     if checkpoint is not None:
         return check(config, checkpoint)
     if any(report.kind == "update" for report in RunFolder(folder).reports()):
@@ -259,7 +259,7 @@ def _changes(config: RunConfig, folder: Path, checkpoint: Path | None) -> list[s
 
 
 def learner_streams(config: RunConfig, broker: Broker) -> LearnerStreams:
-    """Emptied of what a former life of the learner left."""
+    """Open the learner's streams, and delete the messages and blobs that an earlier start of the learner left in them."""
     streams = Streams(broker, config)
     opened = LearnerStreams(
         work=streams.open(broker.keys.work),
@@ -311,5 +311,5 @@ def build_intake(
 
 
 def use_threads(count: int) -> None:
-    """Compute with that many CPU threads. The same count gives the same bits; another may round otherwise."""
+    """Compute with ``count`` CPU threads. The same count gives the same bits; another may round differently."""
     torch.set_num_threads(count)

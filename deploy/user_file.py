@@ -1,4 +1,4 @@
-"""A Python file of a user: loaded, so that it can import the modules beside it, and described in one sentence where it fails."""
+"""Loads a Python file of a user, which can import the modules beside it. Its failures become errors of one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _folders: list[str] = []  # of loaded files, the newest first
 
 
 def load(path: str, name: str) -> Callable[..., Any]:
-    """The function or class of that name. Modules beside the file can be imported from now on. Raises `ConfigError`."""
+    """Return the file's function or class of that name, and make the modules beside it importable. Raises `ConfigError`."""
     if not Path(path).is_file():
         raise ConfigError(f"there is no file {path}; write path/to/file.py:function")
     spec = importlib.util.spec_from_file_location(f"_recipe_{Path(path).stem}", path)
@@ -35,7 +35,7 @@ def load(path: str, name: str) -> Callable[..., Any]:
         fix = "; install it, or put it beside that file" if isinstance(error, ModuleNotFoundError) else ""
         raise ConfigError(f"{path} cannot be imported: {sentence(error)}{fix}") from error
     finally:
-        del sys.modules[spec.name]  # other processes cannot import it: what it defines travels to them by value
+        del sys.modules[spec.name]  # other processes cannot import it: pickle must send its classes by value
     found: Any = getattr(module, name, None)
     if not callable(found):
         raise ConfigError(f"{path} defines no function {name!r}")
@@ -43,9 +43,9 @@ def load(path: str, name: str) -> Callable[..., Any]:
 
 
 class Portable(Generic[T]):
-    """An object that other processes can unpickle though its parts belong to modules beside a loaded file.
+    """An object that other processes can unpickle, although its parts belong to modules beside a loaded file.
 
-    Python rebuilds the parts of a pickle in their order: the process looks in the folders before it meets the object.
+    Pickle rebuilds the folders first, which makes those modules importable, and then the object.
     Example: ``task.remote(Portable(config))``, where the task reads ``.value``.
     """
 
@@ -57,7 +57,7 @@ class Portable(Generic[T]):
 
 
 class _Folders:
-    """The folders of loaded files. Unpickling it looks in them."""
+    """The folders of loaded files. Unpickling it adds them to ``sys.path``."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _look_in, (*_folders,)
@@ -68,7 +68,10 @@ def _arrived(_: None, value: T) -> Portable[T]:
 
 
 def call(function: Callable[..., Any], parameters: Mapping[str, Any], *, wanted: type) -> Any:
-    """The ``wanted`` that the function returns. Raises `ConfigError`; what fails in drover's own code is let through."""
+    """Call the function and return its result, a ``wanted``.
+
+    Raises `ConfigError` where the user's code fails or returns another type; errors of drover's own code pass through.
+    """
     try:
         made = function(**parameters)
     except DroverError:
@@ -84,7 +87,7 @@ def call(function: Callable[..., Any], parameters: Mapping[str, Any], *, wanted:
 
 
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """By name, their types evaluated. Raises `ConfigError` where one has no type."""
+    """Return the function's parameters by name, their types evaluated. Raises `ConfigError` where one has no type."""
     try:
         found = inspect.signature(function, eval_str=True).parameters
     except Exception as error:  # a type is an expression, which may be anything
@@ -98,7 +101,7 @@ def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def _look_in(*folders: str) -> None:
-    """Import from there first, as Python does for the folder of a script that it runs."""
+    """Put the folders first in ``sys.path``, as Python does with the folder of a script that it runs."""
     for folder in reversed(folders):
         if folder in _folders:
             continue
@@ -107,7 +110,7 @@ def _look_in(*folders: str) -> None:
 
 
 def _label(function: Callable[..., Any]) -> str:
-    """``mine.py:mine``."""
+    """Return "FILE:FUNCTION", for example ``mine.py:mine``."""
     code, name = getattr(function, "__code__", None), getattr(function, "__name__", "it")
     return f"{short(code.co_filename)}:{name}" if code is not None else str(name)
 

@@ -1,1 +1,1 @@
-"""A run as processes: the driver, the pools of workers, the learner group, and where each of them is placed."""
+"""Runs a training as processes: the driver, the pools of workers, the learner group, and their placement on nodes."""

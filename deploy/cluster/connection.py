@@ -1,4 +1,4 @@
-"""How the processes of one run find each other: Redis for messages, a named directory for weights, metrics for operators."""
+"""Connects the processes of one run: Redis for messages, a named directory for weights, an address for each one's metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drover.common.transport.connection import addresses, complete, connect
 from drover.common.transport.embedded import EmbeddedRedis
 from drover.common.transport.redis_broker import RedisBroker
 
-REDIS_URL = "DROVER_REDIS_URL"  # or several with spaces between them: the blobs are spread over all
+REDIS_URL = "DROVER_REDIS_URL"  # one URL, or several separated by spaces: the blobs are spread over all
 REDIS_PASSWORD = "DROVER_REDIS_PASSWORD"  # or DROVER_REDIS_PASSWORD_FILE, a file's path
 REDIS_CA = "DROVER_REDIS_CA"  # path of the CA's certificate, the same on every node
 LOOPBACK = "127.0.0.1"
@@ -28,11 +28,11 @@ CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How a process joins the run. The URLs, with spaces between them, hold a password: they are never shown."""
+    """The addresses by which a process joins the run. ``redis_url`` (URLs separated by spaces) has passwords: never show it."""
 
     run: str
     redis_url: str = field(repr=False)
-    metrics_host: str = LOOPBACK  # where its processes serve their metrics
+    metrics_host: str = LOOPBACK  # the address at which processes serve their metrics
     blobs_s: float = BLOB_LIFETIME_S  # seconds that samples stay in Redis while a reader is missing
 
     @property
@@ -41,12 +41,12 @@ class Connection:
         return f"{self.run}-weights"
 
     def open(self) -> RedisBroker:
-        """A broker of this process's own."""
+        """Open a broker for this process."""
         return RedisBroker(self.redis_url, self.run, blob_lifetime_s=self.blobs_s)
 
 
 def own_redis_url() -> str:
-    """The Redis that the environment names, its password and CA in the URL; "" without one. Never show it unmasked."""
+    """Return the URL of the Redis that the environment names, with password and CA; "" without one. Never show it unmasked."""
     url, ca = os.environ.get(REDIS_URL, ""), os.environ.get(REDIS_CA, "")
     if not url:
         return ""
@@ -61,13 +61,14 @@ def own_redis_url() -> str:
 
 @contextmanager
 def redis_url() -> Iterator[str]:
-    """What DROVER_REDIS_URL names, else an embedded one that lives as long as the block and takes up to a quarter of
-    the machine's memory.
+    """Give the URL of the Redis that DROVER_REDIS_URL names; without one, of an embedded Redis.
+
+    The embedded Redis runs until the block ends, and takes up to a quarter of the machine's memory, or 1 GiB if more.
     """
     url = own_redis_url()
     if url:
         for one in addresses(url):
-            connect(one).close()  # fails here, with the remedy, rather than in every role
+            connect(one).close()  # an error comes from here, with its fix, rather than from every role
         yield url
         return
     with EmbeddedRedis(max_memory_bytes=max(LEAST_REDIS_BYTES, memory_bytes() // 4)) as server:
@@ -75,7 +76,7 @@ def redis_url() -> Iterator[str]:
 
 
 def memory_bytes() -> int:
-    """What this process may use of the machine's memory, as far as the kernel says; 0 where it does not."""
+    """Return the bytes of memory that this process may use, by the machine and its cgroup; 0 where neither is known."""
     found = []
     with suppress(ValueError, OSError, AttributeError):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -86,7 +87,7 @@ def memory_bytes() -> int:
 
 
 def serve_metrics(host: str = LOOPBACK) -> tuple[Meter, str]:
-    """This process's meter, and the HOST:PORT where Prometheus and the driver find it."""
+    """Serve this process's metrics; return its meter, and the HOST:PORT for Prometheus and the driver."""
     from drover.common.exporter import PrometheusMeter
 
     meter = PrometheusMeter()
@@ -96,7 +97,10 @@ def serve_metrics(host: str = LOOPBACK) -> tuple[Meter, str]:
 
 
 def address(host: str, port: int) -> str:
-    """What others call a port that listens on ``host``: by this node's own address where that is all of them."""
+    """Return HOST:PORT by which other nodes reach a port that listens on ``host``.
+
+    HOST is this node's own address if the port listens on all addresses.
+    """
     if host in EVERYWHERE:
         from ray.util import get_node_ip_address
 

@@ -1,8 +1,8 @@
-"""How Prometheus finds every role of a run: a list to scrape, and one page that has them all. Starts nothing.
+"""Makes the pages by which Prometheus finds the metrics of a run: the list of addresses, and all metrics on one page.
 
-The driver answers both on its one port. ``/targets`` is for a Prometheus that reaches the nodes (``http_sd_configs``);
-``/metrics/all`` for one that reaches the driver alone, as on Kubernetes, where several workers share a pod and none has
-a port that could be named.
+The driver serves both on its one port. ``/targets`` is for a Prometheus that reaches the nodes (``http_sd_configs``);
+``/metrics/all`` is for one that reaches the driver only, as on Kubernetes, where several workers share a pod and have no
+fixed ports. This module starts no server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FETCHERS = 32  # pages fetched at once
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One process of the run: what it does, where its metrics are (HOST:PORT), and what is set aside for it."""
+    """The metrics endpoint of one process of the run: its role, its address (HOST:PORT), and its reserved CPUs and GPUs."""
 
     role: str  # of `drover.common.metrics.LABEL_VALUES`
     address: str
@@ -30,12 +30,12 @@ class Endpoint:
 
 
 def labels(run: str, worker: str, endpoint: Endpoint) -> dict[str, str]:
-    """What every series of that process is told apart by."""
+    """Return the Prometheus labels of every series of that process."""
     return {"run": run, "role": endpoint.role, "worker": worker}
 
 
 def groups(run: str, endpoints: Mapping[str, Endpoint]) -> list[dict[str, object]]:
-    """The form of Prometheus' HTTP and file discovery: an element for each worker."""
+    """Return the list that Prometheus' HTTP and file discovery read: an element for each worker."""
     return [
         {"targets": [endpoint.address], "labels": labels(run, worker, endpoint)}
         for worker, endpoint in sorted(endpoints.items())
@@ -43,14 +43,14 @@ def groups(run: str, endpoints: Mapping[str, Endpoint]) -> list[dict[str, object
 
 
 def targets_page(run: str, endpoints: Mapping[str, Endpoint]) -> bytes:
-    """What ``/targets`` answers."""
+    """Return the page ``/targets``: `groups` as JSON."""
     return (json.dumps(groups(run, endpoints), indent=2) + "\n").encode()
 
 
 def everything(run: str, endpoints: Mapping[str, Endpoint], pages: Mapping[str, str]) -> bytes:
-    """What ``/metrics/all`` answers: ``pages`` by worker, and those of all other workers, fetched now.
+    """Return the page ``/metrics/all``: the metrics of all workers. ``pages`` (by worker) are used, the rest is fetched.
 
-    One that does not answer is left out: its series end there, as those of a target that is down.
+    A worker that does not answer is left out, so its series end, as those of a target that is down.
     """
     absent = [worker for worker in endpoints if worker not in pages]
     with ThreadPoolExecutor(FETCHERS) as threads:
@@ -64,6 +64,6 @@ def everything(run: str, endpoints: Mapping[str, Endpoint], pages: Mapping[str, 
 
 
 def _fetch(address: str) -> str:
-    """A worker's page of metrics; "" where there is none, or where the port is another program's by now."""
+    """Fetch a worker's page of metrics; "" where none answers, or where another program has the port by now."""
     page = fetch(address, "/metrics", timeout_s=FETCH_S)
     return page if BUILD_INFO.name in page else ""

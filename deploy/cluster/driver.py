@@ -1,4 +1,4 @@
-"""The driver's turn, over and over while the learner learns: hear reports, look after the workers, follow the wanted sizes."""
+"""Runs the driver's loop while the learner learns: read reports, check the workers, resize the pools, export metrics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from drover.deploy.roles import Streams
 from drover.deploy.run_folder.watch import Watcher
 
 HEAR_S = 0.3  # how long a turn waits for reports
-LOOK_S = 2.0  # how often the workers are looked at
+LOOK_S = 2.0  # time between two checks of the workers
 
 
 class Driver:
-    """What the command does between start and end. Never touches a training sample."""
+    """The loop of the command between start and end of a run. It never touches a training sample."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Driver:
         self._pools, self._learner, self._watcher = pools, learner, watcher
         self._monitor, self._scaling, self._readings = monitor, scaling, Readings(backlogs)
         self._on_event, self._began_s, self._told_late = on_event, time.monotonic(), False
-        # What `drover plan` must know and no report says.
+        # Settings that `drover plan` needs and that no other report has.
         self._facts = {
             "plan/actor_groups": float(config.pools.actor_groups),
             "plan/reward_loops": float(config.pools.reward_loops),
@@ -48,7 +48,7 @@ class Driver:
         }
 
     def run(self, stopping: Callable[[], bool], stop: Callable[[], None]) -> None:
-        """Until the learner is done; ``stop`` is called once ``stopping``. Raises what made the run fail."""
+        """Loop until the learner is done. Calls ``stop`` once when ``stopping()`` is True. Raises `DroverError` on failure."""
         asked, looked = False, 0.0
         while self._learner.running:
             self._watcher.poll(HEAR_S)
@@ -77,7 +77,10 @@ class Driver:
 
 
 def backlogs(streams: Streams, broker: Broker, pools: list[Pool]) -> Callable[[], dict[str, tuple[int, float]]]:
-    """Reads the work that waits for each pool; of rewards that share processes, the longest queue."""
+    """Return a function that reads each pool's (messages not acknowledged, age of the oldest in seconds).
+
+    A pool whose processes serve several rewards has the longest of their queues.
+    """
     orders = {
         ROLLOUT: [streams.open(broker.keys.work, keys.ACTORS)],
         EVALUATION: [streams.open(broker.keys.evaluation, keys.EVALUATORS)],

@@ -1,8 +1,8 @@
-"""The environment of a reward that cannot share drover's packages: what Ray is asked for, and what its failure means.
+"""Requests the Python environment of a reward that cannot share drover's packages, explains failed builds, and removes it.
 
 Ray clones the environment it runs from, installs the reward's packages over it, and keeps the result on the node until
 that Ray ends: all processes of the reward share it, and so do later runs that join the same Ray. No secret goes into
-it: Ray logs what it is given.
+the request, because Ray logs it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from drover.common.errors import DroverError
 from drover.common.protocols import NeedsPackages, Reward
 
 BUILD_S = 1800  # for one attempt; gigabytes may have to be downloaded
-MARK = "ERROR: "  # how pip begins the lines that say what went wrong
+MARK = "ERROR: "  # pip begins the lines with its reasons so
 CLONER = "_clonevirtualenv.py"  # Ray's
-GONE_S = 5.0  # what a killed build gets to be gone
+GONE_S = 5.0  # how long a killed build may take to end
 
 
 def packages_of(reward: Reward) -> tuple[str, ...]:
-    """What the reward needs beside drover's own packages."""
+    """Return the pip requirements of the reward beyond drover's own packages."""
     return reward.packages if isinstance(reward, NeedsPackages) else ()
 
 
 def runtime_env(packages: Sequence[str]) -> dict[str, Any]:
-    """Options of a Ray actor whose process has these pip requirements; none without any.
+    """Return the options of a Ray actor whose process has these pip requirements; {} for none.
 
-    pip's own check of the result is off: it would refuse over packages that the reward never imports.
+    pip's own check of the result is off, because it would fail over packages that the reward never imports.
     """
     if not packages:
         return {}
@@ -42,9 +42,9 @@ def runtime_env(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def sweep(session: str | Path) -> None:
-    """Remove the environments of a Ray that has ended, given its session's folder: Ray itself leaves the gigabytes.
+    """Remove the environments of a Ray that has ended, given the folder of its session: Ray itself leaves the gigabytes.
 
-    A build that was under way goes on when its Ray ends, and is ended here.
+    Also kills unfinished builds, which go on after their Ray has ended.
     """
     folder = Path(session) / "runtime_resources" / "pip"
     gives_up_s = time.monotonic() + GONE_S
@@ -57,7 +57,7 @@ def sweep(session: str | Path) -> None:
 
 
 def _builders(folder: Path) -> list[int]:
-    """Processes that clone an environment into the folder, or run from one in it. Known on Linux alone."""
+    """Return the processes that clone an environment into the folder, or run from one in it. Linux only; else none."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is not ours
@@ -69,14 +69,14 @@ def _builders(folder: Path) -> list[int]:
 
 
 def failure(reward: str, report: str) -> DroverError:
-    """The error that stands for Ray's ``report`` of a failed build: a traceback around what pip printed."""
+    """Make the error for Ray's ``report`` of a failed build, which is a traceback around pip's output."""
     return DroverError(
         f"the environment of reward {reward!r} cannot be built: {last_words(report)}; correct its packages"
     )
 
 
 def last_words(report: str) -> str:
-    """What pip says last: its last line marked as an error, else the last line of all, which ends Ray's traceback."""
+    """Return pip's last line marked as an error; without one the last line of all, which ends Ray's traceback."""
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     marked = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
     last = (marked or lines or ["Ray gives no reason"])[-1].rstrip(".")

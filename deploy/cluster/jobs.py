@@ -1,7 +1,7 @@
-"""What is different inside a job of ``ray job submit``, and is refused before a run is lost to it.
+"""Refuses runs that would lose their results inside a job of ``ray job submit``.
 
 Ray runs the job's command on the head node, in a copy of the submitted folder that it deletes some time after the job.
-The command has the environment of the head node, not that of whoever submitted it.
+The command has the environment of the head node, not that of the person who submitted it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ COPIES = "working_dir_files"  # the folder of Ray's copies
 
 
 def in_job(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is the command of a submitted job."""
+    """Return whether this process is the command of a submitted job."""
     return JOB in environ
 
 
 def check_job(runs_dir: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Raises `ConfigError` for a job that would lose its results, or that no other node could talk to."""
+    """Raise `ConfigError` for a job that would lose its results, or whose Redis other nodes could not reach."""
     if not in_job(environ):
         return
     where = Path(runs_dir).resolve()

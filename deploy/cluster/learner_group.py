@@ -1,4 +1,4 @@
-"""The learner's ranks as a Ray Train worker group: placed, joined in a process group, started again when one dies."""
+"""Runs the learner's ranks as a Ray Train worker group: places them, joins them in a process group, restarts them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from drover.deploy.config import RunConfig
 from drover.deploy.roles import Streams, build_learner, use_threads
 from drover.deploy.user_file import Portable
 
-GROUP = "learner"  # the custom resource that marks the nodes meant for it
-RESTARTS = 3  # times a dead group is started again, from its newest checkpoint, without a newer one since
+GROUP = "learner"  # the custom resource that marks the learner's nodes
+RESTARTS = 3  # restarts of the group without a newer checkpoint between them
 NOTICE = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the death of a rank is seen
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # that a rank may not answer: then it hangs, and is replaced
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a rank that is silent for so long hangs, and is replaced
 }
 
 
 class LearnerGroup:
-    """Ray Train's ``fit`` blocks until the group is done, so a Ray task on the driver's node waits for it."""
+    """The learner's ranks, seen from the driver.
+
+    Ray Train's ``fit`` blocks until the group is done, so it runs in a Ray task on the driver's node.
+    """
 
     def __init__(self, config: RunConfig, connection: Connection, folder: Path, *, gpus: float) -> None:
         self._given = {
@@ -45,7 +48,7 @@ class LearnerGroup:
         self._end: Any = None
 
     def start(self) -> None:
-        """Returns at once."""
+        """Start the task that runs the group; returns at once."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -54,7 +57,7 @@ class LearnerGroup:
 
     @property
     def running(self) -> bool:
-        """Raises `DroverError` when the group failed for good."""
+        """Whether the group still learns. Raises `DroverError` when it failed beyond its restarts."""
         import ray
 
         if not ray.wait([self._end], timeout=0)[0]:
@@ -66,11 +69,11 @@ class LearnerGroup:
         return False
 
     def endpoints(self, ranks: Mapping[str, str]) -> dict[str, Endpoint]:
-        """Rank -> where its metrics are (``ranks`` has the addresses) and what is set aside for it."""
+        """Return rank -> its metrics endpoint. ``ranks``: rank -> HOST:PORT of its metrics."""
         return {name: Endpoint("learner", address, self._cpus, self._gpus) for name, address in ranks.items()}
 
     def stop(self) -> None:
-        """End the ranks where they stand, unless they are done."""
+        """Kill the ranks at once, unless they are done."""
         import ray
 
         if self._end is not None:
@@ -78,7 +81,7 @@ class LearnerGroup:
 
 
 def fit(given: dict[str, Any]) -> None:
-    """Run the group to its end, starting it again when a rank dies: for ever, as long as it gets on between its deaths."""
+    """Run the group to its end. It is restarted without limit, provided a newer checkpoint exists since the last failure."""
     from ray.train import TrainingFailedError
 
     for name, value in NOTICE.items():
@@ -94,7 +97,7 @@ def fit(given: dict[str, Any]) -> None:
 
 
 def _newest_checkpoint(given: dict[str, Any]) -> str:
-    """Its name, "" before the first."""
+    """Return the name of the run's newest checkpoint; "" before the first."""
     found = (Path(given["folder"]) / "checkpoints").glob("update-*")
     return max((path.name for path in found if path.suffix != ".partial"), default="")
 
@@ -123,7 +126,7 @@ def _trainer(given: dict[str, Any]) -> Any:
 
 
 def rank_resources(threads: int, gpus: float, offered: set[str]) -> dict[str, float]:
-    """What Ray is asked for, for each rank: on the nodes marked `learner` where the cluster has such nodes."""
+    """Return the resources that each rank requests from Ray, with the mark `learner` if the cluster has nodes with it."""
     asked: dict[str, float] = {"CPU": threads}
     if gpus:
         asked["GPU"] = gpus
@@ -133,7 +136,7 @@ def rank_resources(threads: int, gpus: float, offered: set[str]) -> dict[str, fl
 
 
 def learn(given: dict[str, Any]) -> None:
-    """What every rank of the group runs, its process group already up."""
+    """Run one rank of the learner, whose process group is already up."""
     import torch
     import torch.distributed as dist
 
@@ -152,9 +155,9 @@ def learn(given: dict[str, Any]) -> None:
     try:
         build_learner(config, broker, publisher, meter, folder=Path(given["folder"]), device=device).run()
     except BlobMissing:
-        raise  # Redis lost what was being learned from: Ray Train starts all ranks again, from the newest checkpoint
+        raise  # Redis lost samples under training: Ray Train restarts all ranks from the newest checkpoint
     except DroverError as error:
-        # Said before it is raised: the driver ends the run at once, where Ray Train would try the same again.
+        # Reported before it is raised: so the driver ends the run at once, while Ray Train would restart the ranks.
         _say(config, broker, "traceback", traceback.format_exc())
         _say(config, broker, "failed", str(error))
         raise

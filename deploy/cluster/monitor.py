@@ -1,4 +1,4 @@
-"""What only the driver can measure: the run's queues, its Redis, who is there. And the port where metrics are found."""
+"""Measures the run's queues, Redis and workers from the driver, and serves the driver's metrics port."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from drover.deploy.cluster.discovery import Endpoint
 from drover.deploy.roles import Streams
 from drover.deploy.run_folder.results import DRIVER, RunFolder
 
-REWARD = keys.reward_group("")  # how the readers begin that are rewards
-LONGEST_PACE_S = 15.0  # between two reads, up to which the end of the driver waits for the next
+REWARD = keys.reward_group("")  # the prefix of the consumer groups of rewards
+LONGEST_PACE_S = 15.0  # the driver's end waits for a reader whose reads are at most this far apart
 TOLD = ("work", "evaluation", "rollouts", "measurements")  # the queues that reports name
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where the driver serves metrics; its workers serve theirs on the same host, at free ports. Port 0 is a free one."""
+    """The address at which the driver serves metrics; port 0 takes a free one. Workers serve theirs on ``host`` too."""
 
     host: str = LOOPBACK
     port: int = 0
 
 
 class Monitor:
-    """The driver's own metrics and the way to everyone's. Only the driver's main thread calls `look`.
+    """Exports the driver's metrics, and serves the addresses and pages of all workers. Only the main thread calls `look`.
 
-    ``scalars`` is what a report should say of it: ``queue/NAME/backlog|age_s`` by reader, ``redis/used_bytes`` and
+    ``scalars`` has the newest values for reports: ``queue/NAME/backlog|age_s`` by reader, ``redis/used_bytes`` and
     ``redis/limit_bytes``.
     """
 
@@ -47,19 +47,19 @@ class Monitor:
         }
         self.scalars: dict[str, float] = {}
         self._meter, self._buried = PrometheusMeter(), "0"
-        self._reads_s: deque[float] = deque(maxlen=2)  # when the driver's own metrics were read
+        self._reads_s: deque[float] = deque(maxlen=2)  # times at which Prometheus read the driver's metrics
         self._announced_s: float | None = None
-        self._endpoints: dict[str, Endpoint] = {}  # replaced whole: the threads that answer read it
+        self._endpoints: dict[str, Endpoint] = {}  # replaced, never changed: the serving threads read it
         self._server, self.address = self._serve(listen)
         self._own = {DRIVER: Endpoint(DRIVER, self.address)}
         self._endpoints = dict(self._own)
         self._folder.note_metrics(discovery.groups(run, self._endpoints))
         self._count_workers({})
         for stream, _ in self._queues:
-            self._meter.add(metrics.DEAD_LETTERS, 0, stream=stream)  # there from the start, to be seen rising
+            self._meter.add(metrics.DEAD_LETTERS, 0, stream=stream)  # exported from the start, so that a rise is seen
 
     def look(self, workers: Mapping[str, Endpoint]) -> None:
-        """Measure; ``workers`` are those that serve metrics now."""
+        """Measure queues, Redis and workers. ``workers``: the workers that serve metrics now."""
         self._count_workers(workers)
         endpoints = {**workers, **self._own}
         if endpoints != self._endpoints:
@@ -71,7 +71,7 @@ class Monitor:
             self._meter.add(metrics.DEAD_LETTERS, stream=stream)
 
     def announce(self, how: str) -> None:
-        """Export how the run has ended: "finished", "stopped" or "failed". A later word changes nothing."""
+        """Export how the run has ended: "finished", "stopped" or "failed". Later calls have no effect."""
         if self._announced_s is None:
             self._meter.set(metrics.RUN_ENDED, 1, how=how)
             self._announced_s = time.monotonic()
@@ -85,9 +85,9 @@ class Monitor:
         self._server.close()
 
     def patience_s(self) -> float:
-        """Seconds that leaving waits at most for Prometheus to read how the run ended, else it would take the run for lost.
+        """Seconds left to wait for Prometheus to read how the run ended; otherwise it would take the run for lost.
 
-        Who reads again and again is expected at the same pace; a single look is no reader.
+        The next read is expected after the time between the last two; a reader that read only once is not waited for.
         """
         if self._announced_s is None or len(self._reads_s) < 2 or self._reads_s[-1] >= self._announced_s:
             return 0.0
@@ -100,7 +100,7 @@ class Monitor:
         roles = {endpoint.role for endpoint in (*workers.values(), *self._endpoints.values())}
         for role in roles:
             mine = {name: endpoint for name, endpoint in {**workers, **self._own}.items() if endpoint.role == role}
-            # Every process takes a free port: the same worker at another address is another process.
+            # Every process takes a free port, so a worker at another address is a new process.
             deaths = sum(self._endpoints.get(name, now).address != now.address for name, now in mine.items())
             self._meter.set(metrics.WORKERS, len(mine), role=role)
             self._meter.set(metrics.RESERVED_CPUS, sum(endpoint.cpus for endpoint in mine.values()), role=role)
@@ -114,7 +114,7 @@ class Monitor:
             self._meter.set(metrics.QUEUE_BACKLOG, backlog, stream=stream, reader=reader)
             self._meter.set(metrics.QUEUE_AGE_S, age_s, stream=stream, reader=reader)
             if stream in TOLD:
-                # Rollouts have several readers; the other streams one each.
+                # Rollouts have several readers, the other streams one each.
                 name = reader.removeprefix(REWARD) if reader.startswith(REWARD) else stream
                 found |= {f"queue/{name}/backlog": float(backlog), f"queue/{name}/age_s": age_s}
         return found

@@ -1,4 +1,4 @@
-"""The file that Ray sends a worker's standard error to, which Ray names after ids that only the process itself knows."""
+"""Finds the file to which Ray sends a worker's standard error. Ray names it after ids that only the worker knows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def own_log() -> str:
-    """Path of this process's log; "" where its standard error goes to no file, or the system does not say."""
+    """Return the path of this process's log; "" where its standard error is no file, or the system has no /proc."""
     with suppress(OSError, ValueError):
         path = os.readlink(f"/proc/self/fd/{sys.stderr.fileno()}")
         return path if Path(path).is_file() else ""

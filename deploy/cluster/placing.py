@@ -1,7 +1,8 @@
-"""Whether a Ray has room for the processes that a run begins with. Pure: sees what nodes have, knows no Ray.
+"""Checks that a Ray has room for the processes a run starts with, and divides GPUs. Pure: takes nodes' resources, knows no Ray.
 
-Ray itself waits for room for ever, without a word. Sums and single requests are compared, no packing is tried: what is
-refused here could never be placed; what is not, may still wait, and is told of then (`pools.py`, `driver.py`).
+Ray itself waits for room without limit and without a message. This check compares sums and single requests and tries no
+packing. A refused request could never be placed. An accepted one may still wait for room; the driver then reports it
+(`pools.py`, `driver.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ Resources = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the processes of one role ask for, each, and the mark of the nodes that they go to where there are such."""
+    """The request of one role: ``count`` processes with ``each`` resources, on nodes with the custom resource ``mark``.
+
+    In a cluster without such nodes they go to any node.
+    """
 
     role: str
     count: int
@@ -39,7 +43,7 @@ class Ask:
 
 
 def asks(config: RunConfig, pools: Sequence[Pool], gpus: float) -> list[Ask]:
-    """What the run asks for at first. ``gpus``: of each learner rank."""
+    """Return the requests of the run at its start. ``gpus``: GPUs of each learner rank."""
     ranks = config.pools.learner_ranks
     rank = {CPU: float(config.pools.learner_threads), GPU: gpus}
     return [
@@ -49,7 +53,7 @@ def asks(config: RunConfig, pools: Sequence[Pool], gpus: float) -> list[Ask]:
 
 
 def this_machine(config: RunConfig) -> list[Resources]:
-    """The one node of a Ray that the run starts itself. A GPU that torch cannot use is none."""
+    """Return the resources of the single node of a Ray that the run starts itself. GPUs count if torch can use them."""
     import torch
 
     learner = config.pools.learner_ranks * config.pools.learner_threads
@@ -57,7 +61,7 @@ def this_machine(config: RunConfig) -> list[Resources]:
 
 
 def plan(config: RunConfig, nodes: Sequence[Resources], *, alone: bool) -> tuple[list[Pool], float]:
-    """The run's pools on these nodes, and the GPUs of each learner rank. Raises `ConfigError` where they have no room.
+    """Return the run's pools and the GPUs of each learner rank. Raises `ConfigError` if the nodes have no room for them.
 
     ``alone``: the Ray is this machine's own, whose CPUs all processes share.
     """
@@ -69,7 +73,7 @@ def plan(config: RunConfig, nodes: Sequence[Resources], *, alone: bool) -> tuple
 
 
 def shortage(asked: Sequence[Ask], nodes: Sequence[Resources], *, alone: bool = False) -> str:
-    """How much is missing for sure and what to do, in words; "" where there may be room."""
+    """Return a message with the missing resources and the fix; "" where there may be room."""
     names = (GPU,) if alone else (CPU, GPU)
     out = "or use a cluster" if alone else "or add nodes"
     marked = {mark for node in nodes for mark in node}
@@ -95,10 +99,10 @@ def shortage(asked: Sequence[Ask], nodes: Sequence[Resources], *, alone: bool = 
 
 
 def gpus_each(config: RunConfig, nodes: Sequence[Resources], *, alone: bool) -> float:
-    """GPUs of every actor, evaluator and learner rank: a whole one on a cluster, equal shares on a machine with too few.
+    """Return the GPUs of every actor, evaluator and learner rank: 1 on a cluster, an equal share on a machine with too few.
 
     ``alone``: the Ray is this machine's own. A share lies on one GPU, beside others; rewards with GPUs get theirs first.
-    Raises `ConfigError` where it cannot be divided.
+    0 without GPUs. Raises `ConfigError` where the GPUs cannot be divided.
     """
     count = sum(node.get(GPU, 0.0) for node in nodes)
     if not alone or count == 0:

@@ -1,4 +1,4 @@
-"""The pools of actors and reward servers as Ray actors: placed, watched, resized, replaced when they die or hang, stopped."""
+"""Runs the pools of actors and reward servers as Ray actors: starts, checks, resizes, replaces and stops the workers."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from drover.deploy.config import RunConfig
 from drover.deploy.run_folder.run_log import keep_end
 from drover.deploy.user_file import Portable
 
-DESCRIBE_S = 5.0  # what workers get to answer a last question
-STOP_S = 15.0  # what workers get to finish what they hold
-WEDGED_S = 20.0  # a worker that was well and has not answered for so long is replaced
-DEAD_S = 60.0  # a pool that was well and of which no worker has answered for so long ends the run,
-DEAD_STARTS = 3  # or for as many times what it took to start: a large model takes minutes to load again
-LATE_S = 60.0  # a worker that is not up after so long is told of: there may be no place for it
-LONG_CALL = 5  # a reward's call that takes a fifth of the silence that ends a run is told of, once a process
-NODE_SHARE = 0.001  # of a node's mark: it says where to be, not how many fit
-OURS = re.compile(r"^drover\.common\.errors\.\w+: ")  # how Python begins the last line of a traceback of ours
+DESCRIBE_S = 5.0  # time for workers to answer when a failure is explained
+STOP_S = 15.0  # time for workers to finish the messages in hand
+WEDGED_S = 20.0  # a worker that answered before and is silent for so long is replaced
+DEAD_S = 60.0  # the run ends if all workers of a pool that answered before are silent for so long,
+DEAD_STARTS = 3  # or for this many times the time of its start: a large model takes minutes to load again
+LATE_S = 60.0  # a worker that is not up after so long is reported: there may be no room for it
+LONG_CALL = 5  # a reward's call of 1/5 of `stall_s` is reported, once per process
+NODE_SHARE = 0.001  # of a node's mark, which selects the nodes and must not limit the number of workers
+OURS = re.compile(r"^drover\.common\.errors\.\w+: ")  # the start of the last line of a traceback of our errors
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 2}
 
 
 @dataclass(slots=True)
 class _Member:
-    """One worker as the driver knows it."""
+    """The driver's record of one worker."""
 
     place: Place
     handle: Any
     end: Any  # future of its `run`
-    began_s: float  # when Ray was asked for it
+    began_s: float  # when it was requested from Ray
     asked: Any = None  # future of its `describe`
     asked_s: float = 0.0
     known: dict[str, Any] = field(default_factory=dict)  # its newest description
     answering: bool = False  # it has answered since it last (re)started
-    late: bool = False  # it has been told that this one is not up
-    slow: bool = False  # it has been told that a call of this one takes long
-    leaves_by_s: float | None = None  # told to go; ended by force then, unless it answers until
+    late: bool = False  # an event has reported that it is not up
+    slow: bool = False  # an event has reported its long call
+    leaves_by_s: float | None = None  # told to leave; killed at this time, which each answer moves on
 
     @property
     def active(self) -> bool:
@@ -55,7 +55,7 @@ class _Member:
 
 
 class Pools:
-    """Every worker of the run, seen from the driver. Only the driver's main thread calls this."""
+    """All workers of the run, seen from the driver. Only the driver's main thread calls this."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class Pools:
         claim_cpus: bool,
         on_event: Callable[[str], None],
     ) -> None:
-        """``claim_cpus``: each worker has CPUs of its own, and waits until Ray has them free. ``on_event`` hears of
-        workers that came, went, or died and were replaced.
+        """``claim_cpus``: each worker has CPUs of its own, and waits until Ray has them free. ``on_event`` is called with a
+        text for each worker that joins, leaves, is replaced, is late, or has a long call.
         """
         self._claim_cpus = claim_cpus
         self._config, self._connection, self._on_event = config, connection, on_event
@@ -75,11 +75,11 @@ class Pools:
         self._members: dict[str, _Member] = {}
         self._marks: set[str] = set()  # node groups that the cluster has
         self._started_s = 0.0
-        self._heard_s: dict[str, float] = {}  # pool -> when one of its workers last answered, once one has
+        self._heard_s: dict[str, float] = {}  # pool -> time of its workers' newest answer
         self._patience_s: dict[str, float] = {}  # pool -> silence after which it is dead
 
     def start(self) -> None:
-        """Ask Ray for every worker; returns at once."""
+        """Request every worker from Ray; returns at once."""
         import ray
 
         self._marks, self._started_s = set(ray.cluster_resources()), time.monotonic()
@@ -90,11 +90,11 @@ class Pools:
     # ------------------------------------------------------------------------------------------- size
 
     def sizes(self) -> dict[str, int]:
-        """Pool -> workers that are or will be there."""
+        """Return pool -> number of its workers, with those that are still starting and without those that leave."""
         return {name: len(self._active(name)) for name in self._pools}
 
     def resize(self, sizes: Mapping[str, int]) -> None:
-        """Start or stop workers. One that leaves finishes what it holds and hands back the rest: nothing is lost."""
+        """Start or stop workers. A worker that leaves finishes the messages in hand and hands back the others."""
         for name, wanted in sizes.items():
             assert wanted >= 1, (name, wanted)
             mine = sorted(self._active(name), key=lambda member: _number(member.place))
@@ -111,7 +111,7 @@ class Pools:
         return [member for member in self._members.values() if member.active and member.place.pool.name == pool]
 
     def _vacant(self, pool: Pool) -> Place:
-        """The place of the lowest number that no worker has, one on its way out included."""
+        """Return the place of the lowest number that no worker has, nor one that is leaving."""
         number = 0
         while (place := pool.place(number)).name in self._members:
             number += 1
@@ -135,14 +135,17 @@ class Pools:
     # ------------------------------------------------------------------------------------------ watch
 
     def look(self) -> None:
-        """Learn what the workers say of themselves. Raises `DroverError` when one failed, or a pool is dead, for good."""
+        """Ask all workers for their descriptions, and remove or replace dead ones.
+
+        Raises `DroverError` when a worker failed beyond restarts, or no worker of a pool answers any more.
+        """
         now_s = time.monotonic()
         ended = _ready([member.end for member in self._members.values()])
         for member in list(self._members.values()):
             if member.end in ended:
                 self._bury(member)
             elif member.leaves_by_s is not None and now_s > member.leaves_by_s:
-                self._remove(member)  # what it still holds is claimed by others when its lease ends
+                self._remove(member)  # others claim its messages when their leases end
             else:
                 self._ask(member, now_s)
         self._tell_late(now_s)
@@ -155,20 +158,20 @@ class Pools:
                 )
 
     def _nodes_are_gone(self, pool: str) -> bool:
-        """Whether all that the pool's workers ran on has left the cluster: then nodes have to come back before workers can."""
+        """Return whether all nodes of the pool's workers have left the cluster: workers must then wait for nodes."""
         import ray
 
         ran = {member.known["node"] for member in self._active(pool) if member.known}
         return bool(ran) and ran.isdisjoint(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
     def _tell_late(self, now_s: float) -> None:
-        """Say once of each worker that it is not up, and what it asks for. Its environment may take long to build."""
+        """Report each worker once that is not up in time, with its request. An environment of its own takes long to build."""
         for pool in self._pools.values():
             away = [member for member in self._active(pool.name) if not member.known]
             late_s = BUILD_S if pool.packages and pool.name not in self._heard_s else LATE_S
             if not any(now_s - m.began_s > late_s and not m.late for m in away):
                 continue
-            for member in away:  # those that were asked for a moment later too: one line, not one each
+            for member in away:  # also those requested a moment later, so that there is one event and not many
                 member.late = True
             asked = counted(pool.cpus, "CPU") if self._claim_cpus else "no CPU of its own"
             where = f" on a node marked {pool.group}" if pool.group in self._marks else ""
@@ -178,12 +181,12 @@ class Pools:
             )
 
     def preparing(self) -> list[str]:
-        """Rewards of which no worker has answered yet, among those in an environment of their own: it takes minutes."""
+        """Return the rewards with an environment of their own whose workers have not answered yet: building takes minutes."""
         own = [pool for pool in self._pools.values() if pool.packages and pool.name not in self._heard_s]
         return sorted(name for pool in own for name in pool.rewards)
 
     def scalars(self) -> dict[str, float]:
-        """``pool/...`` sizes and ``account/ROLE/PART`` seconds, summed over each pool."""
+        """Return ``pool/...`` sizes and ``account/ROLE/PART`` seconds, summed over each pool."""
         found = {name: 0.0 for pool in self._pools.values() for name in pool.scalars}
         for member in self._members.values():
             if not member.known:
@@ -197,14 +200,14 @@ class Pools:
         return found
 
     def spent(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-        """Pool -> worker -> reward ("" for an actor) -> seconds by part, of the workers that have said so and are to stay."""
+        """Return pool -> worker -> reward ("" for an actor) -> seconds by part, of workers that have answered and stay."""
         return {
             name: {member.place.name: member.known["spent"] for member in self._active(name) if member.known}
             for name in self._pools
         }
 
     def endpoints(self) -> dict[str, Endpoint]:
-        """Worker -> where its metrics are and what is set aside for it."""
+        """Return worker -> its metrics endpoint, of the workers that have answered."""
         known = {name: member for name, member in self._members.items() if member.known}
         pools = {name: member.place.pool for name, member in known.items()}
         return {
@@ -213,7 +216,7 @@ class Pools:
         }
 
     def troubles(self) -> list[str]:
-        """The failures and the long calls of rewards, to explain a run's failure with: asks every worker once more."""
+        """Ask every worker once more; return messages about failing rewards and long calls, which explain a failed run."""
         import ray
 
         asked = {_describe(member.handle): member for member in self._members.values()}
@@ -230,12 +233,12 @@ class Pools:
         return told
 
     def stop(self) -> None:
-        """Let every worker finish what it holds, then end it."""
+        """Let every worker finish the messages in hand, then end it."""
         import ray
 
         for member in self._members.values():
             member.handle.stop.remote()
-        # One that is not up yet, because it waits for a place or for its environment, holds nothing.
+        # A worker that is not up yet, because it waits for room or for its environment, has no messages.
         ends = [member.end for member in self._members.values() if member.known]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_S)
@@ -243,7 +246,7 @@ class Pools:
             ray.kill(member.handle)
 
     def _ask(self, member: _Member, now_s: float) -> None:
-        """Take the answer to the last question, if there is one, and ask again; end a worker that does not answer."""
+        """Read the worker's answer if it has come and ask again; kill a worker that does not answer."""
         if member.asked is not None and not _ready([member.asked]):
             if member.answering and now_s - member.asked_s > WEDGED_S:
                 self._end_wedged(member)
@@ -261,7 +264,7 @@ class Pools:
             member.answering = False
             return
         if member.known.get("pid", found["pid"]) != found["pid"]:
-            if not member.active:  # it died on its way out, and its successor knows nothing of leaving
+            if not member.active:  # it died while leaving, and the new process does not know that it shall leave
                 self._remove(member)
                 return
             self._on_event(f"{member.place.name} died and was replaced")
@@ -272,13 +275,13 @@ class Pools:
             self._on_event(f"{member.place.name}: {self._long_call(found)}")
         member.known, member.answering = found, True
         if member.leaves_by_s is not None:
-            member.leaves_by_s = now_s + STOP_S  # what it works on may take long; as long as it answers, it may
+            member.leaves_by_s = now_s + STOP_S  # while it answers, its work may take long
         pool = member.place.pool.name
         self._patience_s.setdefault(pool, max(DEAD_S, DEAD_STARTS * (now_s - self._started_s)))
         self._heard_s[pool] = now_s
 
     def _long_call(self, known: Mapping[str, Any]) -> str:
-        """In words; "" where no call takes long."""
+        """Return a message about the reward's call that takes long; "" for none."""
         if known["call_s"] <= self._config.stall_s / LONG_CALL:
             return ""
         taken_s = known["call_s"]
@@ -287,7 +290,7 @@ class Pools:
         )
 
     def _end_wedged(self, member: _Member) -> None:
-        """Kill the process where it is: one that hangs does not hear Ray either. Ray then starts another."""
+        """Kill the process on its node, because a process that hangs does not answer Ray either. Ray then starts another."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -297,7 +300,7 @@ class Pools:
         member.answering = False
 
     def _bury(self, member: _Member) -> None:
-        """Its `run` has ended: because it was told to, or by a failure that restarts do not mend."""
+        """Remove a worker whose `run` has ended as told. Raises `DroverError` if it ended by a failure or untold."""
         import ray
 
         pool = member.place.pool
@@ -320,7 +323,7 @@ class Pools:
 
 
 def _describe(handle: Any) -> Any:
-    """Not retried when the worker dies: then the failure says so, which a retry would hide."""
+    """Ask a worker for its description. Ray does not retry the call: a retry would hide that the worker died."""
     return handle.describe.options(max_task_retries=0).remote()
 
 
@@ -339,7 +342,7 @@ def _ready(futures: list[Any]) -> set[Any]:
 
 
 def cause(error: BaseException) -> str:
-    """The innermost reason in words, without Ray's wrapping."""
+    """Return the message of the innermost error, without Ray's wrapping."""
     failures = getattr(error, "worker_failures", None)
     inner = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
     if isinstance(inner, BaseException) and inner is not error:

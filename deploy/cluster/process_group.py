@@ -1,6 +1,6 @@
-"""How the learner's ranks find each other: torch's store on the address of rank 0's node, and on no other.
+"""Joins the learner's ranks in a process group, whose store listens on one address only: that of rank 0's node.
 
-Left to itself torch opens the store on every address of the machine, for whoever likes to write into it.
+By default torch opens the store on every address of the machine, where any program of the network could write into it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-LONGEST_ITERATION_S = 86_400  # ranks wait in a broadcast while rank 0 gathers; that a rank is dead, Ray Train notices
+LONGEST_ITERATION_S = 86_400  # ranks wait in a broadcast while rank 0 gathers; Ray Train notices dead ranks
 
-_store: list[Any] = []  # rank 0's: it listens as long as the process lives
+_store: list[Any] = []  # rank 0's store, which listens until the process ends
 
 
 def torch_config(backend: str) -> Any:
-    """Ray Train's ``TorchConfig`` for "gloo" or "nccl", but for where the store listens."""
+    """Return Ray Train's ``TorchConfig`` for "gloo" or "nccl", with a store that listens on rank 0's node address only."""
     import ray
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend
@@ -39,7 +39,7 @@ def torch_config(backend: str) -> Any:
 
 
 def open_store() -> tuple[str, int]:
-    """In rank 0: (host, port) of a new store, on the address that its node has in Ray; loopback in a Ray of our own."""
+    """Open a store in rank 0, on its node's address in Ray (loopback in a Ray of our own); return its (host, port)."""
     import ray.util
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -49,13 +49,13 @@ def open_store() -> tuple[str, int]:
     listener.bind((host, 0))
     listener.listen(128)
     port: int = listener.getsockname()[1]
-    # The store takes the socket over; the process that was here before, if any, has ended its own group.
+    # The store takes the socket over. An earlier learner in this process, if any, has ended its group.
     _store[:] = [TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())]
     return host, port
 
 
 def join(*, number: int, count: int, host: str, port: int, backend: str, timeout_s: int) -> None:
-    """In every rank: become part of the process group."""
+    """Join the process group; every rank calls this."""
     import torch.distributed as dist
     from ray.train import get_context
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -70,7 +70,7 @@ def join(*, number: int, count: int, host: str, port: int, backend: str, timeout
         MASTER_ADDR=host,
         MASTER_PORT=str(port),
     )
-    if ipaddress.ip_address(host).is_loopback:  # then nobody else takes part, and nothing need listen elsewhere
+    if ipaddress.ip_address(host).is_loopback:  # then all ranks are on this machine, and gloo need not listen elsewhere
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     timeout = timedelta(seconds=timeout_s)
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)

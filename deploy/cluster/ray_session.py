@@ -1,4 +1,4 @@
-"""The Ray of a run: the cluster that RAY_ADDRESS names, or one of the run's own here; and in words why there is none."""
+"""Joins the Ray cluster that RAY_ADDRESS names, or starts a Ray for the run here. Failures become errors of one sentence."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from drover.deploy.cluster.environments import sweep
 from drover.deploy.config import RunConfig
 
 RAY_ADDRESS = "RAY_ADDRESS"
-NAMESPACE = "drover"  # names inside it carry the run's
-ANSWER_S = 5.0  # what a cluster gets to accept a connection
-# Ray asks a head that does not answer for minutes; with this, once, which takes it 40 s.
+NAMESPACE = "drover"  # names inside it begin with the run's name
+ANSWER_S = 5.0  # how long a cluster may take to accept a connection
+# Ray tries a head that does not answer for minutes; with this setting it tries once, which takes 40 s.
 ONE_TRY = {"RAY_gcs_server_port_wait_time_s": "1"}
 _HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})", re.ASCII)
 
 
 def cluster_address() -> str:
-    """HOST:PORT of the cluster to join, or "auto" for the one on this machine; "" where a run starts its own Ray.
+    """Return HOST:PORT of the cluster to join, or "auto" for the one on this machine; "" where a run starts its own Ray.
 
-    Raises `ConfigError` for everything else that people have in RAY_ADDRESS.
+    Raises `ConfigError` for every other value of RAY_ADDRESS.
     """
     said = os.environ.get(RAY_ADDRESS, "")
     address = said.strip()
@@ -53,10 +53,10 @@ def ray_session(address: str, config: RunConfig) -> Iterator[None]:
     """Join the Ray at ``address``, or with "" start one for this run alone. Raises `ConfigError` where that fails."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # it would ask the dashboard, which is off here
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # of a reward's; pip tries downloads again by itself
+    os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")  # environments of rewards; pip itself repeats downloads
     asks_to_stop = signal.getsignal(signal.SIGTERM)
     own_session = _join(address) if address else _start(config)
-    signal.signal(signal.SIGTERM, asks_to_stop)  # Ray's own, which it has set, exits without a checkpoint
+    signal.signal(signal.SIGTERM, asks_to_stop)  # Ray has set its own handler, which exits without a checkpoint
     import ray
 
     try:
@@ -79,8 +79,8 @@ def _join(address: str) -> str:
 
 
 def _start(config: RunConfig) -> str:
-    """The folder of its session."""
-    # The roles of a laptop share its cores: workers ask for none, so that Ray refuses none that a run is scaled to.
+    """Start a Ray on this machine; return the folder of its session."""
+    # The roles of a laptop share its cores: workers ask for no CPUs, so that Ray always has room for more workers.
     (here,) = placing.this_machine(config)
     offers = {"num_cpus": int(here[placing.CPU]), "num_gpus": int(here[placing.GPU])}
     try:
@@ -94,17 +94,17 @@ def _start(config: RunConfig) -> str:
 def _init(**options: Any) -> Any:
     import ray
 
-    # Ray tells each error that it meets with its traceback: that is for run.log, not for the terminal.
+    # Ray logs errors with their tracebacks, which belong into run.log and not on the terminal.
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray").propagate = True
     return ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **options)
 
 
 def check_answers(address: str) -> None:
-    """Raises `ConfigError` when nobody listens at HOST:PORT, which Ray itself would try for many minutes."""
+    """Raise `ConfigError` if no process listens at HOST:PORT, which Ray itself would try for many minutes."""
     host, _, port = address.rpartition(":")
     if not host:
-        return  # "auto" is Ray's to resolve
+        return  # Ray resolves "auto"
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except OSError as error:
@@ -114,7 +114,7 @@ def check_answers(address: str) -> None:
 
 
 def refusal(address: str, words: str) -> ConfigError:
-    """The sentence for what Ray said (``words``, tracebacks and all) when it could not join the cluster at ``address``."""
+    """Make the error for a cluster at ``address`` that could not be joined, from Ray's output ``words`` with tracebacks."""
     if "uthenticat" in words or "AuthToken" in words:
         found = f"the Ray at {address} checks tokens and refuses ours"
         fix = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
@@ -131,7 +131,7 @@ def refusal(address: str, words: str) -> ConfigError:
 
 
 def not_started(error: Exception) -> ConfigError:
-    """The sentence for what Ray raised when it should start here."""
+    """Make the error for a Ray that could not start here, from Ray's own ``error``."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if "AF_UNIX path" in str(error):
         return ConfigError(

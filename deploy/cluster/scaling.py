@@ -1,11 +1,11 @@
-"""Pools change while the run goes on: `drover scale` writes a wish into the run folder, the driver follows it.
+"""Changes the sizes of pools while a run goes on: `drover scale` writes them into the run folder, and the driver reads them.
 
 | file in runs/NAME | written by | says |
 |---|---|---|
 | ``pools.json`` | the driver, while it runs | ``{"sizes": {POOL: workers}, "bounds": {POOL: [least, most]}}`` |
-| ``scale.json`` | ``drover scale`` | ``{"sizes": {POOL: workers}}``: what people want; it outlives the driver |
+| ``scale.json`` | ``drover scale`` | ``{"sizes": {POOL: workers}}``: the requested sizes; it outlives the driver |
 
-So it works from wherever the run folder is seen. Knows no Ray: `pools.py` starts and stops the workers.
+So the command works on every machine that sees the run folder. Knows no Ray: `pools.py` starts and stops the workers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from drover.deploy.views.standing import state_of
 
 POOLS, SCALE = "pools.json", "scale.json"
 ROLLOUT, EVALUATION = "rollout", "evaluation"
-WORK = frozenset({"compute", "data", "weights"})  # the parts of an account that are not waiting
+WORK = frozenset({"compute", "data", "weights"})  # the parts of an account in which a worker works and does not wait
 log = logging.getLogger(__name__)
 
 Sizes = dict[str, int]
@@ -40,26 +40,26 @@ Sizes = dict[str, int]
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """Change how many workers a running run has. Workers that leave finish what they hold; nothing is lost."""
+    """Change how many workers a running run has. Workers that leave finish their work or hand it back; nothing is lost."""
 
     run: tyro.conf.Positional[str]
     """Name of the run."""
     rollout: int | None = None
-    """Rollout actors from now on."""
+    """Number of rollout actors from now on."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=COUNT: processes of that reward, or of `rewards` where they share them; may be repeated."""
+    """NAME=COUNT: number of processes of that reward, or of `rewards` if rewards share processes; may be repeated."""
     evaluation: int | None = None
-    """Actors that only evaluate, where the run has such a pool."""
+    """Number of evaluators, if the run has such a pool."""
     auto: bool = False
     """Let the pools that were started with --autoscale follow their load again."""
     runs_dir: Path = Path("runs")
-    """Where run folders are."""
+    """Folder of the run folders."""
     json: bool = False
-    """For scripts."""
+    """Print JSON, for scripts."""
 
 
 def run(options: ScaleOptions) -> int:
-    """Write the wish; the driver takes it up within seconds. The exit code."""
+    """Write the requested sizes, which the driver reads within seconds; return the exit code."""
     folder = options.runs_dir / options.run
     facts = _facts(folder)
     asked = _asked(options, facts)
@@ -87,7 +87,7 @@ def _sizes(asked: Sizes) -> str:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """What the driver noted of its pools."""
+    """Read ``pools.json``. Raises `ConfigError` where no driver keeps one."""
     if not folder.is_dir():
         raise ConfigError(f"there is no run {folder.name!r} in {folder.parent}; `drover status` lists them")
     facts: dict[str, Any] | None = read_json(folder / POOLS, dict, "a run that is under way writes another")
@@ -97,7 +97,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _asked(options: ScaleOptions, facts: Mapping[str, Any]) -> Sizes:
-    """Pool -> workers, checked against the run's pools."""
+    """Return the requested pool -> workers, checked against the run's pools."""
     asked = pairs(options.reward)
     for pool, count in ((ROLLOUT, options.rollout), (EVALUATION, options.evaluation)):
         if count is not None:
@@ -115,7 +115,7 @@ def _asked(options: ScaleOptions, facts: Mapping[str, Any]) -> Sizes:
 
 
 def pairs(texts: Sequence[str]) -> Sizes:
-    """NAME=COUNT, each name once."""
+    """Parse NAME=COUNT, each name once. Raises `ConfigError`."""
     found: Sizes = {}
     for text in texts:
         name, separator, count = text.rpartition("=")
@@ -128,7 +128,7 @@ def pairs(texts: Sequence[str]) -> Sizes:
 
 
 def bounds(texts: Sequence[str], pools: Collection[str]) -> dict[str, Bounds]:
-    """POOL=LEAST:MOST of each pool that may follow its load. Raises `ConfigError`."""
+    """Parse POOL=LEAST:MOST of the pools that may follow their load. Raises `ConfigError`."""
     found: dict[str, Bounds] = {}
     for text in texts:
         pool, _, span = text.rpartition("=")
@@ -147,10 +147,10 @@ def bounds(texts: Sequence[str], pools: Collection[str]) -> dict[str, Bounds]:
 
 
 class Scaling:
-    """What sizes the pools should have: what people asked for, else what their load asks for, else what they are."""
+    """Decides the size of each pool: the requested size, else the autoscaler's, else the present one."""
 
     def __init__(self, folder: Path, bounds: Mapping[str, Bounds]) -> None:
-        """``bounds``: of the pools that may follow their load."""
+        """``bounds``: pool -> (fewest, most) workers, of the pools that may follow their load."""
         self._folder, self._bounds = folder, dict(bounds)
         self._scalers = {pool: Autoscaler(span) for pool, span in self._bounds.items()}
         self._noted: dict[str, Any] = {}
@@ -158,7 +158,7 @@ class Scaling:
         self._complaint = ""
 
     def wanted(self, signals: Mapping[str, Signal], now_s: float) -> Sizes:
-        """A size for each pool of the signals. ``now_s``: seconds of a clock that never goes back."""
+        """Return a size for each pool of ``signals``. ``now_s``: seconds of a clock that never goes back."""
         wished = self._wishes()
         sizes = {pool: self._size(pool, signal, wished, now_s) for pool, signal in signals.items()}
         facts = {"sizes": sizes, "bounds": self._bounds}
@@ -168,18 +168,18 @@ class Scaling:
         return sizes
 
     def close(self) -> None:
-        """The driver is about to end: nobody follows wishes any more."""
+        """Remove ``pools.json``: the driver ends and reads no requests any more."""
         (self._folder / POOLS).unlink(missing_ok=True)
 
     def _size(self, pool: str, signal: Signal, wished: Sizes, now_s: float) -> int:
         if pool in wished:
             if pool in self._bounds:
-                self._scalers[pool] = Autoscaler(self._bounds[pool])  # it has not seen what happens meanwhile
+                self._scalers[pool] = Autoscaler(self._bounds[pool])  # it starts without the signals of the meantime
             return wished[pool]
         return self._scalers[pool].wanted(signal, now_s) if pool in self._bounds else signal.size
 
     def _wishes(self) -> Sizes:
-        """Of people; what cannot be read changes nothing, for a run does not end over a misspelt wish."""
+        """Return the requested sizes. A damaged file changes nothing and is logged once: it must not end the run."""
         try:
             self._wished = _read(self._folder / SCALE)
             self._complaint = ""
@@ -191,7 +191,7 @@ class Scaling:
 
 
 def _read(path: Path) -> Sizes:
-    """The sizes in ``scale.json``; none where nobody asked."""
+    """Read the sizes in ``scale.json``; {} without that file. Raises `ConfigError` for a damaged one."""
     try:
         sizes = json.loads(path.read_bytes())["sizes"]
         whole = {str(pool): int(count) for pool, count in sizes.items()}
@@ -205,12 +205,12 @@ def _read(path: Path) -> Sizes:
 
 
 class Readings:
-    """Turns what the driver can see into signals. Keeps what shares are measured from."""
+    """Turns queues, accounts and the learner's reports into a `Signal` for each pool. Keeps the accounts between looks."""
 
     def __init__(self, backlogs: Callable[[], Mapping[str, tuple[int, float]]]) -> None:
         """``backlogs``: pool -> (messages not acknowledged, age of the oldest in seconds)."""
         self._backlogs = backlogs
-        self._busy: dict[tuple[str, str], Share] = {}  # by pool and reward
+        self._busy: dict[tuple[str, str], Share] = {}  # (pool, reward) -> share of working time
         self._waits = Share(frozenset({"wait_data"}))
 
     def signals(
@@ -219,7 +219,9 @@ class Readings:
         spent: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
         update: Mapping[str, float],
     ) -> dict[str, Signal]:
-        """``spent``: pool -> living worker -> reward, "" for an actor -> seconds by part. ``update``: scalars of the learner's
+        """Return a signal for each pool.
+
+        ``spent``: pool -> living worker -> reward ("" for an actor) -> seconds by part. ``update``: scalars of the learner's
         newest report.
         """
         backlogs = self._backlogs()
@@ -239,7 +241,7 @@ class Readings:
         }
 
     def _busiest(self, pool: str, workers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> float:
-        """The share of the busiest reward of those that share the pool's processes: what it cannot do, the others cannot help."""
+        """Return the busy share of the pool; of rewards that share processes, that of the busiest, which limits them."""
         kinds: dict[str, dict[str, Mapping[str, float]]] = {}
         for worker, accounts in workers.items():
             for kind, parts in accounts.items():

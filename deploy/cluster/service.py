@@ -1,7 +1,7 @@
-"""The service on Ray: a local cluster started by us, or the one we run under. Ray places and restarts processes, no more.
+"""Runs the roles of a run as processes on Ray, on a cluster or on this machine. Ray only places and restarts processes.
 
-Every role is a process of its own. Messages go through Redis, weights through Ray's object store, gradients through
-torch.distributed; the driver sees reports and held-out pictures, never a training sample.
+Messages go through Redis, weights through Ray's object store, gradients through torch.distributed. The driver sees
+reports and held-out pictures, never a training sample.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from drover.deploy.run_folder import run_log
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.watch import View, Watcher
 
-FORGET_S = 5.0  # what a Redis that is away gets to come back for the deleting of keys
+FORGET_S = 5.0  # how long deleting the run's keys waits for a Redis that does not answer
 
 
 def train(
@@ -47,13 +47,13 @@ def train(
     autoscale: Sequence[str] = (),
     metrics: Listen,
 ) -> Watcher:
-    """Run the service to the end, or until ``stopping``. What was started is stopped, however it ends.
+    """Run the service to the end, or until ``stopping()`` is True. Always stops the processes that it started.
 
     ``autoscale``: see `drover.deploy.cluster.scaling.bounds`.
     """
     cluster = cluster_address()
     if not cluster:
-        # Before anything imports Ray. Its name misleads: on every system "0" makes our own Ray listen on loopback alone.
+        # To be set before Ray is imported. Despite the name, "0" makes our own Ray listen on loopback only on every system.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with ExitStack() as stack:  # left in reverse order
         url = stack.enter_context(redis_url())
@@ -75,20 +75,20 @@ def train(
         broker.tell_outages(partial(tell, "event"))
         stack.push(announce)
         if not cluster:
-            placing.plan(config, placing.this_machine(config), alone=True)  # refuses before a Ray is started for it
+            placing.plan(config, placing.this_machine(config), alone=True)  # refuse before a Ray is started
         tell("phase", "starting Ray")
-        stack.enter_context(redirect_stdout(run_log.Words()))  # Ray prints what it tells of failures
+        stack.enter_context(redirect_stdout(run_log.Words()))  # Ray prints failures of workers
         stack.enter_context(ray_session(cluster, config))
         wanted, gpus = placing.plan(config, _nodes(), alone=not cluster)
         bounded = bounds(autoscale, [pool.name for pool in wanted])
-        directory = start_directory(connection.directory)  # lives as long as this handle
+        directory = start_directory(connection.directory)  # ends with this handle
         tell("phase", "starting actors, reward servers and learner")
         on_event = partial(tell, "event")
         pools = Pools(config, connection, wanted, claim_cpus=bool(cluster), on_event=on_event)
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
-        stack.push(announce)  # again, and before workers and Ray are stopped: that takes the time that a reader needs
+        stack.push(announce)  # again, to run before workers and Ray are stopped, which gives readers time
         pools.start()
         _await_environments(pools, tell, stopping)
         learner.start()
@@ -104,10 +104,10 @@ def train(
 
 @contextmanager
 def own_name(run: str, redis_url: str, folder: Path) -> Iterator[str]:
-    """The run's name in Redis and Ray, this start's alone: a token keeps folders of one name apart that run at once.
+    """Give the name of this start of the run in Redis and Ray: RUN.TOKEN, which differs for equal names in other folders.
 
-    At the end its keys are deleted. Where a driver was killed, the note of its name is still in the folder: whoever goes
-    on with the run deletes its keys first.
+    The keys of the name are deleted at the end. A killed driver leaves them, and leaves the name in a file of the run
+    folder: the next start of the run reads the file and deletes those keys first.
     """
     note = folder / "redis_name.txt"
     left = note.read_text(errors="replace") if note.exists() else ""
@@ -129,7 +129,7 @@ def _forget(name: str, redis_url: str) -> None:
 
 
 def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping: Callable[[], bool]) -> None:
-    """Before the learner starts to wait for rewards: building takes minutes, which no one should take for silence."""
+    """Wait until the rewards' environments are built, which takes minutes: the learner would take the silence for a stall."""
     told: list[str] = []
     while waiting := pools.preparing():
         if stopping():
@@ -142,7 +142,7 @@ def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What each living node of the Ray has in all."""
+    """Return the total resources of each living node of the Ray."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

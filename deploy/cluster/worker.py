@@ -1,4 +1,4 @@
-"""What runs in the process of an actor or of a reward server, and the pools that such processes make up."""
+"""The process of an actor or of a reward server, and the pools of such processes."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from drover.deploy.user_file import Portable
 from drover.reward_servers.serving.server import RewardServer
 
 ROLLOUT, EVALUATION = "rollout", "evaluation"
-FINISHES_S, LEAVES_S = 3.0, 4.5  # from SIGTERM: to finish what is held, and to be gone; the rest is handed back between
-REPLACE = 1  # an exit code that makes Ray start another
-REWARD_CPUS = 0.1  # Ray's share of a reward server on the CPU; it sleeps most of the time
+FINISHES_S, LEAVES_S = 3.0, 4.5  # seconds from SIGTERM until messages are handed back, and until the process ends
+REPLACE = 1  # an exit code that makes Ray start another process
+REWARD_CPUS = 0.1  # CPUs that a reward server requests from Ray; it sleeps most of the time
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Workers that do the same: what each may use, the packages of its own environment, and how many there are at first."""
+    """A pool: workers of one role, or of one or more rewards, with their number at the start and the needs of each."""
 
-    name: str  # "rollout", "evaluation", the name of a reward, or "rewards" for those that share their processes
+    name: str  # "rollout", "evaluation", the name of a reward, or "rewards" for rewards that share processes
     role: Role | Literal["reward"]
     size: int
     threads: int
     gpus: float
     rewards: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()  # none: it shares drover's
+    packages: tuple[str, ...] = ()  # of an environment of its own; empty: it uses drover's environment
 
     def place(self, number: int) -> Place:
-        """The worker of that number."""
+        """Return the place of the worker with that number, from 0."""
         return Place(f"{self.name if self.role == 'reward' else self.role}-{number}", self)
 
     @property
     def cpus(self) -> float:
-        """What Ray is asked for, for each worker."""
+        """CPUs that each worker requests from Ray."""
         return REWARD_CPUS if self.role == "reward" else float(self.threads)
 
     @property
     def group(self) -> str:
-        """The custom resource that marks the nodes meant for it, where a cluster has such nodes."""
+        """The custom resource that marks this pool's nodes, in a cluster that has such nodes."""
         return "reward" if self.role == "reward" else ROLLOUT
 
     @property
@@ -66,14 +66,14 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One process of a pool."""
+    """One place in a pool, which one process at a time fills: a replaced worker keeps the name."""
 
     name: str
     pool: Pool
 
 
 def pools_of(config: RunConfig, *, gpus: float) -> list[Pool]:
-    """Every pool of the run, rewards first: they have the least to load. ``gpus``: of each actor or evaluator."""
+    """Return the run's pools. Rewards come first: they have the least to load. ``gpus``: GPUs of each actor or evaluator."""
     pools = config.pools
     rewards = [
         Pool(name, "reward", pools.reward_servers, 1, pools.reward_gpus, names, packages)
@@ -88,7 +88,7 @@ Served = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
 def _served(config: RunConfig) -> list[Served]:
-    """(name, rewards, packages) of each kind of reward process."""
+    """Return (name, rewards, packages) of each pool of reward servers."""
     own: list[Served] = [(reward.name, (reward.name,), packages_of(reward)) for reward in config.rewards]
     if not config.pools.share_rewards:
         return own
@@ -98,10 +98,10 @@ def _served(config: RunConfig) -> list[Served]:
 
 
 class Worker:
-    """The process of an actor or of a reward server. `run` blocks; the other calls answer beside it.
+    """The Ray actor in whose process an actor or a reward server runs. `run` blocks; other calls are answered meanwhile.
 
-    When the process dies, Ray starts another one and calls `run` again; what the dead one held is claimed by whoever
-    is first once its lease ends.
+    When the process dies, Ray starts another one and calls `run` again. Once the leases of the dead process end, the next
+    worker that takes messages claims its unacknowledged ones.
     """
 
     def __init__(self, place: Place, given: Portable[RunConfig], connection: Connection) -> None:
@@ -111,7 +111,7 @@ class Worker:
         meter, self._metrics = serve_metrics(connection.metrics_host)
         self._broker, self._stop = connection.open(), threading.Event()
         self._preempted, self._done = False, threading.Event()
-        # Ray makes actors in the main thread. Its own handler waits for `run`, which would never end.
+        # Ray makes actors in the main thread, so this is allowed. Ray's own handler would wait for `run` without end.
         signal.signal(signal.SIGTERM, lambda *_: self._preempt())
         self._loops: list[Actor | RewardServer[Delivery]]
         device = "cuda" if pool.gpus else "cpu"
@@ -130,7 +130,7 @@ class Worker:
     def run(self) -> None:
         """Work until `stop`. A loop that fails stops the others, and its error is raised.
 
-        Where the process is to be replaced, it ends in here: to Ray, a return would mean that the work is done.
+        A process that Ray shall replace exits in here, because Ray takes a return for the end of the work.
         """
         try:
             self._run()
@@ -151,25 +151,30 @@ class Worker:
         self._broker.close()
 
     def _preempt(self) -> None:
-        """SIGTERM: the machine is about to go. Finish what is held, or hand it back in time; Ray starts another worker."""
+        """Leave on SIGTERM, before the machine goes: finish the messages in hand, or hand them back in time.
+
+        Ray then starts another worker.
+        """
         self._preempted = True
         self._stop.set()
         threading.Thread(target=self._leave, name="preempted", daemon=True).start()
 
     def _leave(self) -> None:
-        threading.Timer(LEAVES_S, os._exit, [REPLACE]).start()  # whatever hangs
+        threading.Timer(LEAVES_S, os._exit, [REPLACE]).start()  # even if a loop hangs
         self._done.wait(FINISHES_S)
         self._broker.close()
         os._exit(REPLACE)
 
     def stop(self) -> None:
-        """Finish what is held, hand back the rest, return from `run`."""
+        """Let `run` finish the messages in hand, hand back the others, and return."""
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """{"pid", "node", "metrics": "HOST:PORT", "log": path on its node, "spent": seconds by reward ("" for an actor) and by
-        part, over the loops of each, "trouble": "" or a reason, "call_s": seconds that the longest call of a reward has taken
-        so far, 0 between calls}.
+        """Describe this process to the driver.
+
+        Returns {"pid", "node", "metrics": "HOST:PORT", "log": path on its node, "spent": seconds by reward ("" for an actor)
+        and by part, summed over loops, "trouble": "" or a reason, "call_s": seconds that the longest call of a reward has
+        taken so far, 0 between calls}.
         """
         import ray
 

@@ -1,1 +1,1 @@
-"""Dashboards and alert rules, made from the metric declarations."""
+"""Grafana dashboards and Prometheus alert rules, made from the metric declarations."""

@@ -1,1 +1,1 @@
-"""Which pool sizes a run should have, predicted from what it measured."""
+"""Predicts a run's pace at other pool sizes from its own measurements."""

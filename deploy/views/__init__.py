@@ -1,1 +1,1 @@
-"""How a run is shown to people: live view, plain lines, status, and sinks for trackers."""
+"""Shows a run to people: live view, plain lines, status, and sinks for trackers."""

@@ -1,4 +1,4 @@
-"""A user's project whose folders have the names of drover's packages. Its recipe imports from all of them."""
+"""A user's project whose folders are called as drover's packages are. Its recipe imports from all of them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from common.toys import Slow, ToyPoint
-from drover.common.media.pictures import Pictures
+from drover.common.media.media import Media
 
 
 @dataclass(frozen=True)
 class Judge:
     """The toy's reward, whose slowness is looked up in the process that scores."""
 
-    takes: ClassVar = Pictures
+    takes: ClassVar[type[Media]] = ToyPoint.takes
     name: str = "point"
 
     def load(self, device: str):
@@ -53,7 +53,7 @@ def mine(*, iterations: int = ITERATIONS) -> RunConfig:
 
 
 def write_project(folder: Path) -> None:
-    """Write ``mine.py:mine`` and its packages; ``common/toys.py`` holds the toys of these tests."""
+    """``mine.py:mine`` and its packages; ``common/toys.py`` holds the toys of these tests."""
     for name, content in FILES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
