@@ -1,1 +1,1 @@
-"""What two or more roles must agree on: messages, seams, errors, mathematics, transport. Knows no role."""
+"""The knowledge that several roles share: messages, seams, errors, mathematics, transport. Knows no role."""

@@ -1,4 +1,4 @@
-"""The failures that callers can act on. Each message names what came, what was wanted and the edit that fixes it."""
+"""The failures that callers can act on. Each message names the bad value, the wanted one and the edit that fixes it."""
 
 
 class DroverError(Exception):
@@ -18,7 +18,7 @@ class BlobMissing(DroverError, LookupError):
 
 
 class MediaError(DroverError, ValueError):
-    """Media are not of the form that their kind has, or not of the kind that somebody takes."""
+    """Media do not have the form of their kind, or are of another kind than the receiver takes."""
 
 
 class WrongRecipe(DroverError):
@@ -34,7 +34,7 @@ class ScoringFailed(DroverError):
 
 
 class WeightSyncFailed(DroverError):
-    """Published weights did not arrive whole, did not bind, or did not change what the policy computes."""
+    """Published weights did not arrive whole, do not fit the module, or did not change the policy's output as expected."""
 
 
 class WeightsLost(DroverError):
@@ -46,11 +46,11 @@ class TransportError(DroverError, ConnectionError):
 
 
 class CutOff(TransportError):
-    """Redis cannot be reached, or has not answered for as long as it may be away."""
+    """Redis cannot be reached, or has not answered for longer than its clients wait."""
 
 
 class BlobTooLarge(DroverError, ValueError):
-    """A tensor is larger than a blob may be: fewer or smaller samples a group are the way out."""
+    """A tensor is larger than a blob may be: draw fewer or smaller samples in a group."""
 
 
 class CheckpointError(DroverError):
@@ -58,4 +58,4 @@ class CheckpointError(DroverError):
 
 
 class TrainingDiverged(DroverError, ArithmeticError):
-    """A loss or gradient stopped being finite; raised before the optimiser step that would have spread it."""
+    """A loss or gradient is not finite; raised before the optimiser step that would have used it."""

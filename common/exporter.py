@@ -1,4 +1,4 @@
-"""The declared metrics as a Prometheus endpoint. The only place that knows Prometheus."""
+"""Serve the declared metrics as a Prometheus endpoint. The only place that knows Prometheus."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ from prometheus_client.parser import text_string_to_metric_families
 from drover.common.errors import ConfigError
 from drover.common.metrics import ALL, LABEL_VALUES, Kind, Metric, check_call
 
-# A label value that is none of the first so many becomes "other": an error text used as a reason must not grow the
-# scrape without bound.
+# After this many different values of a label, further ones become "other": an error text used as a reason must not grow
+# the scrape without bound.
 MAX_OPEN_VALUES = 64
 
-# Of the process itself, beside what is declared; on Linux.
+# Metrics of the process itself, which are not declared; on Linux only.
 PROCESS_METRICS = ("process_cpu_seconds_total", "process_resident_memory_bytes")
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-MOST_PAGE_BYTES = 64 << 20  # of one answer; a thousand workers have some 30 MB of metrics together
+MOST_PAGE_BYTES = 64 << 20  # limit of one page; a thousand workers have some 30 MB of metrics together
 
 log = logging.getLogger(__name__)
 
 Page = Callable[[], tuple[str, bytes]]
-"""What a path answers: content type and body."""
+"""The answer to a path: content type and body."""
 
 
 class PrometheusMeter:
     """A `Meter` over one registry. Calls that do not fit a declaration raise ValueError. Thread-safe.
 
-    A metric is served from its first call on: a role shows what it does, not zeros of what others do.
+    A metric is served from its first call on: a role serves its own metrics, not zeros for those of other roles.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        disable_created_metrics()  # the scrape's own time says as much, at half the series
+        disable_created_metrics()  # created-times repeat the time of the scrape, and double the series
         self.registry = registry if registry is not None else CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._collectors: dict[Metric, Counter | Gauge | Histogram] = {}
@@ -74,7 +74,7 @@ class PrometheusMeter:
         collector.set(value)
 
     def page(self) -> str:
-        """All of it as text, as ``GET /metrics`` answers."""
+        """All metrics as text, as ``GET /metrics`` answers."""
         return generate_latest(self.registry).decode()
 
     def serve(
@@ -156,9 +156,9 @@ _SERIES = re.compile(
 
 
 def fetch(address: str, path: str, *, timeout_s: float) -> str:
-    """The text that a process of ours serves at HOST:PORT, asked without any proxy; "" where there is none.
+    """The page that a drover process serves at HOST:PORT, fetched without a proxy; "" where there is none.
 
-    By now the port may be another program's, whatever that answers.
+    Another program may have taken the port meanwhile, so the answer can be anything.
     """
     ends_s = time.monotonic() + timeout_s
     try:
@@ -180,13 +180,15 @@ def fetch(address: str, path: str, *, timeout_s: float) -> str:
 
 
 def merged(pages: Iterable[tuple[Mapping[str, str], str]]) -> str:
-    """Several processes' pages as one: each series gets the labels of its page, but for those that it has itself.
+    """Merge the pages of several processes: each series gets the labels of its page, except those that it has itself.
 
-    A page that is no metrics is left out: its port changed hands.
+    A page that holds no metrics is left out: another program has taken its port.
     """
-    families: dict[str, tuple[dict[str, str], list[str]]] = {}  # name -> HELP and TYPE, series: never torn apart
+    families: dict[str, tuple[dict[str, str], list[str]]] = {}  # name -> HELP and TYPE, series; kept together
     for labels, page in pages:
-        lines = page.split("\n")  # a label may hold what other programs take for the end of a line
+        lines = page.split(
+            "\n"
+        )  # not splitlines: a label may hold other characters that it takes for the end of a line
         if not all(_is_metrics(line) for line in lines):
             log.info("no metrics but another program's page for %s", labels)
             continue
@@ -231,7 +233,7 @@ def _escaped(value: str) -> str:
 
 
 class _Silent(WSGIRequestHandler):
-    """A scrape every few seconds is no news."""
+    """Logs no request: a scrape every few seconds is not worth a line."""
 
     def log_message(self, format: str, *args: Any) -> None: ...
 

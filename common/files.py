@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all. Knows no format, and nothing of runs."""
+"""Write files and folders whole or not at all. Knows no format, and nothing of runs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _LFS = b"version https://git-lfs."
 
 @contextmanager
 def explained(failure: str) -> Iterator[None]:
-    """Turns an error of the disk into a `CheckpointError`: ``failure``, its reason and the way out, in one sentence."""
+    """Turn an error of the disk into a `CheckpointError`: ``failure``, its reason and the way out, in one sentence."""
     try:
         yield
     except OSError as error:
         fix = "free space there" if error.errno in FULL else "make it writable"
         raise CheckpointError(f"{failure} ({error.strerror or error}); {fix}, then go on with --resume") from error
-    except SafetensorError as error:  # of a disk too, as safetensors writes files by itself
+    except SafetensorError as error:  # also an error of the disk, as safetensors writes files by itself
         raise CheckpointError(f"{failure} ({error}); see to its disk, then go on with --resume") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace the file by ``content`` in one step: readers and crashes see the old file or the new one.
 
-    Raises `CheckpointError`; then the old file is as it was, and nothing else is left.
+    Raises `CheckpointError`; then the old file is unchanged, and no other file is left behind.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     with explained(f"cannot write {path}"):
@@ -54,7 +54,7 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
 
 @contextmanager
 def replacing(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``folder`` when the block ends well, and vanishes when it fails.
+    """Yield a temporary folder that replaces ``folder`` when the block ends well, and is deleted when the block fails.
 
     Raises `CheckpointError` where the disk is the reason.
     """
@@ -66,7 +66,7 @@ def replacing(folder: str | Path) -> Iterator[Path]:
             written.mkdir()
             yield written
             if target.exists():
-                # A folder cannot be renamed over a full one; the old one leaves with the scratch folder.
+                # A folder cannot be renamed over a full one; the old one is deleted with the scratch folder.
                 target.rename(Path(scratch, "old"))
             written.rename(target)
 
@@ -81,5 +81,5 @@ def sync(folder: Path) -> None:
 
 
 def is_lfs_pointer(begin: bytes) -> bool:
-    """Whether a file that begins so is the note that git leaves in place of a large file it has not fetched."""
+    """Whether the first bytes of a file are those of a git LFS pointer, which stands for a large file not yet fetched."""
     return begin.startswith(_LFS)

@@ -1,4 +1,4 @@
-"""Models by folder or hub id: which of the two a name is, and the libraries' failures and chatter as one line or none."""
+"""Models by folder or hub id: tell the two apart, shorten the libraries' errors to a line, and silence their output."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def is_folder(checkpoint: str | Path, fix: str) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, fit to stand inside a sentence; the error's class where it says nothing."""
+    """The first line of a library's error, to be used inside a sentence; the error's class where the message is empty."""
     return str(error).strip().split("\n")[0].rstrip(".;:") or type(error).__name__
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers inside the block. Does not import diffusers."""
+    """Silence the progress bars and advice of transformers inside the block. Does not import diffusers."""
     from transformers.utils import logging as of_transformers
 
     with _quiet(of_transformers):
@@ -46,7 +46,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """No progress bars and no advice from diffusers, and from transformers, which it uses, inside the block."""
+    """Silence the progress bars and advice of diffusers, and of transformers, which it uses, inside the block."""
     from diffusers.utils import logging as of_diffusers
 
     with _quiet(of_diffusers), quiet_transformers():
@@ -55,7 +55,7 @@ def quiet_diffusers() -> Iterator[None]:
 
 @contextmanager
 def _quiet(theirs: Any) -> Iterator[None]:
-    """For the module ``utils.logging`` of a library, whose functions have the same names in both."""
+    """Silence one library by its module ``utils.logging``, whose functions have the same names in both libraries."""
     had_bars, verbosity = theirs.is_progress_bar_enabled(), theirs.get_verbosity()
     theirs.disable_progress_bar()
     theirs.set_verbosity(logging.ERROR)

@@ -1,4 +1,4 @@
-"""One line per event: ``key=value`` with a UTC timestamp, through stdlib logging. Passwords never reach a line.
+"""Log one line per event: ``key=value`` with a UTC timestamp, through stdlib logging. Passwords never reach a line.
 
 Modules log with ``logging.getLogger(__name__)``; fields go in ``extra``: ``log.info("claimed", extra={"group": 17})``.
 """
@@ -9,9 +9,6 @@ import json
 import logging
 import re
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -23,7 +20,7 @@ _PLAIN_VALUE = re.compile(r"[^\s\"=]+")
 
 
 def mask_passwords(text: str) -> str:
-    """The text with the password of every Redis URL replaced by ``***``. Rather masks too much than too little."""
+    """Replace the password of every Redis URL in the text by ``***``. In doubt it masks too much."""
     return _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1***", text))
 
 
@@ -48,7 +45,9 @@ class LineFormatter(logging.Formatter):
             "msg": record.getMessage(),
         }
         added = ((key, value) for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES)
-        fields.update((key, value) for key, value in added if not key.startswith("_"))  # those are Ray's own
+        fields.update(
+            (key, value) for key, value in added if not key.startswith("_")
+        )  # fields with an underscore are Ray's own
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = self.formatException(record.exc_info)
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -60,7 +59,7 @@ def configure(
 ) -> None:
     """Send this process's records to ``stream`` (standard error unless told otherwise) or, if given, to ``file``.
 
-    Calling it again replaces what it set up before and leaves other handlers alone.
+    Calling it again replaces its former handler and leaves other handlers alone.
     """
     handler: logging.Handler = logging.StreamHandler(stream or sys.stderr)
     if file is not None:
@@ -72,19 +71,6 @@ def configure(
         old.close()
     root.addHandler(handler)
     root.setLevel(level)
-
-
-@contextmanager
-def span(logger: logging.Logger, name: str, **fields: object) -> Iterator[None]:
-    """Log how long the block took, in seconds; a block that raises is logged as a warning and still raises."""
-    started = time.perf_counter()
-    try:
-        yield
-    except BaseException as error:
-        failed = {"seconds": f"{time.perf_counter() - started:.6f}", "error": type(error).__name__}
-        logger.warning(name, extra=fields | failed)
-        raise
-    logger.info(name, extra=fields | {"seconds": f"{time.perf_counter() - started:.6f}"})
 
 
 def _quoted(value: object) -> str:

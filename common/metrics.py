@@ -1,4 +1,4 @@
-"""Every metric, declared once, and the account of where a role's time goes. Knows no monitoring system.
+"""Declare every metric once, and account for a role's time by part. Knows no monitoring system.
 
 Names follow Prometheus: base units, the unit as suffix, ``_total`` on counters. Labels are bounded sets, never ids.
 """
@@ -33,7 +33,7 @@ LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
     "reason": None,
     "version": None,
 }
-"""What each label may say. None: words of the recipe or of its rewards and numbers of servers, few but not known here."""
+"""The values of each label. None: words of the recipe or its rewards, or numbers of servers, few but not known here."""
 
 
 class Kind(StrEnum):
@@ -44,7 +44,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One declaration.
+    """The declaration of one metric.
 
     Example: ``Metric(name="drover_lag_versions", kind=Kind.GAUGE, unit="versions", help="Weight versions behind.")``.
     """
@@ -52,7 +52,7 @@ class Metric:
     name: str
     kind: Kind
     help: str
-    unit: str = ""  # "" where the value has none or its own
+    unit: str = ""  # "" where the value has no unit, or the own unit of a reward
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()  # upper bounds in the metric's unit, for histograms
 
@@ -66,7 +66,7 @@ class Metric:
 
 
 def check_call(verb: str, metric: object, labels: Mapping[str, str]) -> Metric:
-    """The metric, if ``verb`` ("add" or "set") and the labels fit its declaration; else a ValueError that says why."""
+    """Return the metric if ``verb`` ("add" or "set") and the labels fit its declaration. Raises ValueError otherwise."""
     if not isinstance(metric, Metric):
         raise ValueError(f"{metric!r} is no declared metric; pass one of the constants of common/metrics.py.")
     wanted = "set" if metric.kind is Kind.GAUGE else "add"
@@ -82,7 +82,7 @@ def check_call(verb: str, metric: object, labels: Mapping[str, str]) -> Metric:
 
 
 class NullMeter:
-    """A meter nobody reads. It checks calls all the same, so that a wrong label fails wherever it is first run."""
+    """A `Meter` that keeps no values. It checks calls like the others, so that a wrong label also fails without monitoring."""
 
     def add(self, metric: object, value: float = 1.0, **labels: str) -> None:
         check_call("add", metric, labels)
@@ -106,7 +106,7 @@ def _histogram(name: str, unit: str, help: str, buckets: tuple[float, ...], *lab
     return Metric(name=f"drover_{name}", kind=Kind.HISTOGRAM, unit=unit, help=help, labels=labels, buckets=buckets)
 
 
-# From one network round trip to a video sampled on a slow card, about two buckets a decade.
+# From one network round trip to a video sampled on a slow GPU, about two buckets a decade.
 _SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 GROUPS_ISSUED = _counter("groups_issued", "", "Groups ordered for training.")
@@ -183,10 +183,10 @@ ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if i
 
 
 class Account:
-    """Where one role loop's time goes. Owned by the thread that runs the loop.
+    """Counts the seconds of one role's loop by part. Owned by the thread that runs the loop.
 
     At each moment exactly one part is charged: the innermost open one, else ``other``. The parts therefore add up to
-    the account's life.
+    the time since the account was made.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Account:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Charge the block to ``name``; whatever was charged before pauses until the block ends, however it ends."""
+        """Charge the block to ``name``; the part around it is not charged until the block ends or fails."""
         if name not in self._seconds:
             raise ValueError(f"{name!r} is no part of this account; it has {list(self._seconds)}.")
         self._settle()

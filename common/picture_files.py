@@ -1,4 +1,4 @@
-"""Picture files of users to pixels: one set of formats and limits for every reader. Takes bytes, opens no file."""
+"""Decode users' picture files to pixels: one set of formats and limits for every reader. Takes bytes, opens no file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("JPEG", "PNG", "WEBP")  # whatever a file is called; Pillow's other decoders stay shut
+FORMATS = ("JPEG", "PNG", "WEBP")  # by content, not by name; Pillow's other decoders are not used
 MAX_PIXELS = 64_000_000  # 192 MB once decoded
 
 
@@ -30,7 +30,7 @@ def square(data: bytes, resolution: int) -> np.ndarray:
 
 
 def decode(data: bytes, *, least: int | None = None) -> Image.Image:
-    """The picture as RGB, upright and on white. Where sides of ``least`` pixels do, a large JPEG is decoded smaller.
+    """The picture as RGB, upright and on white. Where sides of ``least`` pixels suffice, a large JPEG is decoded smaller.
 
     Raises `BadRecord`: "damaged", "too large", "not 8 bit" where 8 bits would clip the values, or "git LFS pointer".
     """
@@ -51,7 +51,7 @@ def decode(data: bytes, *, least: int | None = None) -> Image.Image:
         raise
     except Image.DecompressionBombError:
         raise BadRecord("too large") from None
-    # Pillow raises whatever its parsers of headers and EXIF stumble over: all of it means that this file is damaged.
+    # Pillow passes on every error of its parsers of headers and EXIF: each of them means that this file is damaged.
     except Exception as error:
         raise BadRecord("damaged") from error
 

@@ -20,8 +20,8 @@ class Prompt(str):
     """A prompt that is a string to models, and carries ``fields`` for the rewards that read them.
 
     Example: ``Prompt("two red apples", {"objects": ["apple", "apple"], "count": 2})``. It equals, hashes and encodes like
-    its text alone; its repr, of which a run's identity is made, has the fields. Raises `ConfigError` for fields that are no
-    JSON scalars or short lists of them.
+    its text alone; its repr, from which a run's identity is computed, has the fields. Raises `ConfigError` for fields that
+    are no JSON scalars or short lists of them.
     """
 
     __slots__ = ("fields",)

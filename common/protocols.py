@@ -1,4 +1,4 @@
-"""The shared seams. Everything that has two implementations, or is used by two roles, is one of these.
+"""The seams that roles share: the protocols of everything that has two implementations or is used by two roles.
 
 Axes: B batch of latents, ... latent axes, L tokens, D features.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a denoiser believes at (x, time), free of its parameterisation: x = a x0 + s noise."""
+    """A denoiser's estimate at (x, time), independent of its parameterisation: x = a x0 + s noise."""
 
     x0: Tensor  # [B, ...]
     noise: Tensor  # [B, ...]
@@ -38,7 +38,7 @@ class Schedule(Protocol):
 
     @property
     def num_times(self) -> int:
-        """The model was trained on times 0 .. num_times - 1."""
+        """The number of the model's times, 0 .. num_times - 1, on which it was trained."""
 
     def times(self, num_steps: int, spacing: Spacing | None = None) -> tuple[int, ...]:
         """[num_steps + 1] strictly falling times of a chain; the last is the end of the path.
@@ -55,7 +55,7 @@ class Schedule(Protocol):
 
 
 Conditioning = Mapping[str, "Tensor"]
-"""What a policy conditions on: named tensors whose first axis is the batch, so rows can be picked and repeated."""
+"""The conditions of a batch: named tensors whose first axis is the batch, so rows can be picked and repeated."""
 
 
 class Policy(Protocol):
@@ -69,15 +69,15 @@ class Policy(Protocol):
 
     @property
     def parts(self) -> int:
-        """How many parts of a sample can be judged apart: 1, or the size of the first latent axis (frames, agents)."""
+        """The number of parts of a sample: 1, or the size of the first latent axis (frames, agents)."""
 
     @property
     def trainable(self) -> nn.Module:
-        """The module that learns. Its parameters with ``requires_grad`` are what is published and saved."""
+        """The module that learns. Its parameters with ``requires_grad`` are published and saved."""
 
     @property
     def empty(self) -> str | None:
-        """The name of the empty condition: "" for text. None for a model that guidance cannot be put on."""
+        """The name of the empty condition: "" for text. None for a model that cannot be guided."""
 
     def encode(self, names: Sequence[str]) -> Conditioning:
         """Conditioning rows in the order of the names, without gradient.
@@ -86,39 +86,39 @@ class Policy(Protocol):
         """
 
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Prediction:
-        """Prediction at x [B, ...], time [B], under guidance where there is some: samples and densities follow it.
+        """Prediction at x [B, ...], time [B], with the policy's guidance if it has any: samples and densities use it.
 
-        Float32 whatever the autocast regime.
+        Float32 under any autocast regime.
         """
 
     def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """[B, ...] the network's own output in float32, in the form it was trained to. Without guidance, with gradient."""
+        """[B, ...] the network's own output in float32, as it was pretrained to put out. Without guidance, with gradient."""
 
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """[B, ...] the output that pretraining regressed on, in float32, for x = a x0 + s noise.
+        """[B, ...] the regression target of pretraining, in float32, for x = a x0 + s noise.
 
         Raises `ConfigError` for a model that was not trained to denoise.
         """
 
     def decode(self, x0: Tensor, cond: Conditioning) -> Media:
-        """B samples of clean latents [B, ...] under their conditions, of the kind that the model declares. Without gradient."""
+        """The media, B samples of the model's kind, of clean latents [B, ...] with their conditions. Without gradient."""
 
     def to_latents(self, media: Media) -> Tensor:
-        """Clean latents [B, ...] float32 on the policy's device, of B samples of that kind. Without gradient.
+        """Clean latents [B, ...] float32 on the policy's device, of B samples of the model's kind. Without gradient.
 
-        The inverse of `decode`, up to what the autoencoder loses; for learning from real samples.
+        The inverse of `decode`, up to the loss of the autoencoder; for learning from real samples.
         """
 
 
 class Kernel(Protocol):
-    """One denoising step as a distribution; sampling and scoring are the two verbs of what it returns."""
+    """Gives one denoising step as a `Gaussian`, from which actors sample and by which the learner scores."""
 
     @property
     def num_steps(self) -> int: ...
 
     @property
     def stochastic(self) -> bool:
-        """Whether its steps have a density. A deterministic kernel samples, but cannot be trained step by step."""
+        """Whether the steps have a density. A deterministic kernel samples, but cannot be trained step by step."""
 
     def times(self, schedule: Schedule) -> tuple[int, ...]:
         """[num_steps + 1] times from noise to clean; step i goes from times[i] to times[i + 1]."""
@@ -132,9 +132,9 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """The random generators of a batch of samples, one row each."""
+    """The random generators of a batch of samples, two for each row."""
 
-    own: Sequence[torch.Generator]  # [B] of the sample alone
+    own: Sequence[torch.Generator]  # [B] for the sample alone
     siblings: Sequence[torch.Generator]  # [B] in the same state for all samples of one prompt of one order
 
     def rows(self, rows: slice) -> Draws:
@@ -142,7 +142,7 @@ class Draws:
 
 
 class Start(Protocol):
-    """Where chains begin."""
+    """Gives the first state of each chain, and the step at which the chain begins."""
 
     def begin(
         self, policy: Policy, times: Sequence[int], cond: Conditioning, draws: Draws
@@ -151,21 +151,21 @@ class Start(Protocol):
 
 
 class Sampler(Protocol):
-    """A description of how samples are drawn, which recipes name. Frozen and cheap."""
+    """The description of a procedure that draws samples, as recipes name it. Frozen; holds no policy."""
 
     @property
     def kernel(self) -> Kernel: ...
 
     @property
     def guidance(self) -> float | None:
-        """The scale of classifier-free guidance, 1 for none. None is the model's own."""
+        """The scale of classifier-free guidance, 1 for none; None for the model's own scale."""
 
     def load(self, policy: Policy, device: str) -> Sampling:
-        """The procedure with a policy, which it puts its guidance on. Raises `ConfigError` where that is impossible."""
+        """The procedure for a policy under this guidance. Raises `ConfigError` for a policy that cannot be guided."""
 
 
 class Sampling(Protocol):
-    """A sampler with its policy."""
+    """A sampler with its policy: it turns noise into clean latents."""
 
     @property
     def policy(self) -> Policy:
@@ -185,10 +185,10 @@ class Sampling(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Raw values of a batch. ``reasons[i]`` is "" where the value is valid, else a bounded word for the mask's cause.
+    """The raw values of a batch. ``reasons[i]`` is "" where the value is valid, else one of few words for the mask's cause.
 
-    ``parts`` judge a sample in pieces, as the frames of a clip; ``features`` describe it, for statistics over many
-    samples. Both come beside the values. The server masks what is not finite, whatever ``reasons`` say.
+    ``parts`` has a value for each part of a sample, such as a frame of a clip; ``features`` describe it, for statistics over
+    many samples. Both come beside the values. The server masks values that are not finite, even without a reason.
     """
 
     values: Sequence[float]  # [N], the reward's own unit
@@ -208,15 +208,15 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class SetScorer(Protocol):
-    """A scorer whose value is a property of all samples of a prompt together."""
+    """A scorer that judges all samples of a prompt together."""
 
     def score_sets(self, prompts: Sequence[Prompt], media: Any, sets: Sequence[slice]) -> Scores:
-        """As `Scorer`, for N samples in whole sets: each slice of rows holds all samples of one prompt in one group."""
+        """Score N samples as `Scorer` does. Each slice in ``sets`` holds the rows of all samples of one prompt in a group."""
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """A cheap, frozen description; the weights arrive with ``load``."""
+    """The description of a reward, as recipes name it. Frozen; ``load`` loads the weights."""
 
     @property
     def name(self) -> str: ...
@@ -230,11 +230,11 @@ class Reward(Protocol):
 
 @runtime_checkable
 class NeedsPackages(Protocol):
-    """A reward that runs in an environment of its own, because drover is not installed with what it needs."""
+    """A reward that runs in an environment of its own, because drover is installed without the packages it needs."""
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """pip requirements, beside what drover itself is installed with."""
+        """pip requirements, in addition to drover's own."""
 
 
 # ----------------------------------------------------------------------------------------------- files
@@ -250,11 +250,11 @@ class FileBatch:
 
 
 class FileSource(Protocol):
-    """Opened files. Resuming needs no cursor: the step is the position."""
+    """Opened files, read batch by batch. Resuming needs no cursor: the step is the position."""
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Bad records met so far, by reason; each is counted once."""
+        """The number of bad records read so far, by reason; each is counted once."""
 
     def batch(self, step: int, size: int) -> FileBatch:
         """Batch number ``step`` of ``size`` examples, a pure function of both.
@@ -264,10 +264,10 @@ class FileSource(Protocol):
 
 
 class Files(Protocol):
-    """A cheap, frozen description of examples; files are opened with ``open``, by the rank that learns from them."""
+    """The description of examples in files, as recipes name it. Frozen; each rank opens the files with ``open``."""
 
     def open(self, seed: int) -> FileSource:
-        """Raises `ConfigError` when there is nothing to read."""
+        """Open the files. Raises `ConfigError` when there is no example to read."""
 
 
 # ------------------------------------------------------------------------------------------- transport
@@ -283,7 +283,7 @@ class Delivery:
 
 
 class Stream(Protocol):
-    """At-least-once delivery to consumer groups. What is taken and never acknowledged is delivered again.
+    """Delivers messages to consumer groups at least once. A message that is taken and never acknowledged comes again.
 
     A stream object belongs to one consumer of one group; ``put`` alone needs no group.
     """
@@ -291,46 +291,49 @@ class Stream(Protocol):
     def put(self, message: Message) -> None: ...
 
     def take(self, limit: int, wait_s: float) -> list[Delivery]:
-        """Up to ``limit`` deliveries; waits at most ``wait_s`` for the first. Undecodable entries go to the dead."""
+        """Up to ``limit`` deliveries; waits at most ``wait_s`` for the first.
+
+        Entries that cannot be decoded go to the dead-letter stream.
+        """
 
     def ack(self, delivery: Delivery) -> None:
-        """The product of this message is durable. Acknowledging twice is harmless."""
+        """Acknowledge a message whose product is stored. Acknowledging twice is harmless."""
 
     def hand_back(self, delivery: Delivery) -> None:
-        """Give it back unfinished, for immediate redelivery to another consumer."""
+        """Give a message back unfinished, for immediate redelivery to another consumer."""
 
     def bury(self, delivery: Delivery, reason: str) -> None:
-        """Move it to the dead-letter stream with the reason, and acknowledge it."""
+        """Move a message to the dead-letter stream with the reason, and acknowledge it."""
 
     def backlog(self) -> tuple[int, float]:
-        """(entries this group has not acknowledged or not yet been given, age in seconds of the oldest; 0 when none)."""
+        """(number of entries that this group has not acknowledged, given or not; age in seconds of the oldest, 0 if none)."""
 
     def outstanding(self) -> int:
-        """Entries that some group has not acknowledged, or that no group reads yet. 0: nobody works on anything put here."""
+        """The number of entries that some group has not acknowledged, or that no group reads yet. 0: no work is left here."""
 
     def unacknowledged(self) -> list[Message]:
-        """The messages of those entries, oldest first, as far as they can be decoded. Nothing is taken."""
+        """The messages of the entries in `outstanding`, oldest first, without those that cannot be decoded. Takes none."""
 
     def clear(self) -> None:
-        """Forget all entries and pending deliveries; consumers go on with what comes next."""
+        """Delete all entries and pending deliveries; consumers go on with later entries."""
 
     def close(self) -> None:
-        """Hand back everything taken and not acknowledged; stop the lease heartbeat."""
+        """Hand back all messages that were taken and not acknowledged; stop the lease heartbeat."""
 
 
 class BlobStore(Protocol):
-    """Bytes by id, with a lifetime. Ids are scoped to the run."""
+    """Stores bytes by id for a limited time. Ids are scoped to the run."""
 
     def put(self, blob: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Store the concatenation of parts."""
+        """Store the concatenation of the parts."""
 
     def get(self, blob: str, offset: int = 0, nbytes: int | None = None) -> bytes:
-        """Those bytes. Raises `BlobMissing`."""
+        """The ``nbytes`` bytes from ``offset`` on, by default to the end. Raises `BlobMissing`."""
 
     def drop(self, blobs: Sequence[str]) -> None: ...
 
     def sweep(self, part: str, keep: Collection[str] = ()) -> None:
-        """Drop every blob with ``part`` in its id (letters, digits and dots), but for those to ``keep``."""
+        """Drop every blob with ``part`` in its id (letters, digits and dots), except those to ``keep``."""
 
 
 # --------------------------------------------------------------------------------------------- weights
@@ -338,7 +341,7 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """Proof of a sync: `drover.common.diffusion.canary` of the published weights, and how far it may be off."""
+    """The canary of published weights (`drover.common.diffusion.canary`), and the tolerance for an actor's own value."""
 
     value: float
     tolerance: float
@@ -347,19 +350,19 @@ class Canary:
 class WeightPublisher(Protocol):
     @property
     def floor(self) -> int:
-        """The newest version a former life of the learner published, -1 without one. Numbers are never used twice."""
+        """The newest version published before this learner process began; -1 without one. Numbers are never used twice."""
 
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor], canary: Canary | None) -> None:
-        """Make ``version`` available. Everything is in place before the version pointer moves."""
+        """Make ``version`` available. The version pointer moves last, when the weights are in place."""
 
     def pin(self, version: int) -> None:
-        """Keep ``version`` to be loaded until `unpin`, however many follow it. Raises `WeightsLost` when it is gone.
+        """Keep ``version`` until `unpin`, even when many newer ones follow. Raises `WeightsLost` when it is gone.
 
         Pins add up; they end with the publisher's process.
         """
 
     def unpin(self, version: int) -> None:
-        """Undo one `pin`: the version goes as soon as it is none of the newest."""
+        """Undo one `pin`. A version without pins is dropped once it is none of the newest."""
 
 
 class WeightSubscriber(Protocol):
@@ -367,10 +370,10 @@ class WeightSubscriber(Protocol):
         """The newest published version; -1 before the first."""
 
     def load(self, version: int, into: nn.Module) -> Canary | None:
-        """Copy that version into the module's parameters in place, every checksum checked.
+        """Copy a version into the module's parameters in place, after checking every checksum.
 
-        Raises `WeightsLost` when that version is no longer to be had, and `WeightSyncFailed` when a tensor is missing,
-        unknown, of another shape, or damaged; nothing is bound then.
+        Raises `WeightsLost` when the version has been dropped, and `WeightSyncFailed` when a tensor is missing, unknown, of
+        another shape, or damaged; then no parameter is changed.
         """
 
 
@@ -378,7 +381,7 @@ class WeightSubscriber(Protocol):
 
 
 class Meter(Protocol):
-    """Where roles report. Metrics are declared in `common/metrics.py`; labels are bounded sets, never ids."""
+    """Takes the metrics that roles report. They are declared in `common/metrics.py`; labels are bounded sets, never ids."""
 
     def add(self, metric: object, value: float = 1.0, **labels: str) -> None:
         """Counter: increase. Histogram: observe."""

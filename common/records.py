@@ -1,4 +1,4 @@
-"""Records of user files: texts, captions, JSON. A bad one is skipped and counted by its reason; it never stops a run."""
+"""Read records of user files: texts, captions, JSON. A bad record is skipped and counted by reason; it never stops a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 class BadRecord(Exception):
-    """One record cannot be used. ``reason`` is one of a bounded set of phrases, such as "blank" or "not JSON"."""
+    """A record cannot be used. ``reason`` is one of a few phrases, such as "blank" or "not JSON"."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ def clean(value: object) -> str:
 
 
 def a_text(value: object) -> str:
-    """The value, if it is a text that UTF-8 can hold. Raises `BadRecord`."""
+    """Return the value if it is a text that UTF-8 can encode. Raises `BadRecord` otherwise."""
     if value is None:
         raise BadRecord("missing")
     if not isinstance(value, str):
@@ -68,7 +68,7 @@ def decoded(data: bytes) -> str:
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """The JSON object of a file or line. Raises `BadRecord`; NaN and Infinity are no JSON, though Python reads them."""
+    """The JSON object of a file or line. Raises `BadRecord`, also for NaN and Infinity, which Python would read."""
     text = decoded(data)
     if not text.strip():
         raise BadRecord("empty")
@@ -82,13 +82,13 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 def count_text(skipped: Mapping[str, int]) -> str:
-    """For the end of a sentence: `` (skipped: 3 blank, 1 not JSON)``, the most frequent first, or nothing."""
+    """`` (skipped: 3 blank, 1 not JSON)`` for the end of a sentence, the most frequent first; "" if none was skipped."""
     counts = counted(skipped)
     return f" (skipped: {counts})" if counts else ""
 
 
 def counted(skipped: Mapping[str, int]) -> str:
-    """``3 blank, 1 not JSON``: the most frequent first; empty where nothing was skipped."""
+    """``3 blank, 1 not JSON``: the most frequent reason first; "" if none was skipped."""
     return ", ".join(f"{number} {reason}" for reason, number in Counter(skipped).most_common() if number)
 
 

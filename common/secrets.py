@@ -1,4 +1,4 @@
-"""Where passwords and tokens come from: an environment variable, or a file that one names. Never options, never logs."""
+"""Read passwords and tokens from an environment variable, or a file that one names. They are no options and never logged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 
 def from_environment(variable: str) -> str:
-    """What ``variable`` holds, or the file that ``variable``_FILE names; "" where neither is set.
+    """The value of ``variable``, or the content of the file that ``variable``_FILE names; "" where neither is set.
 
     Raises `ConfigError`, which never shows the secret.
     """
@@ -27,7 +27,7 @@ def from_environment(variable: str) -> str:
 
 
 def from_file(path: str | Path, said_by: str) -> str:
-    """The first line of a file, which is all of it. ``said_by`` names whoever gave the path, for errors."""
+    """The secret in a file of one line. ``said_by`` names the option or variable that gave the path, for errors."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -41,7 +41,7 @@ def from_file(path: str | Path, said_by: str) -> str:
 
 
 def checked(secret: str, where: str) -> str:
-    """The secret, if it can be one."""
+    """Return the secret if it has the form of one. Raises `ConfigError` otherwise."""
     if not _PRINTABLE.fullmatch(secret):
         state = "holds spaces, line ends or characters outside ASCII" if secret else "is empty"
         raise ConfigError(f"a secret is taken from {where}, which {state}; make it one word of printable ASCII")

@@ -1,4 +1,7 @@
-"""(run seed, purpose, group, sample) -> a generator of its own. Same four, same noise, whoever samples, beside whom."""
+"""Make a random generator for each sample from (run seed, purpose, draw, sample).
+
+The noise of a sample depends on these four alone, not on the actor or on the other samples of its batch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def derive(*words: int | str) -> int:
-    """A 63-bit seed that depends on every word and on their order, equal on every machine.
+    """Hash words to a 63-bit seed, which depends on every word and on their order and is equal on every machine.
 
     Each word is hashed with its length, so that ("ab", "c") and ("a", "bc") differ.
     """
@@ -26,7 +29,7 @@ def derive(*words: int | str) -> int:
 def generators(
     seed: int, purpose: str, group: int, samples: Sequence[int], device: str | torch.device = "cpu"
 ) -> list[torch.Generator]:
-    """One generator per sample index; each depends on its own index alone, never on the others in the list.
+    """One generator per sample index; each depends on its own index alone, not on the others in the list.
 
     CPU and GPU generators draw different numbers from the same seed.
     """

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop in order: Ctrl-C, SIGTERM, and SIGHUP, which comes when a terminal or ssh closes."""
+"""Catch the signals that ask a process to stop: Ctrl-C, SIGTERM, and SIGHUP, which comes when a terminal or ssh closes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def stop_on_signals() -> Callable[[], bool]:
-    """Catch these signals from now on; the answer says whether one has come.
+    """Catch these signals from now on. The returned function says whether one has come.
 
-    Ctrl-C after any of them raises KeyboardInterrupt: the user will not wait. SIGHUP stays ignored where it is ignored
-    already: under nohup the process is to outlive its session.
+    A Ctrl-C after any of them raises KeyboardInterrupt, as the user does not want to wait. SIGHUP stays ignored where it
+    is ignored already: under nohup the process should outlive its session.
     """
     asked: list[int] = []
 
@@ -30,11 +30,13 @@ def stop_on_signals() -> Callable[[], bool]:
 
 @contextmanager
 def children_outlive_the_session() -> Iterator[None]:
-    """Processes that the block starts do not get SIGHUP, so that a run whose terminal closes can stop them in order.
+    """Block SIGHUP for processes started in the block, so that a run whose terminal closes can stop them in order.
 
     A SIGHUP that comes meanwhile reaches this process after the block.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited, also by other programs
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGHUP}
+    )  # child processes inherit the mask, even across exec
     try:
         yield
     finally:

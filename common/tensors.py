@@ -1,4 +1,4 @@
-"""TensorRef <-> Tensor: how tensors become the bytes of a blob and come back. Knows no Redis and no message."""
+"""Pack tensors into the bytes of a blob, and read them back by `TensorRef`. Knows no Redis and no message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The dtype of that name among those that travel, such as "bfloat16"."""
+    """The torch dtype named in a `TensorRef`, such as "bfloat16"."""
     import torch
 
     assert name in DTYPE_BYTES, name
@@ -26,10 +26,10 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def pack(blob: str, tensors: Mapping[str, Tensor | np.ndarray]) -> tuple[list[memoryview], dict[str, TensorRef]]:
-    """(parts, refs): the bytes of one blob, in order, and where each tensor lies in it.
+    """(parts, refs): the bytes of one blob, in order, and the position of each tensor in it.
 
     The parts view the tensors' own memory where they are contiguous on the CPU: store them before changing the tensors.
-    Raises `CodecError` for a dtype that does not travel.
+    Raises `CodecError` for a dtype that a reference cannot name.
     """
     import torch
 
@@ -44,7 +44,7 @@ def pack(blob: str, tensors: Mapping[str, Tensor | np.ndarray]) -> tuple[list[me
                 f"{name!r} has dtype {tensor.dtype}, which does not travel; cast it to {sorted(DTYPE_BYTES)}"
             )
         ref = TensorRef(blob=blob, dtype=dtype, shape=tuple(tensor.shape), offset=offset)
-        # numpy knows no bfloat16, but every dtype can be seen as bytes.
+        # numpy has no bfloat16, but every dtype can be viewed as bytes.
         parts.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
         refs[name] = ref
         offset += ref.nbytes
@@ -52,7 +52,7 @@ def pack(blob: str, tensors: Mapping[str, Tensor | np.ndarray]) -> tuple[list[me
 
 
 def unpack(ref: TensorRef, data: bytes | memoryview) -> Tensor:
-    """The tensor, on the CPU, in memory of its own. ``data`` is its bytes; raises `CodecError` unless they fit."""
+    """The tensor of the bytes ``data``, on the CPU, in its own memory. Raises `CodecError` where their number does not fit."""
     import torch
 
     if len(data) != ref.nbytes:
@@ -74,7 +74,7 @@ def read(blobs: BlobStore, ref: TensorRef, rows: slice | None = None) -> Tensor:
 
 
 def rows_of(ref: TensorRef, rows: slice) -> TensorRef:
-    """The reference to those rows of its first axis alone (contiguous: step 1)."""
+    """The reference to only those rows of the tensor's first axis (contiguous: step 1)."""
     if not ref.shape:
         raise ValueError(f"blob {ref.blob!r} holds a scalar there, which has no rows")
     start, stop, step = rows.indices(ref.shape[0])

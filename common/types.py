@@ -1,8 +1,8 @@
-"""Every message and id on the wire. Frozen, one type per stage, no field filled in later. No torch here.
+"""The messages between roles. Frozen, one type per stage, no field filled in later. No torch here.
 
-A *group* is the unit of work: all samples of one or several prompts that are judged together. Its life is
+A *group* is the unit of work: all samples of one or several prompts that are judged together. Its stages are
 ``WorkItem`` -> ``RolloutGroup`` -> one ``Measurement`` per reward -> one ending. Messages carry references;
-tensors travel as blobs (`common/tensors.py`).
+tensors are stored as blobs (`common/tensors.py`).
 
 Axes in the comments: N samples of a group, K recorded steps, U stored states, S parts of a sample.
 """
@@ -16,31 +16,31 @@ from math import prod
 from drover.common.prompts import Prompt, with_fields
 
 DTYPE_BYTES = {"uint8": 1, "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-MAX_TENSOR_BYTES = 4 << 30  # a reference to more is damage or malice; refused before anyone allocates for it
+MAX_TENSOR_BYTES = 4 << 30  # a larger reference is damaged or malicious, and refused before memory is allocated
 MAX_BLOB_BYTES = 256 << 20  # one value of Redis may hold no more than 512 MiB
 MAX_RANK = 16
 MAX_SAMPLES = 16_384  # of one group
 
 
 class Purpose(StrEnum):
-    """Why a group is sampled."""
+    """The purpose of a group: training or evaluation."""
 
     TRAIN = "train"
     EVAL = "eval"
 
 
 class Stage(StrEnum):
-    """Where a group failed."""
+    """The stage at which a group failed."""
 
     SAMPLE = "sample"
     MEASURE = "measure"
 
 
 class Ending(StrEnum):
-    """How an issued group ends; each ends exactly once.
+    """The ending of an issued group; each group ends exactly once.
 
     ``trained``: its examples reached a gradient. ``empty``: measured, but nothing to learn (all rewards equal
-    or too few valid). ``failed``: sampling or scoring gave up. ``stale``: sampled under weights older than the bound.
+    or too few valid). ``failed``: it could not be sampled or scored. ``stale``: sampled with weights older than the bound.
     """
 
     TRAINED = "trained"
@@ -51,7 +51,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRef:
-    """A dense, C-ordered tensor inside a blob.
+    """A reference to a dense, C-ordered tensor inside a blob.
 
     Example: ``TensorRef(blob="g17.1/latents", dtype="float32", shape=(8, 6, 4, 8, 8), offset=0)``.
     """
@@ -79,10 +79,10 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaRef:
-    """Media inside blobs: of each of their arrays, in the order of their fields, the chunks of rows that it was cut into.
+    """A reference to media inside blobs: for each of their arrays, in the order of their fields, its chunks of rows.
 
     Example, six pictures in one blob: ``MediaRef(kind="picture", arrays=((TensorRef(blob="g17.1/media", dtype="uint8",
-    shape=(6, 64, 64, 3)),),))``. ``facts`` are the plain fields in their order, as a clip's frames a second.
+    shape=(6, 64, 64, 3)),),))``. ``facts`` are the plain fields in their order, such as a clip's frames a second.
     """
 
     kind: str
@@ -108,13 +108,13 @@ class MediaRef:
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """Ids of every blob it refers to, each once."""
+        """The ids of all referenced blobs, each once."""
         return tuple(dict.fromkeys(chunk.blob for chunks in self.arrays for chunk in chunks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkItem:
-    """An order for one group, from the learner to whichever actor claims it.
+    """An order for one group, from the learner to the actor that claims it.
 
     Example: ``WorkItem(epoch=0, group=17, purpose=Purpose.TRAIN, task="composition", rewards=("composition",),
     prompts=("a red circle",), samples_per_prompt=8, seed=4, draw=17, record=(0, 2, 3, 5, 6), fingerprint="9f3c...")``.
@@ -123,7 +123,7 @@ class WorkItem:
     ``group`` rises by one with each order of its purpose and is also the training order. ``seed`` is the run's seed. The
     noise of a sample is derived from (seed, purpose, ``draw``, sample index), never from the actor that samples it. ``draw``
     equals ``group`` in training and counts from 0 in each evaluation, so that evaluations repeat their noise.
-    ``record`` lists the indices of the denoising steps whose transitions are wanted; ``keep_latents`` asks for the clean
+    ``record`` lists the indices of the denoising steps to record; ``keep_latents`` asks for the clean
     latents. ``task`` names the task or the held-out set; only ``rewards`` measure the group. ``version`` names the only
     weights that may sample it; None means the newest at the moment an actor begins. ``fields`` are the prompts' fields as
     JSON (`drover.common.prompts`); () where no prompt has any.
@@ -161,7 +161,7 @@ class WorkItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transitions:
-    """The recorded denoising steps of a group: only what will be trained.
+    """The recorded denoising steps of a group: only the steps that will be trained.
 
     Neighbouring steps share a state, so each distinct state is stored once: step k went from
     ``states[:, before[k]]`` to ``states[:, after[k]]``.
@@ -194,14 +194,14 @@ class Transitions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """A sampled group. ``attempt`` counts deliveries of its order, from 1: a reclaimed order makes another attempt."""
+    """A sampled group. ``attempt`` counts the deliveries of its order, from 1."""
 
     epoch: int
     group: int
     attempt: int
     purpose: Purpose
     task: str
-    rewards: tuple[str, ...]  # that measure it
+    rewards: tuple[str, ...]  # names of the rewards that measure it
     version: int  # of the weights that sampled it
     prompts: tuple[str, ...]
     samples_per_prompt: int
@@ -249,10 +249,10 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one reward says of one group: raw values, judged by nobody yet.
+    """One reward's answer for one group: raw values, before any objective judges them.
 
-    ``values[i]`` is meaningful only where ``valid[i]``; ``reasons[i]`` says in a bounded word why it is not
-    ("" where valid): ``nan``, ``error``, ``missing`` or a reward's own word.
+    ``values[i]`` is meaningful only where ``valid[i]``; ``reasons[i]`` is the cause of an invalid value
+    ("" where valid): ``nan``, ``error``, ``missing`` or one of the reward's own few words.
     """
 
     epoch: int
@@ -289,7 +289,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupFailed:
-    """Someone gave up on a group; its slot is freed. Failure is a message, never silence."""
+    """The message that a group could not be sampled or scored; the learner frees its slot."""
 
     epoch: int
     group: int
@@ -301,7 +301,7 @@ class GroupFailed:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One reward's values of one held-out order. Example: ``Judged("pairs/taste", draw=3, each=2, values=(5.1, nan))``.
+    """One reward's values for one held-out order. Example: ``Judged("pairs/taste", draw=3, each=2, values=(5.1, nan))``.
 
     Orders of the same ``draw`` have the same prompts and the same noise in every evaluation of a run.
     """
@@ -314,11 +314,11 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the learner tells whoever watches.
+    """The learner's report to the driver, for people: numbers, pictures or a text.
 
     Example: ``Report(kind="step", at_s=12.5, version=3, scalars={"reward/jpeg_size/mean": 0.41}, text="")``.
 
-    ``scalars`` go by slash-separated names; ``at_s`` counts from the learner's start; ``version`` is the newest
+    ``scalars`` have slash-separated names; ``at_s`` counts from the learner's start; ``version`` is the newest
     published, or for "eval" the one that was evaluated.
     """
 

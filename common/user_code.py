@@ -1,4 +1,4 @@
-"""Errors of a user's own code in one sentence: the error, and the user's line that it came from."""
+"""Tell an error of a user's own code in one sentence: the error, and the user's line that raised it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
 def sentence(error: BaseException) -> str:
-    """``KeyError: 'target' at mine.py:28``; without the place where no line of a user's took part."""
+    """``KeyError: 'target' at mine.py:28``; without the place if the error passed no line of a user's file."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     said = f"{type(error).__name__}: {first}" if first else type(error).__name__
@@ -26,9 +26,9 @@ def sentence(error: BaseException) -> str:
 
 @contextmanager
 def in_a_sentence(doing: str) -> Iterator[None]:
-    """Turn what foreign code raises in the block into ``DroverError("DOING: KeyError: 'target' at mine.py:28")``.
+    """Turn an error of foreign code in the block into ``DroverError("DOING: KeyError: 'target' at mine.py:28")``.
 
-    An error of torch.distributed passes: a peer died, and no code is to blame.
+    An error of torch.distributed passes unchanged: another rank died, and the user's code is not the cause.
     """
     try:
         yield
@@ -68,6 +68,6 @@ def _homes() -> tuple[Path, ...]:
 
 
 def short(file: str) -> str:
-    """The path as a person would type it: from the working folder where the file lies below it."""
+    """The path relative to the working folder if the file lies below it, else the whole path."""
     path = Path(file).resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Write numbers with their nouns, as people do."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measurements in, weights out. Knows no actor process and no reward implementation."""
+"""The learner turns measurements into weights. It knows no actor process and no reward implementation."""

@@ -1,4 +1,4 @@
-"""Raw values to advantages. Pure, double precision; what is not valid takes part in nothing and gets 0."""
+"""Turn raw values of rewards into advantages, purely and in double precision. Invalid values are ignored and get 0."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def standardise(values: np.ndarray, valid: np.ndarray, *, clip: float) -> np.nda
     """
     advantages = np.zeros(values.shape)
     known = values[valid].astype(np.float64)
-    if len(known) >= 2 and np.ptp(known) > 0:  # what is left of equal values less their mean is rounding, not 0
+    if len(known) >= 2 and np.ptp(known) > 0:  # equal values less their mean leave rounding, not 0
         advantages[valid] = np.clip((known - known.mean()) / (known.std(ddof=1) + EPSILON), -clip, clip)
     return advantages
 
 
 def standardise_centred(groups: list[np.ndarray], valid: list[np.ndarray], *, clip: float) -> list[np.ndarray]:
-    """Per group [N]: values minus the group's mean, over the deviation that all groups have around theirs.
+    """Per group [N]: values minus the group's mean, over the pooled deviation of all groups around their own means.
 
-    A group whose samples are all nearly equal then has small advantages, where its own deviation would blow up what
-    may be no more than noise. Cut at +-clip; 0 where invalid, or fewer than two of the group are valid.
+    A group whose samples are all nearly equal then has small advantages, where its own deviation would magnify
+    differences that may be noise. Cut at +-clip; 0 where invalid, or fewer than two of the group are valid.
     """
     centred = [np.zeros(values.shape) for values in groups]
     for out, values, known in zip(centred, groups, valid, strict=True):

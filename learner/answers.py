@@ -1,4 +1,4 @@
-"""Ask an objective and check its answer: a mistake in a user's objective becomes one sentence, with the user's line."""
+"""Call an objective and check its answer: a mistake in a user's objective becomes one sentence, with the user's line."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def divide(
 
 @dataclass(frozen=True, slots=True)
 class Batches(Generic[B]):
-    """The micro-batches of a share, each with whether it counts. Can be gone through more than once."""
+    """The micro-batches of a share, each with a truth value: whether it counts. Can be iterated over more than once."""
 
     make: Callable[[], Iterator[tuple[B, bool]]]
     num_batches: int
@@ -83,25 +83,25 @@ class Batches(Generic[B]):
 
 
 class Fetcher(Protocol):
-    """Turns shares into micro-batches on the device."""
+    """Reads the rows of a share and makes micro-batches of them on the device."""
 
     bytes_read: int
 
     def batches(self, iteration: Iteration, share: Share, number: int) -> Batches[Any]:
-        """``number`` is that of the optimiser step: draws depend on it."""
+        """The share's micro-batches. ``number`` counts optimiser steps; the noise draws depend on it."""
 
 
 def open_fetcher(
     objective: Objective, models: Models, blobs: BlobStore, *, seed: int, device: str, batch_size: int
 ) -> Fetcher:
-    """The fetcher of the batches that the objective learns from."""
+    """The fetcher for the kind of batch that the objective learns from."""
     if objective.learns_from is LatentBatch:
         return LatentFetcher(models, blobs, seed=seed, device=device, batch_size=batch_size)
     return StepFetcher(models, blobs, device=device, batch_size=batch_size)
 
 
 class _Fetcher(ABC, Generic[B, D]):
-    """Reads rows of groups (D: one group's), and puts terms together as batches (B)."""
+    """Reads rows of groups (D: the rows of one group) and joins terms into batches (B)."""
 
     def __init__(self, models: Models, blobs: BlobStore, *, device: str, batch_size: int) -> None:
         self._models, self._blobs, self._device, self._batch_size = models, blobs, device, batch_size
@@ -129,11 +129,11 @@ class _Fetcher(ABC, Generic[B, D]):
             yield self._batch(iteration, loaded, chosen * len(sides), rows, self._to(weights), cond, number), counts
 
     def _placeholder(self, share: Share, credit: Credit) -> int:
-        """The example that a rank without one computes with weight 0."""
+        """The example that a rank computes with weight 0 where no term is left for it."""
         return share.examples[0] if share.examples else int(credit.teaching[0])
 
     def _rows(self, iteration: Iteration, credit: Credit, examples: tuple[int, ...]) -> dict[int, D]:
-        """By group. Rows that the last share had, too, are not read again."""
+        """Group -> its rows. A share with the same examples as the last one reuses the rows that were read for it."""
         examples = examples or (int(credit.teaching[0]),)
         if self._held is not None and self._held[0] is iteration and self._held[1] == examples:
             return self._held[2]
@@ -167,7 +167,7 @@ class _Fetcher(ABC, Generic[B, D]):
         cond: _Conditions,
         number: int,
     ) -> B:
-        """``terms`` and ``rows``, (group, sample), are [A B], side after side; ``weight`` is [B, S]."""
+        """Join terms into a batch. ``terms`` and ``rows``, (group, sample), are [A B], side after side; ``weight`` is [B, S]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +279,7 @@ class _Conditions:
         self._all: Conditioning = models.policy.encode(prompts)
 
     def rows(self, rows: Sequence[tuple[int, int]]) -> Conditioning:
-        """For (group, sample) each."""
+        """The conditioning of these rows, (group, sample) each."""
         places = [self._first[group] + row // self._groups[group].samples_per_prompt for group, row in rows]
         return conditioning.rows(self._all, places)
 

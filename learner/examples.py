@@ -1,4 +1,4 @@
-"""What objectives are given and what they make of it: measured groups in, credit out, batches back.
+"""The inputs and outputs of objectives: measured groups become credit, and batches for the loss follow from the credit.
 
 Axes: N samples of a group, E examples of an iteration, A samples of an example (1, or 2 that are compared), S parts of a
 sample, B examples of a micro-batch, D features.
@@ -42,7 +42,7 @@ class MeasuredGroup:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """The terms of one iteration's loss: which samples teach, how much, and the count that the sum is divided by.
+    """The terms of one iteration's loss: the samples that teach, their weights, and the count that divides the sum.
 
     Example (policy gradient): rows [[[0, 0]], [[0, 3]]], weights [[1.2], [-1.2]], terms 8: two of eight samples teach.
     Example (preference pairs): rows [[[0, 3], [0, 0]]], weights [[1.0]], terms 1: sample 3 of group 0 is preferred to sample 0.
@@ -110,5 +110,5 @@ class LatentBatch:
     x0: Tensor  # [A B, *latent] float32
     weight: Tensor  # [B, S] float32
     cond: Conditioning  # [A B, ...]
-    draws: Sequence[torch.Generator]  # [A B], the same for an example on whatever rank and in whatever micro-batch
+    draws: Sequence[torch.Generator]  # [A B], the same for an example on any rank and in any micro-batch
     known: Mapping[str, float] = field(default_factory=dict)  # sums over the optimiser step; see `Surveys`

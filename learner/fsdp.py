@@ -2,7 +2,7 @@
 
 Gradients are summed over the ranks, never averaged: the loop divides by the global count, so one rank equals two.
 
-FSDP and DTensor are imported by what uses them: they take most of a second, which the other roles need not spend.
+Functions import FSDP and DTensor themselves: the import takes most of a second, which the other roles need not spend.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _parts(module: nn.Module) -> list[FSDPModule]:
-    """Whatever was sharded on its own, the whole included."""
+    """The modules that were sharded on their own, the whole module included."""
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
@@ -60,9 +60,9 @@ def reshard(module: nn.Module) -> None:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What learns, whole, by name: one collective per part of the module, in which every rank takes part.
+    """The trainable parameters, whole, by name: one collective per part of the module, which every rank must call.
 
-    Gathered anew, whatever an earlier forward left; good until the context ends.
+    They are gathered anew, even if an earlier forward left them gathered, and are valid until the context ends.
     """
     reshard(module)
     for part in _parts(module):
@@ -72,7 +72,7 @@ def gathered(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def sync_gradients(module: nn.Module, on: bool) -> None:
-    """Whether the next backward reduces gradients over the ranks, or only adds to the local ones."""
+    """Set whether the next backward reduces gradients over the ranks (``on``) or only adds to the local ones."""
     from torch.distributed.fsdp import FSDPModule
 
     assert isinstance(module, FSDPModule)
@@ -80,12 +80,12 @@ def sync_gradients(module: nn.Module, on: bool) -> None:
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that learn, by name, in the module's order."""
+    """The parameters that require gradients, by name, in the module's order."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard."""
+    """This rank's shard of a tensor; a plain tensor as it is."""
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -100,7 +100,7 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def like(parameter: Tensor, whole: Tensor) -> Tensor:
-    """``whole``, which every rank has, laid out as the parameter is, on its device."""
+    """Shard ``whole``, which every rank has, as the parameter is sharded, on the parameter's device."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     whole = whole.to(parameter.device)

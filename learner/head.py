@@ -1,6 +1,6 @@
-"""Rank 0's part of the learner: it gathers measured groups, settles them, evaluates, publishes and reports.
+"""The work that rank 0 does for all ranks: gather measured groups, end them, evaluate, publish and report.
 
-The other ranks have a `Follower` with the same verbs, which do nothing.
+The other ranks have a `Follower`, whose methods do nothing.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ BLIND_ITERATIONS = 3  # this many in a row without one valid reward end the run 
 
 
 class Lead(Protocol):
-    """A rank's side of everything that only rank 0 does."""
+    """The interface of the work that only rank 0 does; `Head` does it, and `Follower` does nothing."""
 
     @property
     def floor(self) -> int:
-        """The newest version that a former life of the learner published; -1 without one."""
+        """The newest version that was published before this learner process began; -1 without one."""
 
     def begin(self, progress: Progress, cut_off: Sequence[Due]) -> None:
-        """Evaluate the start, or again the evaluation that a resumed run was cut off in."""
+        """Begin the evaluation before the run, or repeat one that was ``cut_off`` when the run stopped."""
 
     def gather(self, progress: Progress) -> Iteration | Stop | None:
-        """The next groups with their credit; None on ranks that are told."""
+        """The next groups with their credit; None on the other ranks, which receive them from rank 0."""
 
     def settle(self, iteration: Iteration, progress: Progress, told: Updated) -> None:
-        """End the iteration's groups, whose weights are visible by now; report; evaluate where it is due."""
+        """End the iteration's groups, report, and begin an evaluation where it is due.
+
+        The new weights must be visible to the actors.
+        """
 
     def publish(self, version: int, weights: Mapping[str, Tensor], canary: Canary | None) -> None: ...
 
@@ -49,7 +52,7 @@ class Lead(Protocol):
         """Evaluate the newest version as the run's start, and wait for the result."""
 
     def saved(self) -> dict[str, Any]:
-        """The part of a checkpoint's JSON that this rank knows."""
+        """The entries of a checkpoint's JSON that only this rank knows."""
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
 
@@ -61,7 +64,7 @@ class Lead(Protocol):
 
 
 class Follower:
-    """The ranks that are told."""
+    """The `Lead` of every rank but 0: its methods do nothing."""
 
     floor = -1
 
@@ -97,7 +100,7 @@ class HeadSpec:
 
 
 class Head:
-    """Rank 0."""
+    """The `Lead` of rank 0: it owns the intake, publishes weights and reports."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A reference in memory: the policy below its adapters, or a second build of the model whose weights stay or follow."""
+"""A reference in memory: the policy with its adapters off, or a second copy whose weights are frozen or follow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drover.learner.reference import REFERENCE
 
 
 class Base:
-    """The policy below its adapters."""
+    """The policy with its adapters off."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy: Policy = Silent(policy, lambda: adapters_off(policy.trainable))
@@ -30,7 +30,7 @@ class Base:
 
 
 class Copy:
-    """A second build of the model. Its weights that moved live in the optimiser's state, and so in checkpoints."""
+    """A second copy of the model. Weights that have moved are kept in the optimiser's state, and so in checkpoints."""
 
     def __init__(self, model: Model, policy: Policy, device: str, *, refresh: int = 0, decay: float = 0.0) -> None:
         self._refresh, self._decay = refresh, decay
@@ -63,7 +63,7 @@ class Copy:
 
     @torch.no_grad()
     def _move(self, optimizer: torch.optim.Optimizer, share: float) -> None:
-        """Take that share from the policy. 1 copies to the bit."""
+        """Move the copy's weights by ``share`` of the distance towards the policy's. 1 copies to the bit."""
         fsdp.reshard(self._module)
         for mine, copy in self._pairs:
             local = fsdp.local(copy)
@@ -71,12 +71,14 @@ class Copy:
                 local.copy_(fsdp.local(mine))
             else:
                 local.lerp_(fsdp.local(mine), share)
-            if mine in optimizer.state:  # it has made a step; before, the copy is the start anyway
+            if (
+                mine in optimizer.state
+            ):  # before the first optimiser step there is no state, and the copy equals the policy
                 optimizer.state[mine][REFERENCE] = local
 
 
 class Silent(Wrapped):
-    """A policy whose forwards are without gradient and inside a context."""
+    """A policy whose forwards run without gradient, inside the context that ``within`` makes."""
 
     def __init__(self, policy: Policy, within: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__(policy)
@@ -93,7 +95,7 @@ class Silent(Wrapped):
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    """The module without its adapters, inside the block."""
+    """Switch off the module's adapters inside the block."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]

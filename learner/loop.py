@@ -48,7 +48,7 @@ class LearnerSpec:
     iterations: int
     groups: int  # 0: the run learns from files alone
     updates: int  # optimiser steps an iteration is divided into
-    updates_by: By  # what each of them has a part of
+    updates_by: By  # whether each of them gets some of the samples, or some of the recorded steps
     reduction: Literal["mean", "sum"]  # over an optimiser step's terms
     batch_size: int  # rows of a micro-batch
     max_lag: int
@@ -59,7 +59,7 @@ class LearnerSpec:
     optimizer: OptimizerSpec
     files: FromFiles | None
     checkpoint_every: int
-    first_condition: str | None  # that the canary is taken under; None where nobody samples
+    first_condition: str | None  # the condition of the canary; None where no actor samples
     canary_tolerance: float
     stall_s: float
 
@@ -81,7 +81,7 @@ class LearnerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerWiring:
-    """The connections of a rank."""
+    """The connections of a rank to storage, other roles and metrics."""
 
     lead: Lead  # `Head` on rank 0, `Follower` on the others
     blobs: BlobStore
@@ -92,7 +92,7 @@ class LearnerWiring:
 
 
 class Learner:
-    """One rank."""
+    """Runs the learner's loop on one rank."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Learner:
         device: str,
         reference: HeldReference | None = None,
     ) -> None:
-        """The policy of ``models`` is sharded. ``reference`` is the one in ``models``, which follows the policy."""
+        """The policy of ``models`` must be sharded. ``reference`` holds the reference that ``models`` names."""
         self._spec, self._models, self._objective, self._wiring = spec, models, objective, wiring
         self._device, self._reference, self._lead = device, reference, wiring.lead
         self._module = models.policy.trainable
@@ -119,7 +119,7 @@ class Learner:
         self._saved = -1  # the update of the newest checkpoint
 
     def resume(self, folder: Path) -> None:
-        """Continue from a checkpoint. Before `run`, on every rank."""
+        """Continue from a checkpoint. Every rank must call this before `run`."""
         state = read_state(folder)
         self._cut_off = [Due(**due) for due in state["evaluations"]]
         start = Progress()
@@ -140,7 +140,7 @@ class Learner:
         self._lead.tell(text, self.progress)
 
     def run(self) -> bool:
-        """Learn to the end, or until told to stop; whether the end was reached."""
+        """Learn until the last iteration or a request to stop. Returns whether the run finished."""
         try:
             return self._run()
         finally:
@@ -192,7 +192,7 @@ class Learner:
             self._checkpoint()
 
     def _learn(self, iteration: Iteration) -> list[StepStats]:
-        """The optimiser steps of one iteration; none when no sample has anything to teach."""
+        """Make the optimiser steps of one iteration; none when all its examples have weight 0."""
         if iteration.credit is None:
             return self._learn_alone()
         turns = terms_of(iteration, self._objective)
@@ -215,7 +215,7 @@ class Learner:
         return stats
 
     def _learn_alone(self) -> list[StepStats]:
-        """The optimiser steps of an iteration that has files and no samples."""
+        """Make the optimiser steps of an iteration that learns from files alone."""
         assert self._files is not None
         return [self._step([self._files.part(self._stepper.steps)]) for _ in range(self._spec.updates)]
 
@@ -228,12 +228,12 @@ class Learner:
         return stats
 
     def _beside(self) -> list[Part]:
-        """The part that files have in the next optimiser step, where they have one in each."""
+        """The examples from files as a part of the next optimiser step, where the recipe adds them to every step."""
         files = self._files
         return [files.part(self._stepper.steps)] if files is not None and files.spec.when == "step" else []
 
     def _learn_from_files(self) -> StepStats | None:
-        """The step on files that ends a round of tasks, where it is a step of its own."""
+        """Make the step on files at the end of a round of tasks, where the recipe gives files a step of their own."""
         files, tasks = self._files, len(self._spec.order.tasks)
         if files is None or files.spec.when != "round":
             return None
@@ -243,7 +243,7 @@ class Learner:
     # ---------------------------------------------------------------------------------- weights, state
 
     def _new_version(self, least: int) -> None:
-        """Go on with a version that no other weights had, in this life or a former one."""
+        """Choose a version that no other weights had, before or after a restart: ``least`` or more."""
         self.progress.version = max(least, self._lead.floor + 1, self._published + 1)
 
     def _publish(self) -> None:
@@ -263,7 +263,7 @@ class Learner:
         return Canary(value=canary(self._models.policy, condition, self._device), tolerance=self._spec.canary_tolerance)
 
     def _checkpoint(self) -> None:
-        """Begin a checkpoint, unless there is one of this update: what was issued since then follows from it."""
+        """Begin a checkpoint, unless one of this update exists: orders issued since then follow from it."""
         progress = self.progress
         if progress.update == self._saved:
             return
@@ -274,7 +274,7 @@ class Learner:
         self._saved = progress.update
 
     def _evaluate_start(self) -> Progress:
-        """The evaluation before the run, which was cut off: of the weights that it starts with, as they are now."""
+        """Repeat the evaluation before the run, which was cut off. The weights are still those of the start."""
         self._new_version(0)
         self._publish()
         self._lead.evaluate_now(self.progress)

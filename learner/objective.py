@@ -1,4 +1,4 @@
-"""The seam between a method and the loop: an objective judges measurements, and turns batches into a loss."""
+"""The seam between a method and the loop: an objective turns measurements into credit, and batches into a loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Models:
 
     policy: Policy
     kernel: Kernel  # of the training sampler
-    reference: Policy | None = None  # without gradient; there where `Needs.reference` asks for it
+    reference: Policy | None = None  # without gradient; given where `Needs.reference` asks for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +49,11 @@ class Needs:
 
 
 class Objective(Protocol):
-    """One method. Frozen and cheap; the models come as arguments."""
+    """A method of learning: it makes credit of measurements and a loss of batches. Frozen; holds no models."""
 
     @property
     def learns_from(self) -> BatchKind:
-        """`StepBatch`: orders record denoising steps. `LatentBatch`: orders keep clean latents."""
+        """The kind of batch. For a `StepBatch`, actors record denoising steps; for a `LatentBatch`, clean latents."""
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Objective(Protocol):
         """The terms of an iteration's loss. Pure, on the CPU."""
 
     def loss(self, models: Models, batch: Any) -> LossOutput:
-        """The sum over a batch of the declared kind. Weight 0 contributes neither value nor gradient."""
+        """The loss, summed over a batch of the declared kind. Rows of weight 0 add neither value nor gradient."""
 
 
 @runtime_checkable

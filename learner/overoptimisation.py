@@ -1,4 +1,4 @@
-"""Notice when a learned reward goes on rising while what it stands for falls (Goodhart's law; arXiv 2210.10760)."""
+"""Notice when a learned reward goes on rising while the truth that it stands for falls (Goodhart's law; arXiv 2210.10760)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from drover.common.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """``truth`` and ``proxy`` are held-out rewards. ``stop`` ends the run at the ``patience``-th evaluation in a row at
-    which the truth lies more than ``margin`` standard errors below its best while the proxy is above what it was then.
+    """Compares two held-out rewards at every evaluation: a learned one (``proxy``) and the ``truth`` it stands for.
+
+    An evaluation counts against the run if the truth lies more than ``margin`` standard errors below its best while the proxy
+    is above its own mean at that best. ``stop`` ends the run at the ``patience``-th such evaluation in a row.
     """
 
     truth: str
@@ -31,7 +33,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One reward at one evaluation: over its samples."""
+    """The mean and spread of one reward over the samples of one evaluation."""
 
     mean: float
     std: float
@@ -43,23 +45,23 @@ class Level:
         return self.std / math.sqrt(self.count)
 
     def above(self, first: Level) -> float:
-        """Rise of the mean since ``first``, in standard deviations of the samples then; NaN where they were all alike."""
+        """Rise of the mean since ``first``, in standard deviations of its samples; NaN where those were all alike."""
         return (self.mean - first.mean) / first.std if first.std else math.nan
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What the evaluations so far say: (truth, proxy) at the first, and at the one where the truth was highest."""
+    """The state of a watch: (truth, proxy) at the first evaluation, and at the one where the truth was highest."""
 
     first: tuple[Level, Level] | None = None
     best: tuple[Level, Level] | None = None
     strikes: int = 0
 
     def hear(self, watch: Watch, scalars: Mapping[str, float]) -> dict[str, float]:
-        """Take one evaluation in; what there is to report of it. Nothing, where one of the two was not measured.
+        """Add one evaluation. Returns the numbers to report; none where one of the two rewards was not measured.
 
-        ``truth`` and ``proxy`` are how far each has risen since the first evaluation (`Level.above`), ``gap`` is proxy
-        less truth; they are left out where the first evaluation knows no standard deviation to measure them in.
+        ``truth`` and ``proxy`` are the rise of each since the first evaluation (`Level.above`), ``gap`` is proxy less
+        truth; they are left out where all samples of the first evaluation were alike, which leaves them without a unit.
         """
         truth, proxy = (_level(scalars, name) for name in (watch.truth, watch.proxy))
         if truth is None or proxy is None:
@@ -74,7 +76,7 @@ class Verdict:
         return {f"overoptimisation/{name}": value for name, value in found.items() if math.isfinite(value)}
 
     def saved(self) -> dict[str, Any]:
-        """For JSON."""
+        """The state as JSON values."""
         return asdict(self)
 
     @classmethod

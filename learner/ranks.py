@@ -1,4 +1,4 @@
-"""Messages between the learner's ranks besides gradients: bytes from rank 0, and sums of a few numbers."""
+"""Share data between the learner's ranks, besides gradients: iterations from rank 0, and sums of a few numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stop:
 
 
 def share(mine: Iteration | Stop | None) -> Iteration | Stop:
-    """Rank 0's iteration on every rank. Messages travel as the codec writes them: nothing here can execute."""
+    """Send rank 0's iteration to every rank. Messages are codec bytes, of which nothing can execute."""
     if dist.get_world_size() == 1:
         assert mine is not None
         return mine

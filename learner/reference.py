@@ -1,6 +1,6 @@
 """The reference: other weights of the policy's network, held without gradient, that an objective compares it with.
 
-Three ways to hold one. `AdaptersOff` costs no memory and is always the base model. `FrozenCopy` is the model as the run began,
+There are three kinds. `AdaptersOff` costs no memory and is always the base model. `FrozenCopy` is the model as the run began,
 or as it was ``refresh`` iterations ago at most (an *old policy*). `MovingAverage` follows the policy slowly.
 """
 
@@ -20,28 +20,28 @@ REFERENCE = "reference"  # its name in the optimiser's state, where checkpoints 
 
 
 class Reference(Protocol):
-    """How the reference of a run is held. Frozen and cheap."""
+    """The description of a run's reference: how its weights are held. Frozen; holds no weights."""
 
     def check(self, model: Model) -> None:
         """Raise `ConfigError` where the model cannot give such a reference."""
 
     def hold(self, model: Model, policy: Policy, device: str) -> HeldReference:
-        """Before the optimiser's first step; ``policy`` is sharded."""
+        """Build the reference. Called before the optimiser's first step, with the sharded ``policy``."""
 
 
 class HeldReference(Protocol):
-    """A reference in memory. ``policy`` is that of the objective's `Models`."""
+    """A reference in memory. Its ``policy`` is the reference in the objective's `Models`."""
 
     policy: Policy
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The policy has made an optimiser step."""
+        """Follow the policy, which has made an optimiser step."""
 
     def after_iteration(self, update: int, optimizer: torch.optim.Optimizer) -> None:
-        """The policy has ended iteration ``update``, counted from 1."""
+        """Follow the policy, which has ended iteration ``update``, counted from 1."""
 
     def resumed(self, optimizer: torch.optim.Optimizer) -> None:
-        """A checkpoint was loaded; its optimiser state holds the reference's weights where they are not the first ones."""
+        """Take up a loaded checkpoint: its optimiser state holds the reference's weights if they have ever moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class AdaptersOff:
 
 @dataclass(frozen=True, slots=True)
 class FrozenCopy:
-    """A second copy of the network, sharded like the first. ``refresh`` above 0 makes it the policy every so many iterations."""
+    """A second copy of the network, sharded like the first. It copies the policy every ``refresh`` iterations; 0: never."""
 
     refresh: int = 0
 

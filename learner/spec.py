@@ -1,4 +1,4 @@
-"""How a recipe says that an iteration becomes optimiser steps: by what it is divided, and with which optimiser."""
+"""The settings that turn an iteration into optimiser steps: how it is divided, and the optimiser."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ By = Literal["samples", "steps"]
 class OptimizerSpec:
     """AdamW, whose learning rate may rise at first and fall towards the end.
 
-    Policy gradients are mostly noise, which a constant rate keeps walking the weights away from what they could draw;
-    falling to 0 keeps what was learned.
+    Policy gradients are mostly noise. With a constant rate this noise goes on moving the weights, away from pictures that
+    they could draw; a rate that falls to 0 keeps the learned weights.
     """
 
     lr: float

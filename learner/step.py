@@ -1,4 +1,4 @@
-"""One optimiser step: sums, one division, backward, clip, step. Stops before a step that is not finite."""
+"""Make one optimiser step: sums, one division, backward, clip, step. A step that is not finite raises before it is made."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class StepStats:
 
 
 class Stepper:
-    """Owns the optimiser of one rank's shard."""
+    """Makes optimiser steps on one rank's shard. Owns the optimiser."""
 
     def __init__(self, models: Models, spec: OptimizerSpec) -> None:
         self._models, self._spec = models, spec
@@ -66,13 +66,13 @@ class Stepper:
         self.optimizer = torch.optim.AdamW(
             self._parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True
         )
-        self.steps = 0  # that moved the schedule of the learning rate
+        self.steps = 0  # the optimiser steps that moved the schedule of the learning rate
 
     def step(self, parts: Sequence[Part], *, scheduled: bool = True) -> StepStats:
-        """One optimiser step on the sum of the parts, all ranks together.
+        """Make one optimiser step on the sum of the parts, all ranks together.
 
-        A step that is not ``scheduled`` leaves the schedule of the learning rate where it is. Raises `TrainingDiverged`,
-        changing nothing.
+        A step that is not ``scheduled`` does not move the schedule of the learning rate. Raises `TrainingDiverged`, with
+        the weights unchanged.
         """
         self.optimizer.zero_grad(set_to_none=True)
         sums = [self._backward(part, last=part is parts[-1]) for part in parts]
@@ -81,7 +81,10 @@ class Stepper:
         return stats
 
     def _backward(self, part: Part, *, last: bool) -> dict[str, float]:
-        """Add the part's gradients; its sums on this rank. Ranks exchange gradients in the last batch of the last part."""
+        """Add the part's gradients. Returns its sums on this rank.
+
+        Ranks exchange gradients in the last batch of the last part.
+        """
         sums = dict.fromkeys(("loss", "terms", *part.objective.watched), 0.0)
         known = self._survey(part)
         for number, (batch, counts) in enumerate(part.batches, start=1):
@@ -109,7 +112,7 @@ class Stepper:
         return dict(zip(names, ranks.all_sum([sums[name] for name in names]), strict=True))
 
     def average(self) -> bool:
-        """Put the moving average in the place of the weights, for good; whether there is one."""
+        """Replace the weights by their moving average, for good. Returns whether there is an average."""
         if not self._averaged:
             return False
         with torch.no_grad():
@@ -139,19 +142,19 @@ class Stepper:
 
     @property
     def _averaged(self) -> bool:
-        """Whether there is an average: from the first step on, where one is wanted."""
+        """Whether there is an average: from the first step on, where the recipe asks for one."""
         return AVERAGE in self.optimizer.state.get(self._parameters[0], {})
 
     @torch.no_grad()
     def _starts(self) -> list[Tensor]:
-        """Copies of the weights before the very first step, where the average begins; nothing at the others."""
+        """Copies of the weights before the very first step, where the average begins; [] before later steps."""
         if not self._spec.ema or self._averaged:
             return []
         return [fsdp.local(parameter).clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def _follow(self, starts: list[Tensor]) -> None:
-        """Move the average a little towards the weights. It lives with the optimiser's moments, and is saved with them."""
+        """Move the average a little towards the weights. It is kept and saved with the optimiser's moments."""
         if not self._spec.ema:
             return
         for parameter, start in zip_longest(self._parameters, starts):
@@ -161,7 +164,7 @@ class Stepper:
 
 
 def _means(total: dict[str, float]) -> PartStats:
-    """Watched numbers per term."""
+    """The loss, and the watched numbers divided by the terms."""
     terms = max(total["terms"], 1)
     watched = {name: value / terms for name, value in total.items() if name not in ("loss", "terms")}
     return PartStats(total["loss"], watched)

@@ -1,8 +1,8 @@
-"""Every test, in two processes beside each other: ``python -m tests ARGS``, where ARGS are pytest's.
+"""Runs every test, in two processes beside each other: ``python -m tests ARGS``, where ARGS are pytest's.
 
-Tests of whole services mostly wait for processes to start and to be replaced; meanwhile the others compute. Each of the two
-starts what it needs itself, on free ports and in temporary folders. The services' output is shown as it comes, the others'
-at the end. ARGS that name files under tests/ leave nothing to divide, and are given to one process.
+Tests of whole services mostly wait for processes to start and to be replaced; meanwhile the other tests compute. Each of
+the two processes starts its own services, on free ports and in temporary folders. The output of the service tests is shown
+as it comes, the output of the others at the end. ARGS that name files under tests/ are given to one process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     """pytest's exit code."""
     if any(argument.startswith("tests/") for argument in arguments):
         return subprocess.call([*PYTEST, *arguments])
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches both, which end what they have started
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches both, and each ends the processes it has started
     with tempfile.TemporaryFile() as later:
         others = subprocess.Popen([*PYTEST, f"--ignore={SERVICES}", *arguments], stdout=later, stderr=subprocess.STDOUT)
         # A cache of its own: each process writes down at its end which of its tests failed.

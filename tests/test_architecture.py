@@ -1,4 +1,4 @@
-"""Who may import whom, and what no module of ours does. Reads source; only the last test imports anything."""
+"""Packages import only the packages they may, and no module breaks a rule below. Reads source; the last test imports it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
 
-# package -> the packages of ours it may import besides itself
+# package -> our packages that it may import besides itself
 MAY_IMPORT = {
     "common": set(),
     "worlds": {"common"},
@@ -60,7 +60,7 @@ CONFINED = {
     "prometheus_client": ("drover.common.exporter",),
     "diffusers": ("drover.common.policies", "drover.common.hub", "drover.worlds"),
 }
-# Their loaders execute what they read.
+# The loaders of these libraries execute code from the files that they read.
 CODE_EXECUTING = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 RUNS_CODE = {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"}
 HEAVY = ("diffusers", "transformers", "ray", "matplotlib")
@@ -147,7 +147,7 @@ def keyword(node: ast.Call, name: str) -> object:
 
 
 def given(node: ast.Call, name: str) -> bool:
-    """Whether that keyword is in the call, whatever its value."""
+    """Whether that keyword is in the call, with any value."""
     return any(k.arg == name for k in node.keywords)
 
 
@@ -155,7 +155,7 @@ def within(name: str, homes: tuple[str, ...]) -> bool:
     return any(name == home or name.startswith(home + ".") for home in homes)
 
 
-# ------------------------------------------------------------------------- the rules: what one module does wrong
+# ---------------------------------------------------------------- the rules: each lists the breaches of one module
 
 
 def wrong_directions(module: Module) -> list[str]:
@@ -223,7 +223,7 @@ def code_executing_loads(module: Module) -> list[str]:
             found.append(f"{module.path}:{node.lineno} may load pickled weights")
         if given(node, "safe_serialization") and keyword(node, "safe_serialization") is not True:
             found.append(f"{module.path}:{node.lineno} writes pickled weights")
-        if name == "torch.save" and module.package != "worlds":  # there it keeps what only its own author reads
+        if name == "torch.save" and module.package != "worlds":  # a fit keeps its state, which it alone reads
             found.append(f"{module.path}:{node.lineno} writes a pickle; store safetensors or JSON")
         if name in RUNS_CODE or name.startswith("torch.hub."):
             found.append(f"{module.path}:{node.lineno} calls {name}, which executes what it is given")
@@ -375,5 +375,5 @@ def test_a_broken_rule_is_found(rule, name: str, source: str) -> None:
         ),
     ],
 )
-def test_what_is_allowed_passes(rule, name: str, source: str) -> None:
+def test_an_allowed_import_or_call_passes(rule, name: str, source: str) -> None:
     assert rule(Module(name, Path(name), source)) == []

@@ -1,10 +1,12 @@
-"""The documents are true: their links, paths, recipes and Python blocks exist and work. Reads Markdown and the Makefile."""
+"""The documents are true: their links, paths, recipes and Python blocks exist and work. No sentence hides its subject."""
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +57,16 @@ def missing_paths(page: Path) -> Iterator[str]:
             yield f"{page.relative_to(ROOT)} names {word}, which does not exist"
 
 
+def hidden_subjects(file: Path) -> Iterator[str]:
+    """PATH:LINE of each sentence that begins with a question word, in the comments and triple-quoted texts of a Python file."""
+    for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline):
+        text = token.string.lstrip("rbfRBF")
+        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and text.startswith('"""')):
+            for word in QUESTION_WORD.finditer(text.strip('"')):
+                line = token.start[0] + word.string.count("\n", 0, word.end())
+                yield f"{file.relative_to(ROOT)}:{line}"
+
+
 def test_every_relative_link_leads_to_a_file_and_to_a_heading_in_it() -> None:
     assert [broken for page in documents() for broken in broken_links(page)] == []
 
@@ -82,6 +94,11 @@ def test_no_sentence_of_a_document_hides_its_subject() -> None:
         found += [(str(page.relative_to(ROOT)), word) for word in begins]
         found += [(str(page.relative_to(ROOT)), word) for word in re.findall(r"(?i)\b(?:whoever|whatever)\b", text)]
     assert found == []
+
+
+def test_no_sentence_of_a_docstring_or_comment_hides_its_subject() -> None:
+    files = sorted([*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))])
+    assert [place for file in files for place in hidden_subjects(file)] == []
 
 
 def test_every_method_has_a_page_with_the_same_six_headings() -> None:
@@ -144,3 +161,20 @@ def test_a_document_that_is_untrue_is_found(rule, text: str, tmp_path: Path, mon
 )
 def test_a_sentence_without_a_subject_is_found(text: str) -> None:
     assert QUESTION_WORD.search(text)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('"""Holds the orders.\n\nIt waits. Whoever asks\ngets one.\n"""\n', ["made_up.py:3"]),
+        ("one = 1\ntwo = 2  # What stays.\n", ["made_up.py:2"]),
+        ("text = 'What is held'  # an error says so: the order is held\n", []),
+    ],
+)
+def test_a_sentence_of_code_without_a_subject_is_found(
+    source: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "made_up.py"
+    file.write_text(source)
+    assert list(hidden_subjects(file)) == found

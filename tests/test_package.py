@@ -1,4 +1,4 @@
-"""One import name: the wheel and the editable install both put `drover`, and nothing else, within reach."""
+"""One import name: the wheel and the editable install both make `drover`, and no other name, importable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_package_of_drover_is_a_folder_of_the_root() -> None:
 
 @pytest.mark.slow
 def test_the_wheel_installs_one_name_and_every_file_of_the_folders(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"  # a build leaves files where it builds
+    tree = tmp_path / "tree"  # a build writes files into the folder that it builds
     tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)

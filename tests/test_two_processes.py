@@ -1,4 +1,4 @@
-"""`make test` is ``python -m tests``: what its two processes find is shown whole, and is one exit code."""
+"""`make test` is ``python -m tests``: the results of its two processes are shown whole and give one exit code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_both_processes_are_asked_shown_and_believed(
     suite: Path, arguments: tuple[str, ...], code: int, counts: list[str]
 ) -> None:
     command = [sys.executable, "-m", "tests", *arguments]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins take their time
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # importing plugins takes long
     done = subprocess.run(command, cwd=suite, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     summaries = [line.rpartition(" in ")[0] for line in done.stdout.splitlines() if line.endswith("s")]

@@ -26,9 +26,7 @@ from benchmarks.measure import table
 
 KILLS, QUICK_KILLS = 20, 2
 TWO_RANKS = ("--learner-ranks", "2")
-SINCE_CHECKPOINT = (
-    CHECKPOINT_EVERY + 1
-) * DRAWN  # most samples since the newest checkpoint, open groups included
+SINCE_CHECKPOINT = (CHECKPOINT_EVERY + 1) * DRAWN  # most samples since the newest checkpoint, open groups included
 
 VICTIMS = (
     Victim("actor", worker("actor", signal.SIGKILL), most=SAMPLES),

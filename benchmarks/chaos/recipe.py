@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from drover.common.media.pictures import Pictures
+from drover.common.media.media import Media
+from drover.common.policies.wrapped import Wrapped
 from drover.common.prompts import Prompt
 from drover.common.protocols import Conditioning, Policy, Scorer, Scores
 from drover.deploy.config import Pools, RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.slow import Slow, SlowChain, SlowToy
+from drover.worlds.plane.slow import Slow, SlowToy
 
 SCHEME = "file:"  # a plain path would be compared by content when the run is resumed, and the journal changes
 
@@ -63,15 +64,15 @@ class NotingToy(SlowToy):
     journal: str
 
     def build(self, device: str) -> Policy:
-        return NotingChain(device, self.sample_s, self.journal)
+        return NotingChain(super().build(device), self.journal)
 
 
-class NotingChain(SlowChain):
-    def __init__(self, device: str, sample_s: float, journal: str) -> None:
-        super().__init__(device, sample_s)
+class NotingChain(Wrapped):
+    def __init__(self, policy: Policy, journal: str) -> None:
+        super().__init__(policy)
         self._journal = journal
 
-    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
+    def decode(self, x0: Tensor, cond: Conditioning) -> Media:
         media = super().decode(x0, cond)
         note(self._journal, "actor", len(x0))
         return media

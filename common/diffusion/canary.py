@@ -1,4 +1,4 @@
-"""The canary: a number that changes with the weights, by which an actor proves that it loaded the published ones."""
+"""Compute the canary: a number that changes with the weights and shows that an actor loaded the published ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def canary(policy: Policy, condition: str, device: str) -> float:
     """Root mean square distance from fixed noise to the noise that the policy predicts, at a fixed x halfway along its path.
 
     ``condition`` is a name that the policy can encode: the first of the run. No density is needed. By the triangle
-    inequality the number moves by no more than the predicted noise does, in root mean square; that noise has size 1.
+    inequality the number changes by at most the root mean square change of the predicted noise, which has size 1.
     """
     drawn = seeds.generators(0, "canary", 0, (0, 1))
     x, fixed = (seeds.normal(policy.latent_shape, [generator]).to(device) for generator in drawn)

@@ -1,4 +1,4 @@
-"""A batch of denoising chains, with the steps that were recorded on the way.
+"""A batch of denoising chains, with the recorded steps.
 
 Axes: B batch of chains, N samples of one group, K recorded steps, U distinct stored states, S parts of a sample.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The transitions of the recorded steps, as `drover.common.types.Transitions` describes them, with the tensors in hand."""
+    """The transitions of the recorded steps, as in `drover.common.types.Transitions`, but with tensors for references."""
 
     steps: tuple[int, ...]
     times: tuple[int, ...]
@@ -37,7 +37,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A batch of chains from noise to clean latents. Several groups may share one, each its own rows."""
+    """A batch of chains from noise to clean latents. Several groups may share one batch, each with its own rows."""
 
     times: tuple[int, ...]  # [num_steps + 1]
     x0: Tensor  # [B, *latent] float32
@@ -58,7 +58,7 @@ class Chain:
         )
 
     def take(self, rows: slice, record: Sequence[int], storage: torch.dtype) -> Trajectory:
-        """One group's part. Raises `SamplingFailed` for latents that are not finite, and for steps that were not taken."""
+        """The trajectory of one group. Raises `SamplingFailed` for latents that are not finite, or steps not in the chain."""
         import torch
 
         x0 = self.x0[rows]

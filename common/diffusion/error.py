@@ -1,4 +1,4 @@
-"""The denoising error of a policy, and means over the parts of a sample.
+"""Compute the denoising error of a policy, and means over the parts of a sample.
 
 A part of a sample is an index of its first latent axis: a frame of a clip, an agent of a scene. A sample that is judged as
 a whole has one part. Axes: B batch, S parts, ... latent axes.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def squared_error(policy: Policy, x0: Tensor, noise: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-    """[B, ...] (output - target)^2 of the policy's network at the noised latents, in the form it was pretrained on.
+    """[B, ...] (output - target)^2 of the policy's network at the noised latents, in the form of its pretraining.
 
     Without guidance, with gradient, float32. Raises `ConfigError` for a policy that was not trained to denoise.
     """

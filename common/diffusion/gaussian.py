@@ -1,4 +1,4 @@
-"""The distribution of one denoising step. The only place that computes a log-prob, and that says it is a mean.
+"""The distribution of one denoising step. The only place that computes a log-prob, as a mean over dimensions.
 
 Axes: B batch, S parts of a sample (`drover.common.diffusion.error`), ... latent axes.
 """

@@ -1,7 +1,7 @@
-"""Noising paths x_t = a(t) x0 + s(t) noise, and putting latents on them.
+"""Noising paths x_t = a(t) x0 + s(t) noise, and the noising of latents along them.
 
 Coefficients are float64: step variances are differences of nearly equal numbers, and float32 leaves four digits of
-them at the last steps. They are [B], so this costs nothing; `over` brings them to the latents' own dtype.
+them at the last steps. They are [B], so this costs nothing; `over` casts them to the latents' own dtype.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Final = Literal["first", "clean"]
-EVEN_STEPS = ("DDIMScheduler", "PNDMScheduler")  # their steps go from t to t - T // n, whatever time they visit next
+EVEN_STEPS = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+)  # their steps go from t to t - T // n, even if they visit another time next
 DISTILLED = ("LCMScheduler", "TCDScheduler")  # of models that know only some of the times
 
 
@@ -26,7 +29,7 @@ DISTILLED = ("LCMScheduler", "TCDScheduler")  # of models that know only some of
 class DiscreteSchedule:
     """A variance-preserving path over integer times 0..T-1: a^2 = alphas_cumprod[t], s^2 = 1 - a^2.
 
-    ``final`` says where a negative time lies: "first" at alphas_cumprod[0], so that every step keeps some noise (Stable
+    ``final`` is the position of negative times: "first" at alphas_cumprod[0], so that every step keeps some noise (Stable
     Diffusion's set_alpha_to_one=False), or "clean" at a = 1, s = 0, where the last step has no density. ``spacing`` is that
     of the checkpoint.
     """
@@ -39,17 +42,17 @@ class DiscreteSchedule:
     def scaled_linear(
         cls, start: float = 0.00085, end: float = 0.012, num_times: int = 1000, final: Final = "first"
     ) -> DiscreteSchedule:
-        """Stable Diffusion's betas: linear in their square roots."""
+        """The schedule of Stable Diffusion, whose betas are linear in their square roots."""
         return cls.from_betas(_scaled_linear(start, end, num_times), final)
 
     @classmethod
     def from_betas(cls, betas: Tensor, final: Final = "first") -> DiscreteSchedule:
-        """From the variances added at each time, [T] in (0, 1)."""
+        """The schedule with these variances added at each time, [T] in (0, 1)."""
         return cls((1 - betas.double()).cumprod(0), final)
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> DiscreteSchedule:
-        """From the config of a diffusers scheduler. Raises `ConfigError` for settings no Gaussian step can follow."""
+        """The schedule of a diffusers scheduler's config. Raises `ConfigError` for settings that no Gaussian step can follow."""
         _refuse_unsupported(config)
         alphas_cumprod = cls.from_betas(_betas(config)).alphas_cumprod
         return cls(alphas_cumprod, _final(config), _spacing(config))
@@ -66,7 +69,7 @@ class DiscreteSchedule:
         import torch
 
         end = self.alphas_cumprod[:1] if self.final == "first" else torch.ones(1, dtype=torch.float64)
-        # The end of the path sits behind the last time, where index -1 finds it.
+        # The end of the path is stored behind the last time, where index -1 finds it.
         table = torch.cat([self.alphas_cumprod, end]).to(time.device)
         alpha = table[time.long().clamp(min=-1)]
         return alpha.sqrt(), (1 - alpha).sqrt()
@@ -127,17 +130,17 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
 
 
 def _final(config: Mapping[str, Any]) -> Final:
-    """Where the scheduler's path ends: as DDIM's is told to be, and clean for schedulers that read no such setting.
+    """The end of the scheduler's path: as its config says for DDIM, and clean for schedulers that read no such setting.
 
-    Leading times, the last of which is 1, may end at alphas_cumprod[0] under any scheduler: the noise that this leaves is
-    not seen, and it gives the last step a density.
+    Leading times, the last of which is 1, may end at alphas_cumprod[0] under any scheduler: the remaining noise is
+    invisible, and it gives the last step a density.
     """
     told = _named_spacing(config) == "leading" or _kind(config) in EVEN_STEPS
     return "clean" if not told or config.get("set_alpha_to_one", False) else "first"
 
 
 def _kind(config: Mapping[str, Any]) -> str:
-    # Configs keep the settings of other schedulers that they were once made from; the class says which ones count.
+    # Configs keep settings of other schedulers from which they were made; the class decides the ones that are used.
     return str(config.get("_class_name", "DDIMScheduler"))
 
 
@@ -148,7 +151,7 @@ def _named_spacing(config: Mapping[str, Any]) -> str:
 def _spacing(config: Mapping[str, Any]) -> Spacing:
     """The spacing of the scheduler's own times.
 
-    Raises `ConfigError` for an unknown one, and for one that the scheduler itself does not keep to.
+    Raises `ConfigError` for an unknown spacing, and for one that the scheduler itself does not follow.
     """
     if _kind(config) in DISTILLED:
         return DistilledEvenly(config["original_inference_steps"])

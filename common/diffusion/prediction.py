@@ -1,4 +1,4 @@
-"""Between what a network puts out and `Prediction`, both ways, in float32 (float64 for float64 latents).
+"""Convert a network's output to a `Prediction` and back, in float32 (float64 for float64 latents).
 
 With x = a x0 + s noise, a network trained to put out
     epsilon   noise
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Parameterisation(StrEnum):
-    """What the network was trained to put out."""
+    """The quantity that a network was trained to put out."""
 
     EPSILON = "epsilon"
     X0 = "x0"
@@ -29,7 +29,7 @@ class Parameterisation(StrEnum):
 
 
 def to_prediction(kind: Parameterisation, schedule: Schedule, x: Tensor, time: Tensor, output: Tensor) -> Prediction:
-    """The network's ``output`` at x [B, ...], time [B] as x0 and noise, so that x = a x0 + s noise holds."""
+    """Convert the network's ``output`` at x [B, ...], time [B] to x0 and noise, so that x = a x0 + s noise holds."""
     x, output = _widen(x), _widen(output)
     a, s = (over(coefficient, x) for coefficient in schedule.coefficients(time))
     match kind:
@@ -38,7 +38,7 @@ def to_prediction(kind: Parameterisation, schedule: Schedule, x: Tensor, time: T
         case Parameterisation.X0:
             return Prediction(x0=output, noise=(x - a * output) / s)
         case Parameterisation.V:
-            # a^2 + s^2 = 1 on every path that v is defined for.
+            # v is defined only for paths on which a^2 + s^2 = 1.
             return Prediction(x0=a * x - s * output, noise=a * output + s * x)
         case Parameterisation.FLOW:
             # a + s = 1 on the straight path.
@@ -46,7 +46,7 @@ def to_prediction(kind: Parameterisation, schedule: Schedule, x: Tensor, time: T
 
 
 def to_output(kind: Parameterisation, schedule: Schedule, time: Tensor, prediction: Prediction) -> Tensor:
-    """What a network of that kind puts out for a prediction: the inverse of `to_prediction`.
+    """Convert a prediction to the output of a network of that kind: the inverse of `to_prediction`.
 
     With the true x0 and noise it is the target of the denoising loss.
     """

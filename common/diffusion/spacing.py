@@ -1,6 +1,6 @@
-"""The times that a sampler visits, from noise to clean.
+"""Rules for the times that a sampler visits, from noise to clean.
 
-A schedule knows the spacing of its checkpoint, which kernels follow unless they name another one.
+A schedule knows the spacing of its checkpoint, which kernels use unless they name another one.
 Leading, trailing, linspace: Lin et al. 2024, arXiv 2305.08891, table 2, as diffusers' schedulers round them.
 """
 
@@ -20,7 +20,7 @@ END = -1  # the end of a discrete path, as its schedule defines it
 
 
 class Spacing(Protocol):
-    """A rule for the times of a chain of so many steps."""
+    """A rule for the times of a chain."""
 
     def times(self, schedule: Schedule, num_steps: int) -> tuple[int, ...]:
         """[num_steps + 1] times, the last of which is the end of the path. The schedule checks that they lie on it."""
@@ -42,7 +42,7 @@ class Leading:
 
 @dataclass(frozen=True, slots=True)
 class Trailing:
-    """Backwards from the last time in steps of T / num_steps, then the end: 999, 749, 499, 249, -1 for 4 of 1000."""
+    """Backwards from the last time in steps of T / num_steps, then the end: 999, 749, 499, 249, -1 for 4 steps of 1000."""
 
     def times(self, schedule: Schedule, num_steps: int) -> tuple[int, ...]:
         num_times = schedule.num_times
@@ -52,7 +52,7 @@ class Trailing:
 
 @dataclass(frozen=True, slots=True)
 class Linspace:
-    """Evenly from the last time to the first, both among them, then the end: 999, 666, 333, 0, -1 for 4 of 1000."""
+    """Evenly from the last time to the first, both included, then the end: 999, 666, 333, 0, -1 for 4 steps of 1000."""
 
     def times(self, schedule: Schedule, num_steps: int) -> tuple[int, ...]:
         return (*_whole(np.linspace(0, schedule.num_times - 1, num_steps)[::-1]), END)
@@ -60,7 +60,7 @@ class Linspace:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """Every k-th of the times a latent consistency model was distilled on: 999, 759, 519, 279, -1 for 4 steps.
+    """Every k-th of the times on which a latent consistency model was distilled: 999, 759, 519, 279, -1 for 4 steps.
 
     The grid that RLCM trains on (arXiv 2404.03673).
     """
@@ -75,7 +75,7 @@ class Distilled:
 
 @dataclass(frozen=True, slots=True)
 class DistilledEvenly:
-    """Even shares of the times a latent consistency model was distilled on: 999, 759, 499, 259, -1 for 4 steps.
+    """Even shares of the times on which a latent consistency model was distilled: 999, 759, 499, 259, -1 for 4 steps.
 
     The grid of diffusers' LCMScheduler, which reaches closer to clean than `Distilled` where k is no whole number.
     """
@@ -104,7 +104,7 @@ class Linear:
 
 
 def spaced(schedule: Schedule, spacing: Spacing, num_steps: int, *, first: int, end: int) -> tuple[int, ...]:
-    """The times of that spacing. Raises `ConfigError` unless they fall strictly within ``first`` .. ``end`` of a path."""
+    """The times of a spacing. Raises `ConfigError` unless they fall strictly within ``first`` .. ``end`` of a path."""
     times = spacing.times(schedule, num_steps)
     if times[0] > first or times[-1] != end or any(then >= now for now, then in pairwise(times)):
         raise ConfigError(
@@ -119,7 +119,7 @@ def _whole(times: np.ndarray, moved: int = 0) -> list[int]:
 
 
 def _distilled_times(schedule: Schedule, origin_steps: int, num_steps: int) -> Sequence[int]:
-    """[origin_steps] falling."""
+    """[origin_steps] falling times on which the model was distilled."""
     if num_steps > origin_steps:
         raise ConfigError(f"{num_steps} steps, but the model knows {origin_steps} times; take fewer steps")
     stride = schedule.num_times // origin_steps

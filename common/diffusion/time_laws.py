@@ -1,4 +1,4 @@
-"""Laws that times are drawn by, for losses at random times of the noising path. Axes: B batch."""
+"""Distributions of random times on the noising path, for losses that draw times. Axes: B batch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Media: samples as rewards judge them and people see them. One kind, one file."""
+"""The kinds of media: decoded samples, as rewards judge them and people see them. Each kind has a file."""

@@ -1,6 +1,6 @@
-"""Media <-> blobs: one codec for every kind, driven by the fields of its dataclass. Knows no Redis and no message.
+"""Pack media of any kind into blobs and read them back, by the fields of their dataclass. Knows no Redis and no message.
 
-Rows are cut into chunks, a blob each, so that a group may weigh more than a blob may.
+Rows are cut into chunks, a blob each, so that a group may be larger than the limit of a blob.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Blob = tuple[str, list[memoryview]]
 
 
 def pack(media: Media, blob: str) -> tuple[list[Blob], MediaRef]:
-    """The blobs that hold the media, and the reference to them. The first has the id ``blob``, others that and a number.
+    """The blobs of the media, and the reference to them. The first has the id ``blob``, the others this id and a number.
 
     The parts view the arrays' own memory where that is contiguous: store them before changing the arrays.
-    Raises `MediaError` for a kind that is none of ours, `BlobTooLarge` where a single sample passes the limit.
+    Raises `MediaError` for an unknown kind, `BlobTooLarge` where a single sample exceeds the limit.
     """
     if kind_named(media.kind) is not type(media):
         raise MediaError(f"{type(media).__name__} says that its kind is {media.kind!r}, which is another's")
@@ -55,7 +55,7 @@ def read(blobs: BlobStore, ref: MediaRef, rows: slice | None = None) -> Media:
 
 
 def rows_of(ref: MediaRef, rows: slice) -> MediaRef:
-    """The reference to those samples alone (contiguous: step 1)."""
+    """The reference to only those samples (contiguous: step 1)."""
     return replace(ref, arrays=tuple(tuple(_overlaps(chunks, rows)) for chunks in ref.arrays))
 
 
@@ -70,7 +70,7 @@ def _cuts(media: Media) -> Iterator[tuple[int, int]]:
 
 
 def _overlaps(chunks: Sequence[TensorRef], rows: slice) -> Iterator[TensorRef]:
-    """The parts of the chunks that hold those rows; the first chunk's none where no row is wanted."""
+    """The parts of the chunks that hold those rows; no rows of the first chunk where ``rows`` is empty."""
     start, stop, step = rows.indices(sum(chunk.shape[0] for chunk in chunks))
     if step != 1:
         raise ValueError(f"rows must be contiguous, got step {step}")

@@ -9,8 +9,8 @@ import numpy as np
 
 from drover.common.media.media import check
 
-STRIP_FRAMES = 4  # that people are shown of a clip, the first and the last among them
-GAP_PX = 2  # of white between them
+STRIP_FRAMES = 4  # frames of a clip in its film strip, the first and the last among them
+GAP_PX = 2  # of white between two frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The five kinds of media by name, as messages, requests and options name them."""
+"""Find a kind of media by its name in messages, requests and options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS: Mapping[str, type[Media]] = {kind.kind: kind for kind in (Pictures, Clips
 
 
 def kind_named(name: str) -> type[Media]:
-    """Raises `MediaError` for a name that is none of them."""
+    """The kind of media with this name. Raises `MediaError` for an unknown name."""
     if name not in KINDS:
         raise MediaError(f"there is no kind of media {name!r}; there are {', '.join(KINDS)}")
     return KINDS[name]

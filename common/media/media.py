@@ -1,6 +1,6 @@
-"""The form that all media share: a frozen dataclass of arrays with a row per sample, and of facts about all rows.
+"""The form of all media: a frozen dataclass of arrays with a row per sample, and of facts about all rows.
 
-Axes: N samples. The kinds are in the files beside this one, `kinds.py` lists them.
+Axes: N samples. The kinds are in the files beside this one; `kinds.py` lists them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drover.common.errors import MediaError
 
 
 class Media(Protocol):
-    """Samples of one kind, for example ``Pictures(pixels)``: arrays with a row per sample, and facts as a frame rate."""
+    """Samples of one kind, for example ``Pictures(pixels)``: arrays with a row per sample, and facts such as a frame rate."""
 
     kind: ClassVar[str]  # its name in messages and options
 
@@ -25,7 +25,7 @@ class Media(Protocol):
         """N."""
 
     def pictures(self) -> np.ndarray:
-        """[N, H, W, 3] uint8: the picture that people are shown of each sample."""
+        """[N, H, W, 3] uint8: the picture that shows each sample to people."""
 
 
 M = TypeVar("M", bound=Media)
@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Media)
 
 @lru_cache(maxsize=64)
 def layout(kind: type[Media]) -> tuple[tuple[str, ...], Mapping[str, type]]:
-    """(names of its arrays, types of its facts by name), in the order of its fields."""
+    """(names of the kind's arrays, types of its facts by name), in the order of its fields."""
     hints = get_type_hints(kind)
     own = {field.name: hints[field.name] for field in fields(cast(Any, kind))}
     arrays = tuple(name for name, hint in own.items() if hint is np.ndarray)
@@ -41,17 +41,17 @@ def layout(kind: type[Media]) -> tuple[tuple[str, ...], Mapping[str, type]]:
 
 
 def arrays(media: Media) -> dict[str, np.ndarray]:
-    """Its arrays by name, each with N rows."""
+    """The arrays of the media by name, each with N rows."""
     return {name: getattr(media, name) for name in layout(type(media))[0]}
 
 
 def facts(media: Media) -> dict[str, float]:
-    """Its facts by name."""
+    """The facts of the media by name."""
     return {name: getattr(media, name) for name in layout(type(media))[1]}
 
 
 def made(kind: type[M], arrays: Mapping[str, np.ndarray], facts: Mapping[str, float]) -> M:
-    """Media of that kind. Raises `MediaError` where names, dtypes or shapes are not the kind's."""
+    """Make media of a kind. Raises `MediaError` where names, dtypes or shapes do not fit the kind."""
     names, types = layout(kind)
     if tuple(arrays) != names or tuple(facts) != tuple(types):
         raise MediaError(
@@ -63,12 +63,12 @@ def made(kind: type[M], arrays: Mapping[str, np.ndarray], facts: Mapping[str, fl
 
 
 def rows(media: M, part: slice) -> M:
-    """Those samples alone, as views."""
+    """Only those samples of the media, as views."""
     return made(type(media), {name: array[part] for name, array in arrays(media).items()}, facts(media))
 
 
 def form(media: Media) -> tuple[object, ...]:
-    """Media of equal forms can be joined: one kind, rows of one shape, the same facts."""
+    """The kind, the shapes of rows and the facts. Media of equal forms can be joined."""
     return (media.kind, *facts(media).items(), *(array.shape[1:] for array in arrays(media).values()))
 
 
@@ -85,7 +85,7 @@ def joined(parts: Sequence[M]) -> M:
 
 
 def of_kind(media: Media, kind: type[M]) -> M:
-    """The same media, known to be of that kind. Raises `MediaError` otherwise."""
+    """Return the media if they are of that kind. Raises `MediaError` otherwise."""
     if not isinstance(media, kind):
         raise MediaError(
             f"{kind.__name__} were wanted, got {type(media).__name__}; give the kind of media that the model draws"
@@ -96,7 +96,7 @@ def of_kind(media: Media, kind: type[M]) -> M:
 def check(media: Media, **forms: str) -> None:
     """Raise `MediaError` unless arrays are of these forms and facts are above 0: ``check(self, pixels="uint8 N H W 3")``.
 
-    A form is a dtype and an axis for each dimension, a number where its size is given. Only N may be 0.
+    A form is a dtype and one axis per dimension: a letter, or a number where the size is given. Only N may be 0.
     """
     for name, wanted in forms.items():
         array, (dtype, *axes) = getattr(media, name), wanted.split()

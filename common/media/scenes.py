@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 SIDE_PX = 192
-MARGIN = 0.08  # of the side
-NARROWEST_M = 20.0  # least width and height of the view
+MARGIN = 0.08  # as a share of the picture's side
+NARROWEST_M = 20.0  # the smallest width and height of the view
 EGO, OTHERS = (0, 114, 178), (130, 130, 130)  # blue, and grey
 NOSE_M, DOT_PX = 3.0, 3
 
@@ -23,7 +23,7 @@ NOSE_M, DOT_PX = 3.0, 3
 class Scenes:
     """N scenes: ``states`` [N, A, T, 4] float32 of A agents at T times, ``step_s`` seconds apart.
 
-    A state is x and y in metres, heading in radians from the x axis, speed in m/s; NaN where the agent is not there.
+    A state is x and y in metres, heading in radians from the x axis, speed in m/s; NaN where the agent is absent.
     Agent 0 is the ego agent.
     """
 
@@ -38,8 +38,9 @@ class Scenes:
         return len(self.states)
 
     def pictures(self) -> np.ndarray:
-        """[N, 192, 192, 3]: the scene from above, y up. Lines are the agents' ways, the ego agent's is blue; a dot is
-        where an agent ends, the stroke on it its heading. Each scene fills its picture.
+        """[N, 192, 192, 3]: the scene from above, y up, scaled to fill the picture.
+
+        Lines are the paths of the agents, blue for the ego agent. A dot marks an agent's end, and a stroke its heading.
         """
         drawn = [_from_above(states) for states in self.states.astype(np.float64)]
         return np.stack(drawn) if drawn else np.empty((0, SIDE_PX, SIDE_PX, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Sounds: waves of one length and sample rate."""
+"""Sounds: waves, all of one length and sample rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drover.common.media.media import check
 COLUMNS, ROWS = 192, 96  # of a spectrogram, in pixels
 SHORTEST = 256  # samples of a window
 RANGE_DB = 80.0  # below the loudest: black
-# Black, violet, orange, white at these shares of the range.
+# The colours are black, violet, orange and white at these shares of the range.
 SHARES = (0.0, 0.4, 0.75, 1.0)
 COLOURS = ((0, 90, 240, 255), (0, 20, 140, 255), (0, 110, 30, 230))  # red, green, blue
 
@@ -33,8 +33,9 @@ class Sounds:
         return len(self.waves)
 
     def pictures(self) -> np.ndarray:
-        """[N, 96, 192, 3]: a spectrogram of all channels together. Time goes right, pitch up to half the rate,
-        brightness is loudness, in decibels below the sound's loudest.
+        """[N, 96, 192, 3]: a spectrogram of all channels together.
+
+        Time runs to the right, frequency upwards to half the rate; brightness is loudness, in decibels below the maximum.
         """
         power = np.zeros((len(self), ROWS, COLUMNS))
         for number, wave in enumerate(np.nan_to_num(self.waves).mean(axis=1)):
@@ -46,7 +47,7 @@ class Sounds:
 
 
 def _spectrogram(wave: np.ndarray) -> np.ndarray:
-    """[ROWS, COLUMNS] power of a wave [T], the highest pitch first. Windows overlap by half and leave nothing out."""
+    """[ROWS, COLUMNS] power of a wave [T], the highest frequency first. Windows overlap by half and cover the whole wave."""
     length = max(SHORTEST, 2 * math.ceil(len(wave) / COLUMNS))
     padded = np.pad(wave, (0, max(0, length - len(wave))))
     starts = np.linspace(0, len(padded) - length, COLUMNS).round().astype(int)

@@ -1,4 +1,4 @@
-"""Structures: solid things on a grid of voxels."""
+"""Structures: solid bodies on a grid of voxels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from drover.common.media.media import check
 
 GAP_PX = 2  # between the views
-FAINTEST = 80  # levels by which a ray that meets one voxel is darker than white
+FAINTEST = 80  # grey levels by which the pixel of a single voxel is darker than white
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Structures:
     def pictures(self) -> np.ndarray:
         """[N, H, W, 3]: the structure from the front (x right, z up), the side (y right, z up) and above (x right, y up).
 
-        A pixel is a ray through the structure, the darker the more of it is occupied.
+        A pixel is a ray through the structure; it is darker the more of the ray is occupied.
         """
         filled = self.occupied != 0
         views = [filled.mean(axis=axis).transpose(0, 2, 1)[:, ::-1] for axis in (2, 1, 3)]
@@ -40,7 +40,7 @@ class Structures:
 
 
 def _panel(share_NHW: np.ndarray, height: int) -> np.ndarray:
-    """[N, height, W + gap] grey levels, standing on the lower edge."""
+    """[N, height, W + gap] grey levels of one view, aligned at the lower edge."""
     dark = np.where(share_NHW > 0, FAINTEST + (255 - FAINTEST) * share_NHW, 0)
     levels = (255 - dark).round().astype(np.uint8)
     return np.pad(levels, [(0, 0), (height - levels.shape[1], 0), (0, GAP_PX)], constant_values=255)

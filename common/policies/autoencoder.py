@@ -1,4 +1,4 @@
-"""Pictures to clean latents and back, through the frozen VAE of a diffusers pipeline."""
+"""Encode pictures as clean latents and decode them, by the frozen VAE of a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from drover.common.media.pictures import Pictures
 
-CHUNK = 8  # bounds the memory of the VAE, whatever the group size
+CHUNK = 8  # pictures at a time, which bounds the VAE's memory for any group size
 
 
 class Autoencoder:
-    """Latents are normalised as the pipeline does it: x0 = (z - mean) / std x scaling_factor of the VAE's own z."""
+    """The VAE with the pipeline's normalisation of latents: x0 = (z - mean) / std x scaling_factor of the VAE's own z."""
 
     def __init__(self, vae: Any) -> None:
         config = vae.config
         self._vae = vae
-        # Per channel where the config says so (some fine-tuned XL models), else one shift and no scale of its own.
+        # Per channel where the config has them (some fine-tuned XL models), else one shift and no further scale.
         self._mean = torch.tensor(config.latents_mean or [config.shift_factor or 0.0]).reshape(-1, 1, 1)
         self._std = torch.tensor(config.latents_std or [1.0]).reshape(-1, 1, 1)
 
@@ -32,8 +32,8 @@ class Autoencoder:
     def encode(self, media: Pictures) -> Tensor:
         """[B, C, h, w] float32 of B pictures: the mode of the posterior.
 
-        Its mode, not a draw: latents then depend on the picture alone, so ranks and resumed runs agree without seeds.
-        Little is lost: posteriors are narrow (0.03 of the latents' own deviation in worlds/shapes).
+        The mode, not a draw, so that latents depend on the picture alone, and ranks and resumed runs agree without seeds.
+        The difference is small: posteriors are narrow (0.03 of the latents' own deviation in worlds/shapes).
         """
         chunks = [media.pixels[start : start + CHUNK] for start in range(0, max(len(media), 1), CHUNK)]
         return torch.cat([self._encode(chunk) for chunk in chunks])

@@ -1,4 +1,4 @@
-"""Rows of a conditioning: named tensors that share their first axis, the batch."""
+"""Pick, repeat and join rows of a conditioning: named tensors that share their first axis, the batch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from typing import TYPE_CHECKING
 from drover.common.protocols import Conditioning
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
 def rows(cond: Conditioning, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-    """Those rows, in that order; indices may repeat."""
+    """The rows at ``indices``, in that order; indices may repeat."""
     import torch
 
     index = torch.as_tensor(indices, dtype=torch.long)
     return {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in cond.items()}
-
-
-def repeat(cond: Conditioning, times: int) -> dict[str, Tensor]:
-    """Each row ``times`` times in a row: sample i of the result belongs to row ``i // times``."""
-    return {name: tensor.repeat_interleave(times, dim=0) for name, tensor in cond.items()}
 
 
 def concat(conds: Sequence[Conditioning]) -> dict[str, Tensor]:
@@ -34,8 +28,3 @@ def concat(conds: Sequence[Conditioning]) -> dict[str, Tensor]:
         if set(cond) != names:
             raise ValueError(f"conditionings of one batch must share names, got {sorted(names)} and {sorted(cond)}")
     return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
-
-
-def to(cond: Conditioning, device: str | torch.device) -> dict[str, Tensor]:
-    """On that device."""
-    return {name: tensor.to(device) for name, tensor in cond.items()}

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 class ConsistencyHead(Wrapped):
-    """``ConsistencyHead(StableDiffusion.load("SimianLuo/LCM_Dreamshaper_v7", embedded_scale=8.0))``.
+    """A policy whose x0 comes from the head of a latent consistency model.
 
-    Its path ends clean, also where the checkpoint's scheduler does not: the last step gives x0 as predicted.
+    Example: ``ConsistencyHead(StableDiffusion.load("SimianLuo/LCM_Dreamshaper_v7", embedded_scale=8.0))``.
+    Its path always ends clean, even if that of the checkpoint's scheduler does not: the last step gives the predicted x0.
     """
 
     def __init__(self, policy: Policy, *, time_scaling: float = 10.0) -> None:
-        """``time_scaling``: see `consistency_x0`; timestep_scaling of diffusers' LCMScheduler."""
+        """``time_scaling`` is that of `consistency_x0`; diffusers' LCMScheduler calls it timestep_scaling."""
         super().__init__(policy)
         if isinstance(policy.schedule, DiscreteSchedule):
             self.schedule = replace(policy.schedule, final="clean")
@@ -36,7 +37,7 @@ class ConsistencyHead(Wrapped):
         return Prediction(x0=x0, noise=(x - a * x0) / s)
 
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Refused: it pulls x0 to the mean of all pictures that fit x, where a consistency model names one of them."""
+        """Raises `ConfigError`: the target pulls x0 to the mean of all pictures that fit x, but the head predicts one."""
         raise ConfigError(
             "a consistency model was distilled, not trained to denoise, and the denoising loss would undo that; "
             "leave the pretraining mix out, or train the model it was distilled from"

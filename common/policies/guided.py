@@ -1,7 +1,7 @@
-"""Classifier-free guidance around any policy, the same when sampling and when training.
+"""Put classifier-free guidance around any policy, the same when sampling and when training.
 
-Training the conditional branch alone lets the guidance scale lose its calibration and performance collapses after the
-first round (DDPO, arXiv 2305.13301, appendix E.1); hence a wrapper, which no role can leave out by half.
+If only the conditional branch is trained, the guidance scale loses its calibration and performance collapses after the
+first round (DDPO, arXiv 2305.13301, appendix E.1). A wrapper around the policy makes all roles use the same guidance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from drover.common.protocols import Conditioning, Policy, Prediction
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNCONDITIONAL = "uncond."  # before the name of each tensor of the empty condition
+UNCONDITIONAL = "uncond."  # the prefix of each tensor's name of the empty condition
 
 
 class Guided(Wrapped):
@@ -41,7 +41,7 @@ class Guided(Wrapped):
         self._empty: Conditioning | None = None
 
     def encode(self, names: Sequence[str]) -> Conditioning:
-        """The policy's rows, and beside each the empty condition's under "uncond.<name>", as views of one row."""
+        """The policy's rows, and beside them the empty condition's under "uncond.<name>", as views of one row."""
         if self._empty is None:
             self._empty = self.policy.encode([self._empty_name])
         count = len(names)
@@ -57,20 +57,20 @@ class Guided(Wrapped):
         return Prediction(x0=self._combine(both.x0), noise=self._combine(both.noise))
 
     def output(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """The policy's own, given the condition: guidance combines two denoisers and is none itself."""
+        """The policy's own output under the condition: guidance combines two denoisers and is none itself."""
         return self.policy.output(x, time, _conditional(cond))
 
     def decode(self, x0: Tensor, cond: Conditioning) -> Media:
         return self.policy.decode(x0, _conditional(cond))
 
     def _combine(self, both: Tensor) -> Tensor:
-        """x0 and noise are linear in the network's output, so guiding them is guiding it."""
+        """Guide x0 or noise, which equals guiding the network's output, because they are linear in it."""
         uncond, cond = both.chunk(2)
         return uncond + self.scale * (cond - uncond)
 
 
 def guided(policy: Policy, scale: float) -> Policy:
-    """The policy under guidance of that scale instead of its own, sharing its modules; 1 is none."""
+    """The policy with guidance of that scale instead of its own; 1 is none. The modules are shared."""
     bare = policy.policy if isinstance(policy, Guided) else policy
     return bare if scale == 1 else Guided(bare, scale)
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a policy's attention: a small part that learns, saved in the form that plain diffusers loads."""
+"""Put low-rank adapters on a policy's attention, which learn alone, and save them in the form that diffusers loads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def with_lora(policy: P, *, rank: int, alpha: float, targets: Sequence[str] = ATTENTION, seed: int = 0) -> P:
-    """The policy itself, changed in place: adapters on every ``targets`` layer learn, the base no longer does.
+    """Add adapters to every ``targets`` layer, in place: they learn, and the base no longer does. Returns the policy.
 
-    The adapters start without effect, count alpha / rank times, are float32 whatever the base is, and start equal
-    wherever ``seed`` is equal. Raises `ConfigError` when the policy cannot carry them or carries some already.
+    The adapters start without effect, are scaled by alpha / rank, are float32 for a base of any dtype, and start equal
+    for equal ``seed``. Raises `ConfigError` when the policy cannot carry adapters or carries some already.
     """
     from peft import LoraConfig
 
@@ -47,8 +47,8 @@ def with_lora(policy: P, *, rank: int, alpha: float, targets: Sequence[str] = AT
 def save_lora(policy: Policy, folder: str | Path, *, base: str) -> None:
     """Write pytorch_lora_weights.safetensors, which ``pipe.load_lora_weights(folder)`` reads. Whole or not at all.
 
-    ``base`` is the folder or hub id of the pipeline that they belong to. It is written beside them in README.md, as model
-    cards name it; `load_lora` needs it there.
+    ``base`` is the folder or hub id of the pipeline to which the adapters belong. It is written beside them in README.md, as
+    model cards name it; `load_lora` needs it there.
     """
     module: Any = policy.trainable
     if not getattr(module, "peft_config", None):
@@ -56,7 +56,7 @@ def save_lora(policy: Policy, folder: str | Path, *, base: str) -> None:
     with replacing(folder) as written, quiet_diffusers():
         from diffusers import StableDiffusionPipeline
 
-        # The file of XL is the same: the UNet's layers by name.
+        # The file for XL has the same form: the UNet's layers by name.
         StableDiffusionPipeline.save_lora_weights(written, unet_lora_layers=_portable_weights(module))
         origin = str(Path(base).resolve()) if Path(base).is_dir() else base
         (written / CARD).write_text(
@@ -65,7 +65,7 @@ def save_lora(policy: Policy, folder: str | Path, *, base: str) -> None:
 
 
 def base_of(folder: Path) -> str:
-    """The pipeline folder or hub id that the adapters `save_lora` wrote belong to. Raises `ConfigError`."""
+    """The folder or hub id of the pipeline to which adapters written by `save_lora` belong. Raises `ConfigError`."""
     card = folder / CARD
     text = card.read_text(errors="replace") if card.is_file() else ""
     found = re.search(r"^base_model: (\".*\")$", text, re.MULTILINE)
@@ -76,18 +76,18 @@ def base_of(folder: Path) -> str:
 
 
 def load_lora(policy: Policy, folder: Path) -> None:
-    """Put adapters that `save_lora` wrote on the policy, to sample with. Raises `ConfigError` where they do not fit."""
+    """Put adapters written by `save_lora` on the policy, for sampling. Raises `ConfigError` where they do not fit."""
     module: Any = policy.trainable
     try:
         with quiet_diffusers():
             module.load_lora_adapter(str(folder), prefix="unet", weight_name=WEIGHTS, local_files_only=True)
-    # What the library raises for damaged or foreign files depends on the file.
+    # The library's errors for damaged or foreign files depend on the file.
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"the adapters of {folder} do not fit their base: {first_line(error)}") from error
 
 
 def _portable_weights(module: Any) -> dict[str, torch.Tensor]:
-    """Adapter weights by diffusers' names, times alpha / rank: readers that are told no alpha take it to be rank."""
+    """Adapter weights by diffusers' names, times alpha / rank, because readers without an alpha assume alpha = rank."""
     from peft import get_peft_model_state_dict
 
     (config,) = module.peft_config.values()

@@ -19,7 +19,10 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class Model(Protocol):
-    """Frozen and cheap; part of the recipe's fingerprint through its repr."""
+    """The description of a policy: it builds the policy and saves its weights.
+
+    Frozen; holds no weights. Its repr is a part of the recipe's fingerprint.
+    """
 
     @property
     def media(self) -> type[Media]:
@@ -31,19 +34,19 @@ class Model(Protocol):
 
     @property
     def adapters(self) -> bool:
-        """Whether adapters on frozen weights learn, so that the policy without them is the one that training began with."""
+        """Whether only adapters learn, on frozen weights, so that the policy without them is the policy at the start."""
 
     def check(self) -> None:
-        """Raise `ConfigError` for what `build` would refuse, as far as that is seen within a second."""
+        """Raise `ConfigError` for the faults for which `build` would raise it, as far as a second suffices to find them."""
 
     def build(self, device: str) -> Policy:
         """The policy with its initial weights, the same on every role and rank. Raises `ConfigError`."""
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
-        """Write the fine-tuned model in its ecosystem's own format; the folder or file written."""
+        """Write the fine-tuned model in its ecosystem's own format. Returns the written folder or file."""
 
     def of_run(self, folder: Path) -> Model:
-        """This model with the weights that `save` wrote to a run's folder, to sample with.
+        """This model with the weights that `save` wrote to a run's folder, for sampling.
 
         Raises `ConfigError` where there are none, as before the end of a run.
         """
@@ -67,7 +70,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedLora:
-    """Adapters that a run saved in ``folder``, to sample with."""
+    """Adapters that a run saved in ``folder``, for sampling."""
 
     folder: Path
 

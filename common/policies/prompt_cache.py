@@ -1,4 +1,4 @@
-"""Embeddings by prompt: each prompt is encoded once, while it stays among the last ones used."""
+"""Cache embeddings by prompt: a prompt is not encoded again while it is among the last ones used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from drover.common.protocols import Conditioning
 
-ENCODE_BATCH = 32  # bounds the memory of text encoders, whatever the number of prompts
+ENCODE_BATCH = 32  # prompts at a time, which bounds the memory of text encoders
 
 
 class PromptCache:
-    """The ``capacity`` prompts used last: 1024 of them take 0.24 GB for Stable Diffusion 1.5, 0.65 GB for XL."""
+    """Keeps the embeddings of the ``capacity`` prompts used last: 1024 take 0.24 GB for SD 1.5, 0.65 GB for XL."""
 
     def __init__(self, encode: Callable[[list[str]], Conditioning], capacity: int = 1024) -> None:
         self._encode = encode  # at most ENCODE_BATCH prompts -> a row each
@@ -23,7 +23,7 @@ class PromptCache:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Rows of the prompts, in order; only those not kept are encoded, each once."""
+        """Rows of the prompts, in order; only prompts that are not in the cache are encoded, each once."""
         missing = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._rows))
         for start in range(0, len(missing), ENCODE_BATCH):
             self._keep(missing[start : start + ENCODE_BATCH])
@@ -37,5 +37,5 @@ class PromptCache:
     def _keep(self, prompts: list[str]) -> None:
         encoded = self._encode(prompts)
         for i, prompt in enumerate(prompts):
-            # Copied out of the batch it was encoded in, which would stay alive with any of its rows.
+            # Copied out of its encoded batch, because a view of one row would keep the whole batch in memory.
             self._rows[prompt] = {name: tensor[i].clone() for name, tensor in encoded.items()}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Wrapped:
-    """Answers as the wrapped ``policy`` does. A subclass overrides the methods that it answers by itself."""
+    """A policy that forwards every call to the wrapped ``policy``. A subclass overrides the methods that it changes."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy

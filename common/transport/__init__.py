@@ -1,1 +1,1 @@
-"""How messages and blobs move between roles: by Redis between processes, by memory inside one."""
+"""Move messages and blobs between roles: through Redis between processes, in memory within one process."""

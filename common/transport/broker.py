@@ -1,4 +1,4 @@
-"""What a role asks of the transport, whichever it is: streams and blobs of one run, and its dead letters."""
+"""The interface of the transport, in memory or on Redis: streams and blobs of one run, and its dead letters."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from drover.common.errors import BlobMissing, ConfigError
 from drover.common.protocols import BlobStore, Stream
 from drover.common.transport.keys import Keys
 
-LEASE_S = 30.0  # a dead consumer's messages go to another after this long; a live one's are renewed
-# Blobs are dropped when their group ends, for which slow GPUs may take hours; this catches what is left behind.
+LEASE_S = 30.0  # a dead consumer's messages go to another after this time; a live consumer renews its leases
+# Blobs are dropped when their group ends, for which slow GPUs may take hours; the lifetime ends those that were left over.
 BLOB_LIFETIME_S = 86_400.0
-RECHECK_S = 0.1  # how soon a consumer that begins to wait looks for what others left,
-LONGEST_RECHECK_S = 1.0  # and how rarely at last
+RECHECK_S = 0.1  # the first wait of an idle consumer between looks for messages that other consumers left,
+LONGEST_RECHECK_S = 1.0  # and the longest, after doubling
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message nobody could finish: its bytes, why, and where it was taken from."""
+    """A message that no consumer could finish: its bytes, the reason, and the stream that it was taken from."""
 
     payload: bytes
     reason: str
@@ -44,18 +44,18 @@ class Broker(Protocol):
     ) -> Stream:
         """A stream for one consumer of ``group``, or for ``put`` alone when that is None.
 
-        ``groups`` are all groups that read this key: an entry is kept until each of them has acknowledged it. Whoever
-        puts or takes should name them, so that no group misses what came before it started. ``consumer`` defaults to
-        a unique name; one that was in use before is the successor's, and what the former life held goes out again at once.
+        ``groups`` are all groups that read this key: an entry is kept until each of them has acknowledged it. Every caller
+        should name them, so that no group misses entries from before its start. ``consumer`` defaults to a unique name.
+        Opening a name that is already in use takes it over: its unacknowledged messages are redelivered at once.
         """
 
     def blobs(self) -> BlobStore: ...
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """The newest ``limit``, newest first."""
+        """The newest ``limit`` dead letters, newest first."""
 
     def forget(self) -> None:
-        """Delete everything of the run. Only for whoever started it, when it is over."""
+        """Delete everything of the run. Only the process that started the run may call this, when the run is over."""
 
     def close(self) -> None: ...
 

@@ -1,8 +1,8 @@
-"""Messages to bytes and back: a msgpack array [type tag, schema number, field values...], checked field by field.
+"""Encode messages as bytes and decode them: a msgpack array [type tag, schema number, field values...], checked by field.
 
-Driven by the dataclasses' type hints, compiled once per type. The schema number is a checksum of a type's fields,
-nested ones included, so two builds whose types differ refuse each other instead of misreading. Nothing that is decoded
-can execute code, and sizes are refused before anything is allocated for them.
+The codec follows the dataclasses' type hints, compiled once per type. The schema number is a checksum of a type's fields,
+nested ones included, so two builds whose types differ refuse each other's messages instead of misreading them. Decoding
+executes no code, and excessive sizes are refused before memory is allocated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FromPlain = Callable[[Any], Any]
 
 
 class _Form(NamedTuple):
-    """How one type crosses: ``plain`` is None where msgpack takes the value as it is."""
+    """The conversions of one type to plain values and back; ``plain`` is None where msgpack takes the value as it is."""
 
     text: str
     plain: ToPlain | None
@@ -47,7 +47,7 @@ def encode(message: Message) -> bytes:
     assert form.plain is not None
     try:
         plain = form.plain(message)
-        form.restore(plain)  # a bad value is the sender's to explain, not the receiver's
+        form.restore(plain)  # a bad value must be an error at the sender, not at the receiver
         data: bytes = msgpack.packb([type(message).__name__, _SCHEMA[type(message)], *plain])
     except DAMAGE as error:
         raise CodecError(f"cannot encode {type(message).__name__}: {error}") from error
@@ -57,7 +57,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Message:
-    """The message in the bytes. Raises `CodecError`, and nothing else, for whatever is not one of ours."""
+    """The message in the bytes. Raises `CodecError`, and no other error, for bytes that are no drover message."""
     if len(data) > MAX_MESSAGE_BYTES:
         raise CodecError(f"{len(data)} bytes came, at most {MAX_MESSAGE_BYTES} are a message")
     try:
@@ -169,7 +169,7 @@ def _tuple(inner: _Form) -> _Form:
 
 
 def _record(kind: type) -> _Form:
-    """A dataclass, as the array of its fields in order."""
+    """The conversions of a dataclass, whose plain form is the array of its fields in order."""
     hints = get_type_hints(kind)
     names = tuple(field.name for field in fields(kind))
     forms = tuple(_form(hints[name]) for name in names)

@@ -1,4 +1,4 @@
-"""Reaching one Redis: errors that name their remedy, and patience with a server that restarts."""
+"""Connect to one Redis: errors name their remedy, and a server that restarts is waited for."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from drover.common.transport.server_check import CLUSTER, REPLICA, check_server
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
-REPLY_TIMEOUT_S = 5.0  # also that what was sent may stay unacknowledged, where the kernel can tell
-BULK_TIMEOUT_S = 60.0  # of a large value that is on its way: many may share a network
+REPLY_TIMEOUT_S = 5.0  # also the limit for unacknowledged TCP data, where the kernel has such a limit
+BULK_TIMEOUT_S = 60.0  # for a large value: many transfers may share a network
 PATIENCE_S = 30.0  # a Redis that restarts is back well within this
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 2.0
 LOST = (failures.ConnectionError, failures.TimeoutError, OSError)
 REFUSED = (failures.AuthenticationError, failures.AuthorizationError)
-# A word of Redis' refusal, or of the name that the client gives it -> what that means, and what to do.
+# A word of Redis' refusal, or of the client's name for it -> its meaning, and the remedy.
 REFUSALS = {
     "NoPermission": ("refuses a command", "check the user's rights; `drover redis-user` prints those that a run needs"),
     "ReadOnly": REPLICA,
@@ -48,17 +48,17 @@ log = logging.getLogger(__name__)
 
 
 def mask(url: str) -> str:
-    """The URL with its password starred out, for logs and errors."""
+    """The URL with its password replaced by stars, for logs and errors."""
     starred = re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url)
-    # A user without a password is more often a password without its colon.
+    # A user without a password is usually a password whose colon was forgotten.
     starred = re.sub(r"://[^:@/]+@", "://***@", starred)
     return re.sub(r"([?&]password=)[^&]*", r"\1***", starred)
 
 
 def complete(url: str, *, password: str = "", ca: str = "") -> str:
-    """The URL with what it need not spell out: the password, and the file of the CA that signed the server's certificate.
+    """The URL completed with the password and the file of the CA that signed the server's certificate.
 
-    Raises `TransportError` where the URL says something else about either.
+    Raises `TransportError` where the URL has a different password or CA file.
     """
     if not password and not ca:
         return url
@@ -66,7 +66,7 @@ def complete(url: str, *, password: str = "", ca: str = "") -> str:
         parts = urlsplit(url)
         has_password, options = bool(parts.password), parse_qs(parts.query)
     except ValueError:
-        return url  # `open_client` says what is wrong with it
+        return url  # `open_client` explains the fault
     if password:
         if has_password or "password" in options:
             raise TransportError(f"{mask(url)} brings a password, and the environment another; keep one of them")
@@ -85,10 +85,10 @@ def complete(url: str, *, password: str = "", ca: str = "") -> str:
 
 
 def addresses(urls: str) -> list[str]:
-    """One or more URLs, with spaces between them. Raises `TransportError`, which shows none of their passwords."""
+    """Split a text of one or more URLs at spaces. Raises `TransportError`, which shows no password."""
     found = urls.split()
     wrong = [number for number, url in enumerate(found, 1) if not url.startswith(("redis://", "rediss://", "unix://"))]
-    if wrong and len(found) > 1:  # the one that is alone is explained by `open_client`
+    if wrong and len(found) > 1:  # a single bad URL is explained by `open_client`
         raise TransportError(
             f"of {len(found)} Redis URLs with spaces between them, number {wrong[0]} does not begin with redis://, "
             "rediss:// or unix://; %-escape a space inside a password as %20"
@@ -99,8 +99,9 @@ def addresses(urls: str) -> list[str]:
 
 
 def open_client(url: str, *, timeout_s: float = REPLY_TIMEOUT_S) -> redis.Redis:
-    """A client that connects at first use; safe to share between threads. ``timeout_s``: of sending a command, whole, and
-    of each part of its answer.
+    """A client that connects at first use; safe to share between threads.
+
+    ``timeout_s`` holds for sending a whole command, and for each part of its answer.
     """
     unacknowledged = (
         {socket.TCP_USER_TIMEOUT: int(1000 * REPLY_TIMEOUT_S)} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
@@ -114,7 +115,7 @@ def open_client(url: str, *, timeout_s: float = REPLY_TIMEOUT_S) -> redis.Redis:
             socket_timeout=timeout_s,
             **over_tcp,
             socket_read_size=1 << 16,
-            retry=Retry(NoBackoff(), 0),  # retrying is `Link`'s, which counts
+            retry=Retry(NoBackoff(), 0),  # `Link` retries, and counts its tries
         )
     except ValueError:
         raise TransportError(
@@ -123,7 +124,7 @@ def open_client(url: str, *, timeout_s: float = REPLY_TIMEOUT_S) -> redis.Redis:
 
 
 def reach(url: str) -> tuple[redis.Redis, dict[str, Any]]:
-    """A client whose server answered, and the server's INFO. Tries once. Raises `TransportError` with the remedy."""
+    """A client whose server has answered, and the server's INFO. Tries once. Raises `TransportError` with the remedy."""
     client = open_client(url)
     try:
         client.ping()
@@ -134,14 +135,14 @@ def reach(url: str) -> tuple[redis.Redis, dict[str, Any]]:
 
 
 def connect(url: str) -> redis.Redis:
-    """A client whose server answered and can serve runs. Tries once. Raises `TransportError` or `ConfigError`."""
+    """A client whose server has answered and can serve runs. Tries once. Raises `TransportError` or `ConfigError`."""
     client, facts = reach(url)
     check_server(url, mask(url), facts)
     return client
 
 
 def explain(error: Exception, url: str) -> TransportError:
-    """What happened, where, and what to do about it; the password stays out."""
+    """The error in words: the fault, the server and the remedy, without the password."""
     said, where = str(error), mask(url)
     if isinstance(error, failures.OutOfMemoryError) or "OOM" in said:
         text, fix = "has no memory left", "raise its maxmemory, or lower samples per group or max_lag"
@@ -170,27 +171,28 @@ def explain(error: Exception, url: str) -> TransportError:
 
 
 def send(client: redis.Redis, *command: Any) -> Any:
-    """The answer to one command, given word by word: plainer than the wrappers, and the same for every version."""
+    """Send one command word by word and return its answer, which is the same for every version of the client library."""
     return client.execute_command(*command)
 
 
 class Link:
-    """A client that outlives a restart of its server: a lost connection is retried, counted, for ``patience_s``."""
+    """A client that waits for a server that restarts: after a lost connection it retries for ``patience_s`` seconds."""
 
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
-        """Returns when the server has answered: who starts while it restarts waits as everybody does.
+        """Connect, and wait for the server as `call` does if it is restarting.
 
         Raises `TransportError`, or `ConfigError` for a server that cannot serve runs.
         """
         self.retries = 0
         self._url = url
         self._patience_s = patience_s
+        self.on_outage: Callable[[str], None] = log.warning  # hears when an outage begins and when it ends
         self.client = open_client(url)
         self.bulk = open_client(url, timeout_s=BULK_TIMEOUT_S)  # for large values
         check_server(url, mask(url), self.call(lambda client: client.info()))
 
     def call(self, action: Callable[[redis.Redis], T], *, patience_s: float | None = None) -> T:
-        """Run ``action``, again after a lost connection: it must bear being done twice. Raises `TransportError`."""
+        """Run ``action``, and again after a lost connection, so running it twice must be harmless. Raises `TransportError`."""
         patience_s = self._patience_s if patience_s is None else patience_s
         began_s, wait_s, waited = time.monotonic(), FIRST_WAIT_S, False
         while True:
@@ -204,15 +206,17 @@ class Link:
                     raise explain(error, self._url) from error
                 self.retries += 1
                 if not waited:
-                    where = mask(self._url)
-                    log.warning("Redis at %s cannot be reached; trying again for %.0f s: %s", where, patience_s, error)
+                    self._tell(f"cannot be reached; trying again for {patience_s:.0f} s: {error}")
             else:
                 if waited:
-                    log.warning("Redis at %s answers again, after %.1f s", mask(self._url), time.monotonic() - began_s)
+                    self._tell(f"answers again, after {time.monotonic() - began_s:.1f} s")
                 return answer
             waited = True
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _tell(self, text: str) -> None:
+        self.on_outage(f"Redis at {mask(self._url)} {text}")
 
     def close(self) -> None:
         self.client.close()
@@ -220,5 +224,5 @@ class Link:
 
 
 def _is_for_caller(error: Exception) -> bool:
-    """About consumer groups, which streams make: gone, as after a restart without persistence, or there already."""
+    """Whether the error is about consumer groups, which streams handle: one is gone, as after a restart, or exists already."""
     return any(word in str(error) for word in ("NOGROUP", "BUSYGROUP"))

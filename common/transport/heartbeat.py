@@ -1,4 +1,4 @@
-"""One thread per broker that keeps the leases of living consumers, however long their work takes."""
+"""Renew the leases of living consumers in one thread per broker, however long their work takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Renewable(Protocol):
 
 
 class _Watched:
-    """The streams to renew, held weakly: a consumer that is gone must lose its lease."""
+    """The streams to renew, by weak reference: a consumer that is gone must lose its lease."""
 
     def __init__(self) -> None:
         self.streams: weakref.WeakSet[Renewable] = weakref.WeakSet()
@@ -40,7 +40,7 @@ class _Watched:
         for stream in streams:
             try:
                 stream.renew()
-            except TransportError as error:  # the lease may run out, which redelivery makes good
+            except TransportError as error:  # if the lease runs out, the messages are delivered again
                 log.warning("lease heartbeat failed: %s", error)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Every key drover keeps in Redis, on one card. All are scoped ``drover:{run}:``, so two runs on one Redis never meet.
+"""List every key that drover keeps in Redis. All have the prefix ``drover:{run}:``, so runs on one Redis stay apart.
 
 | key              | type   | written by             | read by (group)                        | lives until         |
 |------------------|--------|------------------------|----------------------------------------|---------------------|
@@ -11,8 +11,8 @@
 | ``dead``         | stream | every reader           | people                                 | 10,000 newer        |
 | ``blob:ID``      | string | actors, reward servers | roles that hold a `TensorRef`          | dropped, or expired |
 
-Failures (`GroupFailed`) travel to the learner on ``measurements``. Where a run has no evaluators, the orders of its
-evaluations are among the actors' own on ``work``.
+Failures (`GroupFailed`) are sent to the learner on ``measurements``. In a run without evaluators, the orders of
+evaluations go to the actors on ``work``.
 """
 
 from __future__ import annotations

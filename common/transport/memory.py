@@ -1,7 +1,7 @@
 """The transport inside one process: the semantics of Redis streams, shared by threads. Crosses no process boundary.
 
-Messages are encoded here too, so that what runs in one process also runs on many. A consumer that is alive keeps its
-lease, as its heartbeat would; one whose stream object is gone loses it when the lease runs out.
+Messages are encoded here too, so that a recipe that runs in one process also runs on many. A living consumer keeps its
+leases, as its heartbeat would; a consumer whose stream object is gone loses them when they run out.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class _Topic:
         return self.groups.setdefault(name, _Group())
 
     def settle(self, group: str, entry: int) -> None:
-        """Acknowledge, and forget the entry once no group waits for it."""
+        """Acknowledge an entry, and delete it once no group waits for it."""
         self.group(group).pending.pop(entry, None)
         if all(entry <= other.last and entry not in other.pending for other in self.groups.values()):
             self.entries.pop(entry, None)
 
 
 class MemoryBroker:
-    """Streams, blobs and dead letters of one run in one process."""
+    """Keeps streams, blobs and dead letters of one run in one process."""
 
     def __init__(self, run: str, *, blob_lifetime_s: float = BLOB_LIFETIME_S) -> None:
         self.keys = Keys(run)
@@ -196,7 +196,7 @@ class MemoryStream:
         return self._topic.group(self._reader()).pending
 
     def _claim(self, limit: int) -> list[tuple[int, bytes, int]]:
-        """Up to ``limit`` of (entry, payload, attempt): first what others left, else what nobody has had."""
+        """Up to ``limit`` of (entry, payload, attempt): first entries that other consumers left, then new ones."""
         group, now_s = self._topic.group(self._reader()), monotonic()
         for pending in group.pending.values():
             if pending.owner is not None and pending.owner() is not None:
@@ -219,7 +219,7 @@ class MemoryBlobs:
     def __init__(self, lifetime_s: float) -> None:
         self._lifetime_s = lifetime_s
         self._lock = Lock()
-        self._held: dict[str, tuple[bytes, float]] = {}  # by rising end of life
+        self._held: dict[str, tuple[bytes, float]] = {}  # by rising time of expiry
 
     def put(self, blob: str, parts: Sequence[bytes | memoryview]) -> None:
         content = b"".join(parts)

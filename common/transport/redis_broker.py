@@ -1,15 +1,15 @@
 """The transport between processes: Redis streams for messages, Redis strings for blobs. At least once, never trimmed.
 
-An entry is deleted when every group has acknowledged it, so memory is bounded by what is in flight. A put whose answer
+An entry is deleted when every group has acknowledged it, so memory is bounded by the messages in flight. A put whose answer
 is lost with the connection is repeated, unless its entry is there.
 
-Blobs are nearly all of a run's bytes. They may lie on several servers, each on the one that its name says, so that no
-message tells where; messages are all on the first.
+Blobs are nearly all of a run's bytes. They may be spread over several servers; a checksum of the blob's name chooses one, so
+that no message needs to say where a blob is. All messages are on the first server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import WeakSet
 from zlib import crc32
@@ -24,7 +24,7 @@ from drover.common.types import MAX_BLOB_BYTES
 
 
 class RedisBroker:
-    """Streams, blobs and dead letters of one run on one Redis, or its blobs on several; shared by a process's threads."""
+    """Keeps streams, blobs and dead letters of one run on Redis, and blobs on several where given. Shared by threads."""
 
     def __init__(
         self, urls: str, run: str, *, blob_lifetime_s: float = BLOB_LIFETIME_S, patience_s: float = PATIENCE_S
@@ -52,6 +52,11 @@ class RedisBroker:
             self._heartbeat.watch(stream)
         return stream
 
+    def tell_outages(self, tell: Callable[[str], None]) -> None:
+        """Tell of a server that is away when it is first missed, and when it is back. By default, both are logged."""
+        for link in self._links:
+            link.on_outage = tell
+
     def blobs(self) -> RedisBlobs:
         return self._blobs
 
@@ -70,18 +75,18 @@ class RedisBroker:
         ]
 
     def buried_after(self, entry: str, limit: int = 1000) -> tuple[str, list[str]]:
-        """The newest dead letter's entry, and the streams of those put after ``entry`` ("0": all), oldest first."""
+        """(newest entry, the streams of all dead letters put after ``entry``, oldest first). ``entry`` "0" means all."""
         found = self.link.call(lambda client: send(client, "XRANGE", self.keys.dead, f"({entry}", "+", "COUNT", limit))
         streams = [facts[b"stream"].decode().removeprefix(self.keys.prefix) for _, facts in found]
         return (found[-1][0].decode() if found else entry), streams
 
     def memory(self) -> list[tuple[int, int]]:
-        """Of each server: bytes that it uses, for all its users, and bytes that it may use; 0 is no limit."""
+        """(used bytes, for all users of the server; bytes it may use, 0 for no limit) of each server."""
         facts = [link.call(lambda client: client.info("memory")) for link in self._links]
         return [(int(one["used_memory"]), int(one.get("maxmemory", 0))) for one in facts]
 
     def forget(self) -> None:
-        """Delete every key of the run. Only for whoever started it, when it is over."""
+        """Delete every key of the run. Only the process that started the run may call this, when the run is over."""
         _unlink(self._links, f"{self.keys.prefix}*")
 
     def close(self) -> None:
@@ -118,7 +123,7 @@ class RedisBlobs:
             content: bytes = self._call(blob, "GET", key) or b""
         else:
             content = self._call(blob, "GETRANGE", key, offset, -1 if nbytes is None else offset + nbytes - 1)
-        if len(content) < (nbytes or 1):  # Redis says "" of a key that is not there
+        if len(content) < (nbytes or 1):  # Redis answers "" for a key that is not there
             raise blob_missing(blob, offset, nbytes)
         return content
 
@@ -133,7 +138,7 @@ class RedisBlobs:
         _unlink(self._links, self._keys.blob(f"*{part}*"), {self._keys.blob(blob).encode() for blob in keep})
 
     def _home(self, blob: str) -> int:
-        """Which server has it."""
+        """The number of the server that has the blob."""
         return crc32(blob.encode()) % len(self._links)
 
     def _call(self, blob: str, *command: Any) -> Any:
@@ -141,7 +146,7 @@ class RedisBlobs:
 
 
 def _unlink(links: Sequence[Link], pattern: str, keep: Collection[bytes] = ()) -> None:
-    """Delete the keys that fit, on every server, but for those to ``keep``."""
+    """Delete the keys that fit the pattern, on every server, except those to ``keep``."""
     for link in links:
         link.call(
             lambda client: [client.unlink(key) for key in client.scan_iter(pattern, count=1000) if key not in keep]

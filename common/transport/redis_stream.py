@@ -1,4 +1,4 @@
-"""One consumer of one Redis stream; see `drover.common.protocols.Stream`. What it must do in one piece is in `scripts.py`."""
+"""One consumer of one Redis stream; see `drover.common.protocols.Stream`. Its atomic operations are in `scripts.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOSE_PATIENCE_S = 2.0
 
 
 class RedisStream:
-    """Created by `RedisBroker.stream`."""
+    """Takes and puts messages of one key for one consumer. Created by `RedisBroker.stream`."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class RedisStream:
         self._groups = tuple(dict.fromkeys([*groups, *([group] if group else [])]))
         self._consumer = consumer or uuid4().hex
         self._held: set[str] = set()
-        self._lock = Lock()  # of _held: the heartbeat reads it
+        self._lock = Lock()  # guards _held, which the heartbeat reads
         self._reclaims_at_s = 0.0
         self._recheck_s = RECHECK_S
         self._create_groups()
         self._losses = link.retries
         if group is not None and consumer is not None:
-            # Whoever had this name before is dead or cut off: what it held must not wait for its lease to run out.
+            # The former consumer of this name is dead or cut off: its messages must not wait until their lease runs out.
             self._link.call(self._disown)
 
     def put(self, message: Message) -> None:
@@ -120,7 +120,7 @@ class RedisStream:
             pass  # Redis is gone: the leases run out by themselves
 
     def renew(self) -> None:
-        """Reset the leases of what is held. Called by the heartbeat."""
+        """Renew the leases of the messages that this consumer has taken. Called by the heartbeat."""
         with self._lock:
             held = list(self._held)
         if held:
@@ -131,7 +131,7 @@ class RedisStream:
     # ------------------------------------------------------------------------------------------ taking
 
     def _claim(self, client: redis.Redis, limit: int, wait_s: float) -> list[tuple[str, bytes, int]]:
-        """Up to ``limit`` of (entry, payload, attempt): first what others left, else what nobody has had."""
+        """Up to ``limit`` of (entry, payload, attempt): first entries that other consumers left, then new ones."""
         if self._losses != self._link.retries:
             self._losses = self._link.retries
             self._disown(client)
@@ -143,7 +143,7 @@ class RedisStream:
                 self._recheck_s = RECHECK_S
                 return [(entry.decode(), fields[1], attempt) for entry, fields, attempt in left]
             self._reclaims_at_s = monotonic() + min(self.lease_s / 2, self._recheck_s)
-            # A thousand idle consumers must not keep Redis busy with looking.
+            # A thousand idle consumers must not keep Redis busy with their looks for left entries.
             self._recheck_s = min(2 * self._recheck_s, LONGEST_RECHECK_S)
         block_ms = int(1000 * min(wait_s, self._reclaims_at_s - monotonic()))
         block = ("BLOCK", block_ms) if block_ms > 0 else ()
@@ -168,7 +168,7 @@ class RedisStream:
         return [(entry.decode(), fields[b"m"], 1) for _, entries in reply or [] for entry, fields in entries]
 
     def _disown(self, client: redis.Redis) -> None:
-        """Let go of what Redis believes we hold and we do not."""
+        """Release the messages that Redis counts as ours although this process never got them."""
         with self._lock:
             held = list(self._held)
         self._script(client, scripts.DISOWN, self._reader(), self._consumer, *held)
@@ -208,12 +208,12 @@ class RedisStream:
         return self._group
 
     def _create_groups(self) -> None:
-        """From the first entry on, so that nothing put earlier is lost to a group."""
+        """Create the groups with the first entry as their start, so that no group misses an earlier message."""
         for group in self._groups:
             self._link.call(lambda client, group=group: _create_group(client, self._key, group))  # type: ignore[misc]
 
     def _in_group(self, action: Callable[[redis.Redis], T]) -> T:
-        """Run ``action``; a Redis that came back empty gets its groups again first."""
+        """Run ``action``; on a Redis that came back empty, create the groups again first."""
         self._reader()
         try:
             return self._link.call(action)
@@ -227,7 +227,7 @@ class RedisStream:
         return self._link.call(lambda client: self._script(client, script, *arguments), patience_s=patience_s)
 
     def _script(self, client: redis.Redis, script: str, *arguments: Any) -> Any:
-        if script not in self._scripts:  # registering hashes the text, too slow for every message
+        if script not in self._scripts:  # registering hashes the text, which is too slow for every message
             self._scripts[script] = client.register_script(script)
         return self._scripts[script](keys=[self._key], args=arguments, client=client)
 

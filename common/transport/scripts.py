@@ -1,4 +1,4 @@
-"""What Redis must do in one piece, as Lua: each script looks and acts before anyone else can. KEYS[1] is the stream.
+"""The atomic operations on a stream, as Lua scripts that Redis runs without interruption. KEYS[1] is the stream.
 
 Written for Redis 6.2: group lag is counted here, because the server's own figure is absent there and undefined
 elsewhere once entries are deleted.
@@ -11,7 +11,7 @@ local function owns(group, id, consumer)
 end
 """
 
-# ARGV payload. Whether it is among the newest entries.
+# ARGV payload. Returns 1 if it is among the newest entries.
 HOLDS = """
 for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 100)) do
   if entry[2][2] == ARGV[1] then return 1 end
@@ -42,7 +42,7 @@ end
 return redis.call('XDEL', KEYS[1], id)
 """
 
-# ARGV group, consumer, lease in ms, limit. Claims what others left: [[id, payload, attempt]...].
+# ARGV group, consumer, lease in ms, limit. Claims entries whose lease has run out: [[id, payload, attempt]...].
 RECLAIM = """
 local claimed, cursor, limit = {}, '0-0', tonumber(ARGV[4])
 repeat
@@ -58,7 +58,7 @@ until cursor == '0-0' or #claimed >= limit
 return claimed
 """
 
-# ARGV group, consumer, ids... Resets the idle time of those still owned; returns the ids lost to others.
+# ARGV group, consumer, ids... Resets the idle time of ids that are still owned; returns those that others have claimed.
 RENEW = (
     OWNS
     + """
@@ -74,7 +74,8 @@ return lost
 """
 )
 
-# ARGV group, consumer, ids... Leaves what is still owned to whoever reclaims next, as idle since 1970.
+# ARGV group, consumer, ids... Gives back the ids that are still owned, with an idle time so long that the next reclaim
+# takes them.
 HAND_BACK = (
     OWNS
     + """
@@ -87,8 +88,8 @@ return 0
 """
 )
 
-# ARGV group, consumer, ids... Leaves to whoever reclaims next what Redis says this consumer holds, but for the ids, which
-# it does: the rest was given to a former life of it, or with an answer that was lost on its way.
+# ARGV group, consumer, ids... Releases every pending entry of this consumer except the given ids, which it really holds.
+# The others were given to a former process of the same name, or in an answer that was lost on its way.
 DISOWN = """
 local holds = {}
 for i = 3, #ARGV do holds[ARGV[i]] = true end
@@ -102,7 +103,7 @@ end
 return 0
 """
 
-# ARGV group, consumer. Forgets a consumer that holds nothing; deleting one that holds something would lose it.
+# ARGV group, consumer. Deletes a consumer without pending entries; deleting one that has some would lose them.
 LEAVE = """
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
 if not pending.err and #pending == 0 then
@@ -111,7 +112,7 @@ end
 return 0
 """
 
-# ARGV group. [entries not acknowledged or not yet given, age of the oldest in ms].
+# ARGV group. Returns [number of entries not acknowledged or not yet given, age of the oldest in ms].
 BACKLOG = """
 local last
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('NOGROUP no such stream') end
@@ -130,8 +131,8 @@ local age_ms = now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(string.match
 return {pending[1] + #waiting, math.max(0, age_ms)}
 """
 
-# ARGV groups... Forgets all entries and deliveries, and the groups not named. The key keeps its newest id, so that
-# an old delivery acknowledged late can never mean a new entry.
+# ARGV groups... Deletes all entries and deliveries, and the groups that are not named. The key keeps its newest id, so
+# that a late acknowledgement of an old delivery never hits a new entry.
 CLEAR = """
 local keep = {}
 for _, name in ipairs(ARGV) do keep[name] = true end

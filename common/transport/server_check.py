@@ -1,4 +1,4 @@
-"""Whether a Redis can serve runs. `drover doctor` calls each fault a problem, and every process of a run refuses it."""
+"""Check that a Redis can serve runs. `drover doctor` reports each fault, and every process of a run refuses to start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drover.common.errors import ConfigError
 OLDEST = (6, 2)  # the first version with XAUTOCLAIM
 PORT = 6379
 
-# What is said of a server where INFO tells it at the start, and where an error tells it later.
+# Faults that either INFO shows at the start, or an error shows later.
 REPLICA = ("is a replica, which takes no writes", "name its primary in the URL")
 CLUSTER = (
     "is part of a Redis Cluster, which scatters the keys of a run",
@@ -21,7 +21,7 @@ CLUSTER = (
 )
 
 Fault = tuple[str, str]
-"""(what is wrong, what to do)."""
+"""(fault, remedy)."""
 
 
 def check_server(url: str, name: str, facts: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def check_server(url: str, name: str, facts: Mapping[str, Any]) -> None:
 
 
 def faults(url: str, facts: Mapping[str, Any]) -> list[Fault]:
-    """Everything that would make a run fail, lose messages, or let strangers in. ``facts`` are the server's INFO."""
+    """All faults that would make a run fail, lose messages, or open it to others. ``facts`` is the server's INFO."""
     mode, policy = facts.get("redis_mode"), str(facts.get("maxmemory_policy", "noeviction"))
     found: list[Fault] = []
     if mode == "sentinel":
@@ -51,7 +51,7 @@ def faults(url: str, facts: Mapping[str, Any]) -> list[Fault]:
 
 
 def open_doors(url: str) -> list[Fault]:
-    """The fault of a server that others reach without a password."""
+    """The fault of a server that other machines reach without a password."""
     parts = urlsplit(url)
     if on_this_machine(url) or parts.password or "password=" in parts.query:
         return []

@@ -1,1 +1,1 @@
-"""Weights by version, from the learner to the actors: one contract, several carriers."""
+"""Carry weights by version from the learner to the actors: in memory, or through Ray's object store."""

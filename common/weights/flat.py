@@ -1,6 +1,6 @@
-"""Named tensors as one flat buffer with a manifest: what every carrier moves, and the only way back into a module.
+"""Pack named tensors into one flat buffer with a manifest, which every carrier moves, and load it into a module.
 
-All checks happen before the first parameter is written, so a bad load binds nothing.
+All checks happen before the first parameter is written, so a bad load changes no parameter.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def pack(
 ) -> tuple[Manifest, np.ndarray]:
     """(manifest, uint8 buffer) of the tensors cast to ``dtype``. One copy: device or module memory to the buffer.
 
-    ``reuse`` is the buffer of a former call that nobody reads any more. It is overwritten if it has the right size:
-    writing to memory for the first time takes longer than the copy.
+    ``reuse`` is the buffer of a former call, which must have no reader left. It is overwritten if it has the right size,
+    because writing to memory for the first time takes longer than the copy.
     """
     width = torch.empty((), dtype=dtype).element_size()
     offsets, end = [], 0
@@ -105,7 +105,7 @@ def _checksum(span: np.ndarray) -> int:
 
 
 def _tensor(span: np.ndarray) -> Tensor:
-    """A view, to be copied out of only. By address: torch would warn that read-only memory must not be written to."""
+    """View the bytes as a tensor, only to be read. By address, as torch warns about read-only numpy memory."""
     if not span.size:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer((ctypes.c_uint8 * span.size).from_address(span.ctypes.data), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Weights between roles of one process. Same packing, same checks as across machines."""
+"""Carry weights between roles of one process, with the same packing and checks as across machines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drover.common.weights.shelf import Shelf
 
 
 class MemoryWeights:
-    """Publisher and subscriber in one object; keeps the newest version, and those that are pinned."""
+    """Publisher and subscriber in one object; keeps the newest version and the pinned ones."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype

@@ -1,8 +1,8 @@
-"""Weights through Ray's object store: put once, one copy per node, read in place by every actor of that node.
+"""Carry weights through Ray's object store: put once, one copy per node, read in place by every actor of that node.
 
 A small directory actor holds the references and the version pointer. The pointer moves last, so a version that can be
-seen is whole. The objects belong to the learner that put them and die with it; its successor publishes anew, and an
-actor that asks in between is told to wait (`WeightsLost`).
+seen is whole. Ray drops the objects when the learner process that put them ends. The restarted learner publishes anew, and an
+actor that loads in between gets `WeightsLost` and waits.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from drover.common.protocols import Canary
 from drover.common.weights import flat
 from drover.common.weights.shelf import Shelf
 
-KEPT = 2  # versions: the newest, and the one an actor may be loading while the newest arrives; more where pinned
+KEPT = 2  # versions: the newest, and the one that an actor may be loading while the newest arrives; pinned ones beside
 
 
 class WeightDirectory:
-    """Version -> reference. The class of a Ray actor that lives as long as the run; `start_directory` starts it."""
+    """Maps versions to references of weights, in a Ray actor that `start_directory` starts and that lasts for the run."""
 
     def __init__(self) -> None:
         self._shelf: Shelf[tuple[flat.Manifest, list[Any]]] = Shelf(newest=KEPT)
-        self._newest = -1  # that there ever was: a learner that dies before it publishes does not make it known anew
+        self._newest = (
+            -1
+        )  # over all learner processes: a restarted learner that ends before it publishes must not lower it
 
     def register(self, manifest: flat.Manifest, refs: list[Any]) -> None:
-        """``refs`` is the one-element list [buffer]; in a list, Ray passes the reference and not the value."""
+        """Add a version. ``refs`` is the one-element list [buffer]; in a list, Ray passes the reference and not the value."""
         self._shelf.put(manifest.version, (manifest, refs))
         self._newest = max(self._newest, manifest.version)
 
@@ -47,13 +49,13 @@ class WeightDirectory:
         self._shelf.unpin(version)
 
     def forget(self) -> int:
-        """Start over for a restarted learner, pins included; the newest version there was, -1 without one."""
+        """Drop all versions and pins for a restarted learner. Returns the newest version there was; -1 without one."""
         self._shelf.clear()
         return self._newest
 
 
 def start_directory(name: str) -> Any:
-    """A handle to a new directory, which lives as long as the handle, on this node: it must not die with another's."""
+    """Start a directory on this node, as it must not end with another node. It lasts as long as the returned handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -69,7 +71,7 @@ def find_directory(name: str) -> Any:
 
 
 class ObjectStorePublisher:
-    """The learner's end."""
+    """Publishes the learner's weights in the object store."""
 
     def __init__(self, directory: Any, dtype: torch.dtype) -> None:
         import ray
@@ -98,7 +100,7 @@ class ObjectStorePublisher:
 
 
 class ObjectStoreSubscriber:
-    """An actor's end."""
+    """Loads weights from the object store into an actor's module."""
 
     def __init__(self, directory: Any) -> None:
         self._directory = directory

@@ -1,4 +1,4 @@
-"""Which versions are kept: the newest few, and any that somebody pinned. Knows nothing of what a version is made of."""
+"""Keep the newest few versions and the pinned ones. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Shelf(Generic[T]):
-    """Version -> what it is made of. Versions only rise."""
+    """Maps the kept versions to their content. Versions only rise."""
 
     def __init__(self, newest: int) -> None:
         """``newest``: how many of the newest versions stay without being pinned, at least 1."""
@@ -18,7 +18,7 @@ class Shelf(Generic[T]):
         self._pins: Counter[int] = Counter()
 
     def put(self, version: int, parts: T) -> None:
-        """What nobody needs any more is forgotten."""
+        """Add a version, and drop those that are neither pinned nor among the newest."""
         self._versions[version] = parts
         self._clean()
 
@@ -26,21 +26,21 @@ class Shelf(Generic[T]):
         return self._versions.get(version)
 
     def latest(self) -> int:
-        """-1 before the first."""
+        """The newest version; -1 before the first."""
         return max(self._versions, default=-1)
 
     def pin(self, version: int) -> bool:
-        """Keep it until as many `unpin`; False when it is gone already."""
+        """Keep a version until `unpin` is called as often as `pin`. Returns False if it is gone already."""
         if version not in self._versions:
             return False
         self._pins[version] += 1
         return True
 
     def unpin(self, version: int) -> None:
-        """Undo one `pin`. Nothing happens where there is none: whoever pinned it may have been cleared away."""
+        """Undo one `pin`. Without a pin this does nothing, because `clear` may have removed it."""
         if self._pins[version] > 0:
             self._pins[version] -= 1
-        self._pins += Counter()  # drops what counts 0
+        self._pins += Counter()  # drops versions with 0 pins
         self._clean()
 
     def clear(self) -> None:

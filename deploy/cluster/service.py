@@ -72,6 +72,7 @@ def train(
         def tell(kind: str, text: str) -> None:
             watcher.tell(Report(kind=kind, at_s=0.0, version=-1, scalars={}, text=text))
 
+        broker.tell_outages(partial(tell, "event"))
         stack.push(announce)
         if not cluster:
             placing.plan(config, placing.this_machine(config), alone=True)  # refuse before a Ray is started

@@ -160,7 +160,11 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """Read summary.json; None before the run has ended. Raises `CheckpointError` for a damaged file."""
-        return read_json(self.summary, dict, f"and --resume {self.path.name} writes another")
+        fix = f"and --resume {self.path.name} writes another"
+        summary = read_json(self.summary, dict, fix)
+        if summary is not None and not isinstance(summary.get("ended"), str):
+            raise _damaged(self.summary, KeyError("ended"), fix)
+        return summary
 
     def driver(self) -> str | None:
         """Return HOST:PORT of the driver's metrics from metrics_targets.json; None without that file.

@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import replace
 from io import BytesIO
+from threading import RLock
 from types import TracebackType
 from typing import Protocol
 
@@ -55,6 +56,7 @@ class Watcher:
         self.failure: str | None = None
         self.ranks: dict[str, str] = {}  # rank of the learner -> HOST:PORT of its metrics
         self._logs: dict[str, str] = {}  # rank -> path of its log on its node
+        self._telling = RLock()  # a thread that loses Redis reports it at once, also during another report
 
     def poll(self, wait_s: float) -> None:
         """Show and keep the new reports; wait up to ``wait_s`` seconds for the first."""
@@ -81,7 +83,10 @@ class Watcher:
 
         Its time becomes that of the run: seconds since the command started, continued over restarts.
         """
-        report = replace(report, at_s=time.monotonic() - self._started)
+        with self._telling:
+            self._tell(replace(report, at_s=time.monotonic() - self._started))
+
+    def _tell(self, report: Report) -> None:
         if report.media:
             self._keep_pictures(report)
         if report.values:

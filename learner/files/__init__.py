@@ -1,1 +1,1 @@
-"""What is trained on, besides samples: prompts from files and templates, and pictures with captions."""
+"""Training data from files: prompts from files and templates, and pictures with captions."""

@@ -1,4 +1,4 @@
-"""Pairs from a folder: pictures named in a metadata table, or each with a .txt file of the same name beside it."""
+"""Read pairs from a folder: pictures named in a metadata table, or each with a .txt file of the same name beside it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ImageFolder:
     """Pictures (.jpg, .jpeg, .png, .webp) below a folder, cut to ``resolution`` squares.
 
     With a ``metadata.jsonl``, ``.csv`` or ``.parquet`` in the folder, its columns ``file_name`` and ``caption`` (a
-    column's name) say what belongs together; without one, each picture has a UTF-8 ``.txt`` beside it.
+    column's name) give each picture its caption; without one, each picture has a UTF-8 ``.txt`` beside it.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class ImageFolder:
             raise ConfigError(f"resolution is a number of pixels, got {self.resolution}; give at least 1")
 
     def open(self, seed: int) -> ShuffledPairs:
-        """Raises `ConfigError` for a folder that cannot be read or holds no picture with a caption."""
+        """The pairs. Raises `ConfigError` for a folder that cannot be read or holds no picture with a caption."""
         if not self.folder.is_dir():
             raise ConfigError(f"there is no folder {self.folder}; give one that holds pictures with captions")
         tables = [self.folder / name for name in TABLES if (self.folder / name).is_file()]
@@ -46,7 +46,7 @@ class ImageFolder:
         return ShuffledPairs(FolderRecords(self.folder, captions), unused.rows, seed=seed, resolution=self.resolution)
 
     def _from_table(self, table: Path, unused: Unused) -> dict[str, str | None]:
-        """Picture -> caption, in the table's order."""
+        """Picture file -> caption, in the table's order."""
         captions: dict[str, str | None] = {}
         for row in read_rows(table, Columns((FILE_NAME, self.caption)), unused):
             try:
@@ -59,7 +59,7 @@ class ImageFolder:
         return captions
 
     def _from_names(self, unused: Unused) -> dict[str, str | None]:
-        """Picture -> None, sorted: the caption is read with the picture."""
+        """Picture file -> None, sorted: the caption is read with the picture."""
         found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         captioned = [path for path in found if path.with_suffix(".txt").is_file()]
         unused.rows["no caption"] += len(found) - len(captioned)
@@ -67,7 +67,7 @@ class ImageFolder:
 
 
 class FolderRecords:
-    """`Records` over a folder. ``captions`` maps a picture's path in it to its caption; None: read the .txt beside."""
+    """`Records` over a folder. ``captions`` maps a picture's path in it to its caption; None: read the .txt beside it."""
 
     def __init__(self, folder: Path, captions: dict[str, str | None]) -> None:
         self._folder, self._captions = folder, tuple(captions.items())
@@ -84,7 +84,7 @@ class FolderRecords:
 
 
 def _inside(name: str) -> str:
-    """The name as it is, which must stay in the folder: tables come from elsewhere. Raises `BadRecord`."""
+    """Return the name unchanged if it points into the folder, as tables may be foreign. Raises `BadRecord` otherwise."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise BadRecord("outside the folder")

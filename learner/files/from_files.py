@@ -1,7 +1,7 @@
-"""Examples from files, beside those of actors or instead of them: pretraining, behaviour cloning, offline preferences.
+"""Learn from examples in files, beside samples or instead of them: pretraining, behaviour cloning, offline preferences.
 
-Source of the mix with rewards: arXiv 2401.12244, eq. 8 and algorithm 1: one optimiser step of its own after every round of
-tasks. Because one AdamW state serves both, its effective weight is set by the gradients' magnitudes, so their ratio is logged.
+Source of the mix with rewards: arXiv 2401.12244, eq. 8 and algorithm 1: an optimiser step on files after every round of
+tasks. One AdamW state serves both, so the magnitudes of the two gradients decide how much the files weigh; the ratio is logged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ When = Literal["round", "step", "alone"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FromFiles:
-    """Which files are learned from, how, and when.
+    """The settings of learning from files: a source, an objective, and the time at which it gets its optimiser steps.
 
-    ``weight`` multiplies the loss. ``when`` "round": a step of its own at the end of every round of tasks. "step": a part of
-    every optimiser step, as eq. 8 prints it. "alone": every step, and no actor samples anything to train on.
+    ``weight`` multiplies the loss. ``when`` "round": one optimiser step on files at the end of every round of tasks. "step":
+    a part of every optimiser step, as eq. 8 prints it. "alone": every step is on files, and no actor samples for training.
     """
 
     source: Files
@@ -54,7 +54,7 @@ class FromFiles:
 
 
 class FileExamples:
-    """One rank's part of it."""
+    """One rank's part of the examples from files."""
 
     def __init__(self, spec: FromFiles, models: Models, *, seed: int, rank: int, ranks: int) -> None:
         if spec.batch_size % ranks:
@@ -64,7 +64,7 @@ class FileExamples:
         self._models, self._seed, self._rank, self._ranks = models, seed, rank, ranks
 
     def part(self, step: int) -> Part:
-        """The part of an optimiser step's loss that batch number ``step`` is. Ranks add up to one rank's alone."""
+        """Batch number ``step`` as a part of an optimiser step's loss. The sum over all ranks equals one rank's alone."""
         from drover.learner.batches import Batches
         from drover.learner.step import Part
 

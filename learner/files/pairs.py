@@ -1,4 +1,4 @@
-"""Pictures with captions, in an order that is a pure function of (seed, step).
+"""Batches of pictures with captions, in an order that is a pure function of (seed, step).
 
 Axes: B pairs of a batch, H W picture.
 """
@@ -30,14 +30,14 @@ class Records(Protocol):
 
 
 class ShuffledPairs:
-    """Every record once per pass, each pass in its own order; instead of a bad record, the next good one of the order.
+    """Gives every record once per pass, each pass in its own order. A bad record is replaced by the next good one.
 
-    The next one depends on the files alone, not on what was read before, so the batch stays a pure function of (seed,
-    step) as long as the files stay the same.
+    The replacement depends on the files alone, not on earlier reads, so the batch stays a pure function of (seed, step)
+    as long as the files stay the same.
     """
 
     def __init__(self, records: Records, unlisted: Mapping[str, int], *, seed: int, resolution: int) -> None:
-        """``unlisted`` counts what never became a record, by reason."""
+        """``unlisted``: reason -> the number of files that are no record for that reason."""
         self._records, self._seed, self._resolution = records, seed, resolution
         self._unlisted = Counter(unlisted)
         self._bad: dict[int, str] = {}

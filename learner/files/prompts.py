@@ -1,4 +1,4 @@
-"""Prompts from a file, with their fields and without repetitions, and a held-out part that stays held out. Issues no order."""
+"""Read the distinct prompts of a file, with their fields, and split off a held-out part that stays held out. Issues no order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drover.learner.files.tables import Columns, Row, Unused, read_rows
 
 
 class Told(tuple[str, ...]):
-    """Prompts of a file. ``told`` is a sentence on the file's rows, which training prints at its start."""
+    """Prompts of a file. ``told`` is a sentence about the file's rows, which training prints at its start."""
 
     told: str
 
@@ -27,10 +27,10 @@ class Told(tuple[str, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of one file. ``str`` tells in a sentence what became of its rows.
+    """The prompts of one file, split. ``str`` gives a sentence that counts its used and skipped rows.
 
     Example: ``Prompts("p.jsonl", train=(Prompt("a cat", {"count": 1}),), heldout=(), skipped={"blank": 1}, left_out={})``.
-    ``train`` is in the file's order; ``heldout`` in that of its hashes, so any first part of it is a fair sample. Both hold
+    ``train`` is in the file's order; ``heldout`` is in the order of hashes, so any first part of it is a fair sample. Both hold
     plain texts where no prompt of the file has a field.
     """
 
@@ -38,7 +38,7 @@ class Prompts:
     train: tuple[str, ...]
     heldout: tuple[str, ...]
     skipped: Mapping[str, int]  # reason -> rows
-    left_out: Mapping[str, int]  # column -> values that can be no field of a prompt
+    left_out: Mapping[str, int]  # column -> number of values that cannot be a field of a prompt
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -71,14 +71,14 @@ def read_prompts(
 ) -> Prompts:
     """The distinct prompts of a .txt (one a line), .jsonl, .csv, .tsv or .parquet file, split. Raises `ConfigError`.
 
-    The other columns become the prompts' fields: all that can (None), or those named in ``fields``. Rows of one text and
-    unlike fields are two prompts. A value that is no text, finite number, truth value, null or list of these, or that does
-    not fit beside those before it (`MAX_FIELDS_BYTES`), is left out and counted. CSV has no types: its fields are texts.
+    The other columns become the prompts' fields: all of them (None), or those named in ``fields``. Two rows of one text with
+    different fields are two prompts. A value is left out and counted if it is no text, finite number, truth value, null or
+    list of these, or if it exceeds `MAX_FIELDS_BYTES` with the values before it. CSV has no types: its fields are texts.
 
-    ``heldout`` is a share in [0, 1), not a number: which side a prompt falls on depends on its text, the seed and the share
+    ``heldout`` is a share in [0, 1), not a number: the side of a prompt depends on its text, the seed and the share
     alone, so rows that are added or removed move no other prompt across, which an exact number could not promise. Two
     prompts that differ in fields, white space or upper case fall on one side. Only the first ``limit`` distinct prompts are
-    read. Memory is that of the distinct prompts.
+    read. Only the distinct prompts are kept in memory.
     """
     if not 0 <= heldout < 1:
         raise ConfigError(f"heldout is the share of the prompts that is held out, got {heldout}; give 0 up to below 1")
@@ -121,7 +121,7 @@ def _distinct(path: Path, columns: Columns, limit: int | None, unused: Unused) -
 
 
 def _fields(row: Row, columns: Columns, unused: Unused) -> dict[str, Field]:
-    """The values of the row that can travel with its prompt, in the order of the columns."""
+    """The fields of the row's prompt, in the order of the columns."""
     fields: dict[str, Field] = {}
     room = MAX_FIELDS_BYTES
     for name, value in row.items():
@@ -136,7 +136,7 @@ def _fields(row: Row, columns: Columns, unused: Unused) -> dict[str, Field]:
 
 
 def _split(prompts: Sequence[str], heldout: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(to train on, held out)."""
+    """(prompts to train on, held-out prompts)."""
     if not heldout:
         return tuple(prompts), ()
     places = {prompt: _place(prompt, seed) for prompt in prompts}
@@ -145,5 +145,5 @@ def _split(prompts: Sequence[str], heldout: float, seed: int) -> tuple[tuple[str
 
 
 def _place(prompt: str, seed: int) -> float:
-    """Where the prompt stands in [0, 1): uniform over prompts, equal for two that differ in upper case only."""
+    """The prompt's hash in [0, 1): uniform over prompts, equal for two that differ in upper case only."""
     return seeds.derive(seed, "held-out prompt", prompt.casefold()) / 2**63

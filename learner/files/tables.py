@@ -1,4 +1,4 @@
-"""Columns of a table file, streamed row by row: text, JSONL, CSV, TSV or Parquet. Knows no prompt and no picture.
+"""Read columns of a table file row by row: text, JSONL, CSV, TSV or Parquet. Knows no prompt and no picture.
 
 A damaged row is skipped and counted; a file that cannot be a table of that kind is a `ConfigError`. CSV and JSONL go
 through the standard library, which can go on after a bad row where Arrow's readers give up the file.
@@ -28,9 +28,9 @@ NAMES_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns to read of each row: some of text, and ``fields`` of any JSON type, by name or all others (None).
+    """The columns to read of each row: columns of text, and ``fields`` of any JSON type, by name or all others (None).
 
-    A file must have the columns that are named.
+    The file must have the named columns.
     """
 
     texts: tuple[str, ...]
@@ -41,13 +41,13 @@ class Columns:
         return (*self.texts, *(self.fields or ()))
 
     def of(self, present: Sequence[str]) -> list[str]:
-        """Those to read of a file with these columns."""
+        """The columns to read of a file that has the columns ``present``."""
         return list(self.named) if self.fields is not None else [name for name in present if name]
 
 
 @dataclass(slots=True)
 class Unused:
-    """Counts of the parts of a file that were not used: ``rows`` by reason; values, by column, that can be no field."""
+    """Counts the unused parts of a file: ``rows`` by reason, and by column the values that cannot be a field."""
 
     rows: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
@@ -96,7 +96,7 @@ def _jsonl(path: Path, columns: Columns, unused: Unused) -> Iterator[Row]:
 
 
 def _csv(path: Path, columns: Columns, unused: Unused, *, delimiter: str) -> Iterator[Row]:
-    # Strict, as a lenient reader takes everything after a stray quote for one long value.
+    # Strict, because a lenient reader takes the rest of the file after a stray quote for one long value.
     rows = _csv_rows(csv.reader(_lines(path), delimiter=delimiter, strict=True), unused.rows)
     header = next(rows, None)
     if header is None:
@@ -146,7 +146,7 @@ def _parquet(path: Path, columns: Columns, unused: Unused) -> Iterator[Row]:
 
 
 def _split(path: Path, columns: Columns, schema: Any) -> tuple[list[str], list[str]]:
-    """(columns to read, those of no JSON type). Raises `ConfigError` where a column of text holds something else."""
+    """(columns to read, columns without a JSON type). Raises `ConfigError` where a column of text holds another type."""
     names = _checked(path, columns, schema.names)
     wanted = [name for name in names if _is_json(schema.field(name).type)]
     for name in columns.texts:
@@ -188,7 +188,7 @@ def _value(scalar: Any) -> object:
 
 
 def _checked(path: Path, columns: Columns, present: Sequence[str]) -> list[str]:
-    """The columns to read. Raises `ConfigError` for one that is not there, or twice."""
+    """The columns to read. Raises `ConfigError` for a column that is missing, or is there twice."""
     if absent := set(columns.named).difference(present):
         raise _no_column(path, absent, present)
     wanted = columns.of(present)
@@ -223,7 +223,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _check_begin(path: Path) -> None:
-    """Raise `ConfigError` for a file whose first bytes show that it is no table of the kind that its name says."""
+    """Raise `ConfigError` for a file whose first bytes do not fit the kind of table that its suffix names."""
     with path.open("rb") as file:
         begin = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     suffix = path.suffix.lower()
@@ -239,7 +239,7 @@ def _check_begin(path: Path) -> None:
         raise ConfigError(f"{path} holds JSON objects, not texts; call it {path.stem}.jsonl")
 
 
-_MARKS = {  # how files of other kinds begin
+_MARKS = {  # the first bytes of files of other kinds
     b"PAR1": "Parquet; call it .parquet",
     b"PK\x03\x04": "a zip archive; unpack it, or save the spreadsheet as CSV",
     b"\x1f\x8b": "gzip data; unpack it",

@@ -1,4 +1,4 @@
-"""Prompts from templates: two objects in a relation, and portraits of occupations. The vocabularies are files beside.
+"""Make prompts from templates: two objects in a relation, and portraits of occupations. The vocabularies are files beside.
 
 Source: arXiv 2401.12244, sections 4.1 and 4.2: 450 objects to train on, 82 held out, 5 relations, 100 occupations.
 """
@@ -15,7 +15,7 @@ from drover.common.errors import ConfigError
 
 RELATIONS = ("and", "next to", "near", "on side of", "beside")
 
-# Plurals and what is not counted go without an article; of the vocabulary and of what is often added to it.
+# Plurals and uncountable nouns have no article; these are in the vocabulary, or are often added to it.
 _WITHOUT_ARTICLE = frozenset(
     [
         "asparagus",
@@ -83,13 +83,13 @@ def objects(split: Literal["train", "heldout"]) -> tuple[str, ...]:
 
 
 def occupations() -> tuple[str, ...]:
-    """The 100 occupations that skin-tone diversity is measured on."""
+    """The 100 occupations for which skin-tone diversity is measured."""
     return _vocabulary("occupations.txt")
 
 
 @dataclass(frozen=True, slots=True)
 class PairPrompts(Sequence[str]):
-    """Every ordered pair of different nouns in every relation, each made when it is asked for.
+    """The prompts of every ordered pair of different nouns in every relation, each made on access.
 
     Example: ``PairPrompts(("a cat", "an owl"), ("near",))`` holds "a cat near an owl" and "an owl near a cat".
     """
@@ -132,7 +132,7 @@ def occupation_prompts(names: Sequence[str] | None = None) -> tuple[str, ...]:
 
 
 def with_article(noun: str) -> str:
-    """ "a cat", "an owl", "an SUV", "bread": by sound, none for the plurals and uncounted nouns of the vocabulary."""
+    """ "a cat", "an owl", "an SUV", "bread": by sound, without an article for known plurals and uncountable nouns."""
     if noun.lower() in _WITHOUT_ARTICLE:
         return noun
     first = noun.split()[0]

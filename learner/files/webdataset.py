@@ -1,9 +1,9 @@
-"""Pairs from WebDataset tars: the files of a sample share their name up to its first dot and follow each other.
+"""Read pairs from WebDataset tars: the files of a sample share their name up to its first dot and follow each other.
 
-A list of where each file lies is made once, from the headers alone, and every pair is then one seek away: any step of a run
-costs the same to start from. The format is that of the webdataset package, which groups files alike but is not used to read
+The positions of all files are listed once, from the headers alone, and every pair is then one seek away: a run can start
+from any step at the same cost. The format is that of the webdataset package, which groups files alike but is not used to read
 them: version 1.0 reads a tar as a stream, so that step n would cost all bytes before it, and takes a damaged header for the
-end of a shard without a word; the index of version 0.2 (``wids``) is a pickle, or cuts names at 100 bytes.
+end of a shard without an error; the index of version 0.2 (``wids``) is a pickle, or cuts names at 100 bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WebDataset:
             raise ConfigError(f"resolution is a number of pixels, got {self.resolution}; give at least 1")
 
     def open(self, seed: int) -> ShuffledPairs:
-        """Raises `ConfigError` when there is no tar, or no sample in any."""
+        """The pairs. Raises `ConfigError` when there is no tar, or no sample in any tar."""
         shards = sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path]
         if not shards or not all(shard.is_file() for shard in shards):
             raise ConfigError(f"there is no tar at {self.path}; give an uncompressed .tar or a folder of some")
@@ -59,7 +59,7 @@ class WebDataset:
 
 @dataclass(slots=True)
 class TarIndex:
-    """Where every sample lies. ``skipped`` counts samples without a picture or a caption, and damaged shards."""
+    """The position of every sample. ``skipped`` counts samples without a picture or a caption, and damaged shards."""
 
     skipped: Counter[str] = field(default_factory=Counter)
     _numbers: array[int] = field(default_factory=lambda: array("q"))
@@ -70,7 +70,7 @@ class TarIndex:
         return np.frombuffer(self._numbers, np.int64).reshape(-1, 6) if self._numbers else np.empty((0, 6), np.int64)
 
     def add(self, number: int, shard: Path) -> None:
-        """The samples of one shard; of a damaged one, those before the damage."""
+        """Add the samples of one shard; of a damaged shard, the samples before the damage."""
         members = groupby(self._members(shard), key=lambda member: _split(member[0])[0])
         for _, sample in members:
             parts = {_split(name)[1]: (offset, size) for name, offset, size in sample}
@@ -96,7 +96,7 @@ class TarIndex:
             self.skipped["damaged shard"] += 1
 
     def _check_end(self, tar: tarfile.TarFile) -> None:
-        """tarfile takes a damaged header for the end of the archive; the end is a block of zeros or no more bytes."""
+        """Tell a damaged header, which tarfile takes for the end, from the real end: a block of zeros, or no more bytes."""
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -104,7 +104,7 @@ class TarIndex:
 
 
 class TarRecords:
-    """`Records` over shards and the table of `TarIndex`. A shard is opened for each read, so any number will do."""
+    """`Records` over shards and the table of `TarIndex`. A shard is opened for each read, so their number is not limited."""
 
     def __init__(self, shards: list[Path], table: np.ndarray, caption: str) -> None:
         self._shards, self._table, self._caption = shards, table, caption

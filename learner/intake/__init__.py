@@ -1,1 +1,1 @@
-"""From orders to measured groups: slots, orders, the join of rollouts with measurements, and evaluations."""
+"""Order groups and receive them measured: slots, orders, the join of rollouts with measurements, and evaluations."""

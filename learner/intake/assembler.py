@@ -1,6 +1,6 @@
-"""Join rollouts with their measurements. Two deliveries of one group stay apart; the first complete one wins.
+"""Join rollouts with their measurements. Two attempts at one group are kept apart; the first complete one wins.
 
-Everything read is acknowledged at once: it is in memory, and a learner that restarts orders open groups anew.
+Every message is acknowledged as soon as it is read: it is in memory, and a learner that restarts orders open groups anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = tuple[Purpose, int]
 
 @dataclass(slots=True)
 class _Attempt:
-    """One delivery's parts as they come in."""
+    """The messages of one attempt that have arrived."""
 
     rollout: RolloutGroup | None = None
     measurements: dict[str, Measurement] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class _Attempt:
 class Assembler:
     """Holds open groups until every reward that they name has answered.
 
-    Only keys passed to `expect` are kept; answers to anything else (a former life of the learner, a group that has
+    Only answers to keys passed to `expect` are kept; other answers (to orders from before a restart, to a group that has
     ended) are forgotten and their blobs dropped.
     """
 
@@ -48,12 +48,12 @@ class Assembler:
         self.masked: dict[tuple[str, str], int] = {}  # (reward, reason) -> samples, ever
 
     def expect(self, key: Key) -> None:
-        """An order was issued under this key; a former one is forgotten, and its blobs are dropped."""
+        """Keep the answers to an order that was issued under this key. Forgets a former order and drops its blobs."""
         self._forget(key)
         self._open[key] = {}
 
     def start_over(self, epoch: int) -> None:
-        """Only answers of this epoch count from now on. What is complete stays so, the rest is awaited anew."""
+        """Accept only answers of this epoch from now on. Complete groups stay complete; the others are awaited anew."""
         self._epoch = epoch
         for key, attempts in self._open.items():
             self._open[key] = {}
@@ -61,9 +61,9 @@ class Assembler:
                 self._drop(attempt)
 
     def poll(self, wait_s: float) -> bool:
-        """Read what has arrived, waiting at most ``wait_s`` for the first measurement; whether anything came.
+        """Read all messages, waiting at most ``wait_s`` for the first measurement. Returns whether any message came.
 
-        A rollout is always there before its measurement, so that what was measured is complete once this returns.
+        A rollout always arrives before its measurement, so a group whose measurements are all read is complete.
         """
         came = False
         for stream, wait in ((self._measurements, wait_s), (self._rollouts, 0.0)):
@@ -74,11 +74,11 @@ class Assembler:
         return came
 
     def sampled(self, key: Key) -> bool:
-        """Whether the group's samples are here, so that only rewards are missing."""
+        """Whether the group's rollout has arrived, so that only measurements are missing."""
         return key in self.complete or any(attempt.rollout for attempt in self._open.get(key, {}).values())
 
     def finish(self, key: Key, *, keep: Collection[str] = ()) -> None:
-        """The group has ended: forget it and free its blobs, but for those to ``keep``, which are still to be shown."""
+        """Forget a group that has ended and drop its blobs, except those to ``keep``, which are still to be shown."""
         self._forget(key, keep)
         self._open.pop(key, None)
 
@@ -107,13 +107,13 @@ class Assembler:
             attempt.rollout = message
         else:
             former = attempt.measurements.get(message.reward)
-            if former is not None and former.blobs != message.blobs:  # another server's, which was thought dead
+            if former is not None and former.blobs != message.blobs:  # from a server that had lost its lease
                 self._blobs.drop(former.blobs)
             attempt.measurements[message.reward] = message
         self._settle(key, attempt)
 
     def _settle(self, key: Key, attempt: _Attempt) -> None:
-        """Complete the group if this attempt has everything; the other attempts' blobs are freed."""
+        """Complete the group if this attempt has every message, and drop the blobs of the other attempts."""
         if attempt.rollout is None or not set(attempt.rollout.rewards) <= attempt.measurements.keys():
             return
         others = self._open.pop(key)
@@ -125,14 +125,14 @@ class Assembler:
                 self._drop(other)
         media = attempt.rollout.media
         if media is not None and attempt.rollout.purpose is Purpose.TRAIN:
-            self._blobs.drop(media.blobs)  # pixels weigh more than what is trained on, and only rewards look at them
+            self._blobs.drop(media.blobs)  # larger than the latents to train on, and only rewards read them
         for measurement in attempt.measurements.values():
             for reason in filter(None, measurement.reasons):
                 place = (measurement.reward, reason)
                 self.masked[place] = self.masked.get(place, 0) + 1
 
     def _arrays(self, answer: Measurement) -> Measured:
-        """The measurement as arrays, its blob read and freed."""
+        """Read a measurement into arrays and drop its blobs."""
         parts, features = (
             None if ref is None else tensors.read(self._blobs, ref).numpy() for ref in (answer.parts, answer.features)
         )

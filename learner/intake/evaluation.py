@@ -1,8 +1,8 @@
-"""Held-out prompts beside training, always with the same seeds, measured by any of the run's rewards.
+"""Evaluate held-out prompts while training goes on, always with the same seeds, by any of the run's rewards.
 
-Orders of purpose ``eval`` need no slot: their number is fixed, and they are never trained on. Each evaluation is of one
-weight version, which stays pinned until all its orders have ended: however far training has got meanwhile, whoever
-samples them samples that version, or the order fails.
+Orders of purpose ``eval`` need no slot: their number is fixed, and their samples are never trained on. Each evaluation is of
+one weight version, which stays pinned until all its orders have ended. However far training has got meanwhile, the actor
+that samples an order uses that version, or the order fails.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from drover.common.types import Judged, MediaRef, Purpose, WorkItem
 from drover.learner.examples import MeasuredGroup
 from drover.learner.intake.assembler import Assembler
 
-ORDER_SAMPLES = 16  # of an order, unless one prompt has more
-MAX_JUDGED = 100_000  # values that a report carries for comparing two moments; the means of more are sure anyway
-SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # that are kept for people, over all sets
+ORDER_SAMPLES = 16  # samples of one order, unless one prompt has more
+MAX_JUDGED = 100_000  # values that a report carries for comparing two moments; the means of more are precise enough
+SHOWN_PROMPTS, SHOWN_SAMPLES = 12, 4  # of an evaluation, over all sets, whose pictures are kept to show to people
 log = logging.getLogger(__name__)
 
 
 class Statistic(Protocol):
-    """A number of a whole set, from the features that a reward gives of its samples: a Frechet distance, a Vendi score."""
+    """A number computed from the features of all samples of a held-out set, such as a Frechet distance or a Vendi score."""
 
     @property
     def name(self) -> str: ...
@@ -40,16 +40,16 @@ class Statistic(Protocol):
         """The reward whose features are read."""
 
     def __call__(self, features: np.ndarray) -> float:
-        """Of features [N, D]."""
+        """The number for features [N, D]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSpec:
-    """A held-out set: which prompts, how many samples of each, and which rewards judge them.
+    """A held-out set: its prompts, the number of samples of each, and the rewards that judge them.
 
     Comparing two moments needs the same spec and the same seed. A reward over sets, such as parity, needs at least 100
-    samples of each prompt; ``limits`` says what a perfect generator would measure with that few, by reward. A dear one can
-    be left to the evaluations before and after a run by ``during`` False. ``sampler`` None draws as training does.
+    samples of each prompt; ``limits`` gives, by reward, the value of a perfect generator with so few samples. Set
+    ``during`` to False to evaluate an expensive set only before and after a run. ``sampler`` None uses training's sampler.
     """
 
     name: str
@@ -69,14 +69,14 @@ class EvaluationSpec:
             )
 
     def orders(self) -> list[tuple[str, ...]]:
-        """The prompts of each of its orders. All samples of a prompt are in one."""
+        """The prompts of each order of this set. All samples of a prompt are in one order."""
         size = max(1, ORDER_SAMPLES // self.samples_per_prompt)
         return [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A wish to know how good a version is: ``Due("during", version=12, update=10)``, for that after update 10."""
+    """A request to evaluate a version. ``Due("during", version=12, update=10)`` asks for the version after update 10."""
 
     moment: str  # "before", "during" or "after"
     version: int
@@ -85,20 +85,20 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What an evaluation found, all of it of one version: valid values by reward, and some pictures."""
+    """The result of an evaluation, which is of one version: valid values by set and reward, and some pictures."""
 
     due: Due
     took_s: float  # from its first order to its last measurement, as the learner saw it
     lost: int  # orders that failed, whose samples are missing
-    skipped: int  # evaluations so far, in this life of the learner, that a newer one replaced before they began
+    skipped: int  # evaluations since the learner started that a newer one replaced before they began
     values: dict[tuple[str, str], np.ndarray]  # (set, reward) -> valid values of all samples
     judged: tuple[
         Judged, ...
-    ]  # the same by order, so that two moments can be compared; () of more than MAX_JUDGED values
+    ]  # the values by order, so that two moments can be compared; () for more than MAX_JUDGED values
     limits: dict[tuple[str, str], float]  # of a perfect generator, where that is not the reward's best
     statistics: dict[tuple[str, str], float]  # (set, statistic) -> value
-    prompts: tuple[str, ...]  # that are shown
-    media: tuple[MediaRef, ...]  # of each shown prompt, in blobs of their own
+    prompts: tuple[str, ...]  # the prompts whose pictures are shown
+    media: tuple[MediaRef, ...]  # the shown samples of each of these prompts, in blobs of their own
 
     def scalars(self) -> dict[str, float]:
         found = {
@@ -118,9 +118,9 @@ class Evaluated:
 
 
 class Evaluation:
-    """Issues one evaluation of all sets at a time and collects it, while training goes on or does not.
+    """Issues one evaluation of all held-out sets at a time and collects its results, with or without training beside it.
 
-    One more may wait for its turn, with its version pinned; a newer one takes the place of what waits.
+    One more evaluation may wait for its turn, with its version pinned; a newer one replaces the waiting one.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Evaluation:
         self._epoch, self._seed, self._fingerprint = epoch, seed, fingerprint
         self._issued = 0  # orders ever issued; each evaluation repeats the same seeds under new numbers
         self._open: dict[int, WorkItem] = {}
-        self._of: Due | None = None  # what the open orders are for
+        self._of: Due | None = None  # the running evaluation, to which the open orders belong
         self._began_s = 0.0
         self._next: Due | None = None
         self._skipped = 0
@@ -154,7 +154,7 @@ class Evaluation:
 
     @property
     def under_way(self) -> list[Due]:
-        """What is being evaluated, and what waits to be."""
+        """The running evaluation and the waiting one, as far as there are any."""
         return [due for due in (self._of, self._next) if due is not None]
 
     @property
@@ -164,7 +164,7 @@ class Evaluation:
         return all((Purpose.EVAL, group) in known for group in self._open)
 
     def want(self, due: Due) -> None:
-        """Evaluate that version, which must be published: now, or once the running evaluation has been collected."""
+        """Evaluate a published version: now, or once the running evaluation has been collected."""
         self._weights.pin(due.version)
         if self._of is None:
             self._start(due)
@@ -180,7 +180,7 @@ class Evaluation:
         self._next = due
 
     def collect(self) -> Evaluated:
-        """What the evaluation found; begins with the one that waits. Only when `done`.
+        """Return the result of the running evaluation, and begin the waiting one. Only when `done`.
 
         The shown samples stay in the blob store for the process that shows them.
         """
@@ -218,7 +218,7 @@ class Evaluation:
         orders = [(spec, prompts) for spec in self._specs for prompts in spec.orders()]
         for draw, (spec, prompts) in enumerate(orders):
             if due.moment == "during" and not spec.during:
-                continue  # with its number, so that the others' noise repeats
+                continue  # the skipped order keeps its draw, so that the noise of the others repeats
             group = self._issued
             self._issued += 1
             self._assembler.expect((Purpose.EVAL, group))
@@ -240,7 +240,7 @@ class Evaluation:
             self._orders.put(self._open[group])
 
     def start_over(self, epoch: int) -> None:
-        """Order what has not ended once more, in a new epoch: of the first orders nothing is left."""
+        """Issue the orders that have not ended once more, in a new epoch; their first messages are lost."""
         self._epoch = epoch
         known = self._assembler.complete.keys() | self._assembler.failed.keys()
         for group, order in self._open.items():
@@ -279,7 +279,7 @@ def _values(groups: Sequence[MeasuredGroup]) -> dict[tuple[str, str], np.ndarray
 
 
 def _judged(groups: Sequence[MeasuredGroup], draws: Mapping[int, int]) -> tuple[Judged, ...]:
-    """``draws``: order's number -> its draw."""
+    """The values of every order, invalid ones as NaN; () for more than MAX_JUDGED. ``draws``: order's number -> its draw."""
     found = [
         Judged(
             f"{group.rollout.task}/{reward}",

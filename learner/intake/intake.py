@@ -1,7 +1,7 @@
-"""Everything rank 0 does for all ranks: issue orders, wait for measured groups, account for each one's ending.
+"""Gather measured groups for all ranks: issue orders, wait for their answers, account for the ending of each group.
 
-Whatever an open group is made of at the moment, some stream holds an entry for it, for every role puts its product before
-it acknowledges. When all streams are empty and nothing has come, what is open has been lost by Redis: it is ordered again.
+Some stream always holds an entry for an open group, because every role puts its product before it acknowledges. If all
+streams are empty while groups are open, then Redis has lost these groups: they are ordered again.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from drover.learner.intake.evaluation import Evaluation
 from drover.learner.intake.feeder import Feeder
 from drover.learner.intake.slots import Ledger, Slots
 
-FUTILE = 20  # failures without a success that end a run in which some groups have succeeded, at least
-LOSS_CHECK_S = 1.0  # without an arrival, before each look whether Redis has lost what is awaited
+FUTILE = 20  # the minimum of consecutive failures that end a run in which some groups have succeeded
+LOSS_CHECK_S = 1.0  # seconds without an arrival before each check whether Redis has lost the open groups
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerStreams:
-    """The transport as the learner sees it. ``control`` brings the wish to stop, ``reports`` takes progress."""
+    """The streams and blobs that the learner uses. ``control`` brings the request to stop, ``reports`` takes progress."""
 
     work: Stream
     evaluation: Stream  # orders of evaluations; the same as ``work`` where the actors do them
@@ -42,7 +42,7 @@ class LearnerStreams:
 
 
 class Intake:
-    """Groups in, in the order of their places. Owns the waiting, and nothing else waits."""
+    """Gathers measured groups, in the order of their places. The only part of the learner that waits for other roles."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Intake:
         wait: Callable[[], None] | None,
         stall_s: float,
     ) -> None:
-        """``wait`` replaces blocking reads where nobody else runs meanwhile (one process): it does some work itself.
+        """``wait`` replaces blocking reads where all roles share one process: it does some work of the other roles.
 
-        ``stall_s`` without any arrival is an error, so that a dead pool never means an endless wait.
+        ``stall_s`` seconds without any arrival are an error, so that the learner never waits endlessly for a dead pool.
         """
         self.feeder, self.assembler, self.evaluation, self.slots, self.ledger = (
             feeder,
@@ -71,8 +71,8 @@ class Intake:
         )
         self._streams, self._max_lag, self._account = streams, max_lag, account
         self._wait, self._stall_s = wait, stall_s
-        self._looked_s = 0.0  # when the last look for losses was
-        self._failures: Counter[str] = Counter()  # why groups failed, since the last one that did not
+        self._looked_s = 0.0  # the time of the last check for losses
+        self._failures: Counter[str] = Counter()  # the reasons of failed groups since the last success
 
     def collect(
         self, count: int, *, total: int, version: int, stopping: Callable[[], bool]
@@ -83,7 +83,7 @@ class Intake:
             if stopping():
                 return None
             self._weed(version)
-            for group in self.feeder.fill(total):  # also what was just lost, before a later place is taken for its own
+            for group in self.feeder.fill(total):  # first the places of groups that were just lost, then new ones
                 self.assembler.expect((Purpose.TRAIN, group))
             ready = [self.assembler.complete.get((Purpose.TRAIN, group)) for group in self._waiting[:count]]
             found = [group for group in ready if group is not None]
@@ -106,7 +106,7 @@ class Intake:
             self._check_stall(quiet_since, "an evaluation")
 
     def end(self, group: int, ending: Ending, reason: str = "") -> None:
-        """The group's one ending. Its slot is given back separately, by `release`."""
+        """End a group, once. Its slot is given back separately, by `release`."""
         self.feeder.end(group, lost=ending in (Ending.FAILED, Ending.STALE))
         self.ledger.end(group, ending, reason)
         if ending is Ending.FAILED:
@@ -116,7 +116,7 @@ class Intake:
         self.assembler.finish((Purpose.TRAIN, group))
 
     def release(self, count: int) -> None:
-        """Give slots back: only once what the groups led to is visible to the actors."""
+        """Give slots back, once the weights that the groups led to are visible to the actors."""
         self.slots.release(count)
 
     @property
@@ -125,7 +125,7 @@ class Intake:
         return [group for _, group in self.feeder.open]
 
     def _weed(self, version: int) -> None:
-        """End groups that failed, or that are older than the bound (a pool that answers a former order late)."""
+        """End groups that failed, or that are older than the bound (a late answer to a former order)."""
         for group in self._waiting:
             key = (Purpose.TRAIN, group)
             failed = self.assembler.failed.get(key)
@@ -139,7 +139,7 @@ class Intake:
                 self.release(1)
 
     def _advance(self) -> bool:
-        """Wait a little for arrivals, charged to whoever is being waited for; whether anything came."""
+        """Wait a little for arrivals, and charge the time to the awaited role. Returns whether any message came."""
         sampled = any(self.assembler.sampled((Purpose.TRAIN, group)) for group in self._waiting[:1])
         with self._account.part("wait_reward" if sampled else "wait_data"):
             if self._wait is not None:
@@ -147,13 +147,13 @@ class Intake:
             return self.assembler.poll(0.0 if self._wait is not None else 0.2)
 
     def _mend(self, quiet_since: float) -> None:
-        """Order again what is open and of which nothing is left: Redis came back empty, or has dropped a part."""
+        """Order open groups again if all their messages are lost: Redis came back empty, or has dropped a part."""
         now_s = time.monotonic()
         if now_s - max(quiet_since, self._looked_s) < LOSS_CHECK_S:
             return
         self._looked_s = now_s
         streams = self._streams
-        # In the order in which work moves on, so that nothing passes behind our back.
+        # The streams are looked at in the order in which work passes through them, so that no message is overlooked.
         if any(s.outstanding() for s in (streams.work, streams.evaluation, streams.rollouts, streams.measurements)):
             return
         epoch, lost = time.time_ns(), self._lost()
@@ -167,12 +167,12 @@ class Intake:
         streams.reports.put(Report(kind="event", at_s=0.0, version=-1, scalars={}, text=text))
 
     def _lost(self) -> list[int]:
-        """Open training groups that have not ended and whose samples are not there."""
+        """Open training groups that have not failed and cannot be trained: they are incomplete, or a blob is missing."""
         keys = {group: (Purpose.TRAIN, group) for group in self._waiting}
         return [group for group, key in keys.items() if key not in self.assembler.failed and not self._stored(key)]
 
     def _stored(self, key: Key) -> bool:
-        """Whether the group is complete and can be trained."""
+        """Whether the group is complete and its blobs can be read."""
         complete = self.assembler.complete.get(key)
         if complete is None:
             return False
@@ -194,9 +194,9 @@ class Intake:
             )
 
     def _check_futility(self) -> None:
-        """Stop when failure is the rule: twice as many groups as may be open have failed, and none has succeeded since.
+        """Raise when twice as many groups as there are slots have failed in a row, without a success in between.
 
-        A lost group is ordered again in its place, so that one prompt that always fails comes to this, too.
+        A failed group is ordered again in its place, so one prompt that always fails ends the run in this way, too.
         """
         failed = self._failures.total()
         begun = self.ledger.endings.total() > self.ledger.endings[Ending.FAILED]

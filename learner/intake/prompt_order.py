@@ -1,4 +1,4 @@
-"""Where prompts come from. A source is a pure function of the group's number, so resuming needs no cursor."""
+"""Choose the prompt of each order, as a pure function of the order's number, so that resuming needs no cursor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drover.common.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class ShuffledPrompts:
-    """Every prompt once per pass, each pass in its own order."""
+    """Gives every prompt once per pass; each pass has its own random order."""
 
     prompts: Sequence[str]
 

@@ -1,9 +1,9 @@
 """The counter that bounds staleness, and the ledger that accounts for every group.
 
-With ``(max_lag + 1) x groups_per_step`` slots, a slot taken at issue and given back only when the weights that the
-group led to are visible, and groups trained in the order of their places, a group is at most ``max_lag`` versions old when it is
-trained: between its issue and its turn at most ``max_lag x groups_per_step`` others can be trained. Nothing needs
-to be thrown away for its age.
+There are ``(max_lag + 1) x groups_per_step`` slots. A slot is taken at issue and given back only when the weights that the
+group led to are visible; groups are trained in the order of their places. Between a group's issue and its turn at most
+``max_lag x groups_per_step`` others can be trained, so it is at most ``max_lag`` versions old. No group needs to be thrown
+away for its age.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from drover.common.types import Ending
 
 
 class Slots:
-    """``capacity`` permits; taking one that is not there, or returning one too many, is a bug and asserts."""
+    """Counts the free slots among ``capacity``. Taking a slot when none is free, or returning one too many, asserts."""
 
     def __init__(self, max_lag: int, groups_per_step: int) -> None:
         self.capacity = (max_lag + 1) * groups_per_step
@@ -31,7 +31,7 @@ class Slots:
 
 
 class Ledger:
-    """``issued = trained + empty + failed + stale + in flight``, at every moment and across restarts.
+    """Counts issued groups by ending. ``issued = trained + empty + failed + stale + in flight``, always, across restarts.
 
     The open groups are kept by id, so that "in flight" is counted and not computed from the others.
     """
@@ -71,7 +71,7 @@ class Ledger:
         }
 
     def restore(self, saved: Mapping[str, int]) -> None:
-        """Take up a checkpoint's account. What was in flight then is issued again under the same ids."""
+        """Take up a checkpoint's counts. Groups that were in flight then are issued again under the same ids."""
         self.endings = Counter({ending: saved[ending.value] for ending in Ending if saved[ending.value]})
         self.issued = self.endings.total()
         self._open.clear()

@@ -1,7 +1,7 @@
-"""What a run learns, and in which order: its tasks take turns, an iteration each.
+"""The plan of a run's training orders: its tasks take turns, an iteration each.
 
-Every order has a place: the iteration it belongs to and its number there follow from it. A group that fails is ordered
-again in its place, so that an iteration is always of one task and whole.
+The place of an order gives its iteration and its number within it. A group that fails is ordered again in its place, so
+that an iteration is always whole and of one task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drover.learner.intake.prompt_order import ShuffledPrompts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One thing to learn: where its prompts come from, and which rewards judge what is drawn for them."""
+    """One thing to learn: a name, prompts, and the rewards that judge the samples drawn for them."""
 
     name: str
     prompts: Sequence[str]
@@ -30,7 +30,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class RecordSteps:
-    """Which denoising steps are trained: ``count`` of the first ``first``, drawn anew for each group.
+    """The choice of the denoising steps to train: ``count`` of the first ``first``, drawn anew for each group.
 
     ``shared`` draws them once for all groups of an iteration, as arXiv 2401.12244 does. The last steps of a short chain
     carry gradients 5 to 10 times larger than the early ones and decide only texture; leaving them out keeps the gradient
@@ -46,7 +46,7 @@ class RecordSteps:
             raise ConfigError(f"cannot record {self.count} of the first {self.first} steps; choose 1 <= count <= first")
 
     def at(self, seed: int, number: int) -> tuple[int, ...]:
-        """[K] indices, rising, of that group or iteration."""
+        """[K] rising indices of the steps to record, for the group or iteration ``number``."""
         chooser = random.Random(seeds.derive(seed, "record", number))
         return tuple(sorted(chooser.sample(range(self.first), self.count)))
 
@@ -67,7 +67,7 @@ class Order:
         return self.tasks[place // self.groups % len(self.tasks)]
 
     def prompt(self, place: int) -> str:
-        """Each task goes through its own prompts."""
+        """The prompt of a place: each task goes through its own prompts."""
         turn = place // self.groups // len(self.tasks)
         return ShuffledPrompts(self.task(place).prompts).at(self.seed, turn * self.groups + place % self.groups)
 

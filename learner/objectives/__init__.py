@@ -1,1 +1,1 @@
-"""One paper, one file: how measurements become credit, and credit becomes a loss."""
+"""The objectives, a file for each paper: each turns measurements into credit, and batches into a loss."""

@@ -22,10 +22,11 @@ from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ddpo:
-    """``clip`` bounds the ratio of MEAN log-probs, so it shrinks with the latent: about 1.64 / latent dimensions.
+    """Policy gradient on recorded denoising steps, with advantages as credit.
 
-    ``weights`` says what each reward counts, by name; every reward is standardised on its own first, so its unit and
-    scale do not matter. A sample counts only if every one of these rewards is valid for it.
+    ``clip`` bounds the ratio of MEAN log-probs, so it shrinks with the latent: about 1.64 / latent dimensions.
+    ``weights`` maps a reward's name to the factor of its advantages; every reward is standardised on its own first, so its
+    unit and scale do not matter. A sample counts only if every one of these rewards is valid for it.
     """
 
     weights: Mapping[str, float]
@@ -46,7 +47,7 @@ class Ddpo:
 
     @property
     def needs(self) -> Needs:
-        """Two samples of a prompt at least, where advantages are taken among them."""
+        """The named rewards, and at least two samples of a prompt where advantages are taken among them."""
         return Needs(rewards=self.rewards, siblings=1 if self.normalise == "batch" else 2)
 
     def credit(self, groups: Sequence[MeasuredGroup]) -> Credit:
@@ -61,7 +62,7 @@ class Ddpo:
     def _standardised(
         self, groups: Sequence[MeasuredGroup], name: str, counted: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """[N] of each group, for one reward."""
+        """[N] advantages of each group, for one reward."""
         values, clip = [group.rewards[name].values for group in groups], self.advantage_clip
         if self.normalise == "group":
             return [standardise(v, known, clip=clip) for v, known in zip(values, counted, strict=True)]

@@ -20,7 +20,7 @@ from drover.learner.objective import BatchKind, LossOutput, Models, Needs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denoising:
-    """``times`` says which times are drawn. Learns from files; it has no credit for samples."""
+    """Learns from files by the pretraining loss; ``times`` is the law of the drawn times. It gives samples no credit."""
 
     times: TimeLaw = field(default_factory=Uniform)
     learns_from: ClassVar[BatchKind] = LatentBatch

@@ -1,4 +1,4 @@
-"""Several rewards at once, each with prompts of its own: tasks take turns, and each is judged by its own objective.
+"""Learn several tasks at once, each with its own prompts and rewards: tasks take turns, and each has its own objective.
 
 Source: "Large-scale Reinforcement Learning for Diffusion Models", arXiv 2401.12244, algorithm 1: advantages are
 standardised inside the task, which makes the scales of rewards irrelevant; every task is sampled with the weights that
@@ -21,7 +21,10 @@ from drover.learner.objectives.ddpo import Ddpo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joint:
-    """``tasks`` by name, all with the same clip; ``weights`` multiplies a task's advantages where it is not 1."""
+    """Gives each task's groups to that task's objective.
+
+    ``tasks``: name -> objective, all with the same clip. ``weights``: name -> factor of the task's advantages, 1 by default.
+    """
 
     tasks: Mapping[str, Ddpo]
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -44,7 +47,7 @@ class Joint:
         )
 
     def credit(self, groups: Sequence[MeasuredGroup]) -> Credit:
-        """Each task's own, in the order of the groups."""
+        """The credit of each group by its task's objective, in the order of the groups."""
         found = []
         for name in dict.fromkeys(group.rollout.task for group in groups):
             mine = [i for i, group in enumerate(groups) if group.rollout.task == name]
@@ -58,5 +61,5 @@ class Joint:
         return Credit(rows[order], weights[order], sum(credit.terms for credit in found))
 
     def loss(self, models: Models, batch: StepBatch) -> LossOutput:
-        """Any task's: they differ in their rewards and share the clip."""
+        """The loss of any task's objective: they differ in their rewards and share the clip."""
         return next(iter(self.tasks.values())).loss(models, batch)

@@ -1,1 +1,1 @@
-"""What rank 0 reports about a run."""
+"""The reports and statistics that rank 0 sends about a run."""

@@ -1,4 +1,4 @@
-"""Rank 0's reports: for people on the reports stream, for Prometheus as metrics."""
+"""Send rank 0's reports: to people on the reports stream, to Prometheus as metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Updated:
     times: Mapping[str, float]
 
     def scalars(self) -> dict[str, float]:
-        """Means over the iteration's steps; of the first step also the ratio, which is 1 where a run is on-policy."""
+        """Means over the iteration's steps, and the ratio of its first step, which is 1 where a run is on-policy."""
         found = dict(self.times)
         if self.lags:
             found |= {"lag_max": float(max(self.lags)), "lag_mean": sum(self.lags) / len(self.lags)}
@@ -69,13 +69,13 @@ class Reporter:
     ) -> None:
         self._intake, self._streams, self._meter, self._account = intake, streams, meter, account
         self._updates_total, self._max_lag, self._watch = updates_total, max_lag, watch
-        self._told: dict[str, int] = {}  # the ledger as the counters have it
-        meter.add(metrics.UPDATES, 0)  # there from the start: a run without a first update must be noticed
+        self._told: dict[str, int] = {}  # the ledger's counts that the metrics already contain
+        meter.add(metrics.UPDATES, 0)  # served from the start, so that an alert can see a run without a first update
         meter.set(metrics.LAG_BOUND, max_lag)
         self._paces: deque[tuple[float, int]] = deque(maxlen=PACE_UPDATES)  # (at_s, samples) of the last updates
 
     def evaluated(self, found: Evaluated, progress: Progress) -> None:
-        """Report a complete evaluation, under the version and the update that it is of."""
+        """Report a complete evaluation, under its own version and update."""
         scalars = found.scalars()
         for (held, reward), values in found.values.items():
             if values.size:
@@ -104,11 +104,11 @@ class Reporter:
         self._send("update", progress, scalars)
 
     def event(self, text: str, progress: Progress) -> None:
-        """Something that a person should know of."""
+        """Report something that a person should know."""
         self._send("event", progress, {}, text)
 
     def end(self, progress: Progress, how: str) -> None:
-        """The last word: "finished" or "stopped"."""
+        """Report the end of the run: ``how`` is "finished" or "stopped"."""
         scalars = {
             "update": float(progress.update),
             "samples": float(progress.samples),
@@ -140,7 +140,7 @@ class Reporter:
         )
 
     def _count(self, ledger: Mapping[str, int]) -> None:
-        """Bring the counters up to the ledger."""
+        """Raise the metrics' counters to the ledger's counts."""
         known = self._told
         self._meter.add(metrics.GROUPS_ISSUED, max(0, ledger["issued"] - known.get("issued", 0)))
         for ending in Ending:
@@ -149,7 +149,7 @@ class Reporter:
         self._told = dict(ledger)
 
     def _pace(self, progress: Progress) -> float:
-        """Samples per second over the last updates; since the start where there is only one."""
+        """Samples per second over the last updates, or since the start where there is only one."""
         since_s, samples = self._paces[0] if self._paces else (progress.former_s, 0)
         self._paces.append((progress.at_s, progress.samples))
         return (progress.samples - samples) / max(progress.at_s - since_s, 1e-9)

@@ -1,1 +1,1 @@
-"""Checkpoints: what is saved, in which files, and the progress that they hold."""
+"""Checkpoints: their contents, their files, and the progress of the run that they hold."""

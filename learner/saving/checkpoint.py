@@ -1,22 +1,22 @@
-"""Sharded, atomic checkpoints without pickle: one safetensors file per rank and one JSON file that makes them valid.
+"""Save and load sharded checkpoints, whole or not at all: a safetensors file per rank, and a JSON file that makes them valid.
 
     checkpoints/update-000040/rank-0.safetensors ... state.json
 
 Saving copies to the host and returns; a thread of each rank writes (`checkpoint_files.py`), without a collective, which
-would mix with those of training. A checkpoint of one number of ranks can be read by another: shards are pieces along the first
-axis, in rank order.
+would mix with those of training. No pickle is used. A checkpoint of one number of ranks can be read by another: shards are
+pieces along the first axis, in rank order.
 
-What a resumed run needs is either saved or follows from what is:
+All state of a resumed run is either saved or follows from saved state:
 
 - in the shards: weights, AdamW's moments and step count, the moving average of weights, a reference that moved;
 - in ``state.json``: counts of updates, versions, samples, optimiser steps, iterations without any reward; the ledger; the next
-  place and group, open groups, vacant places; the watch's verdict; evaluations that were under way; and what the run is: every
-  parameter that decides what is learned, the rewards among them, with the content of the files that they name;
+  place and group, open groups, vacant places; the watch's verdict; evaluations that were under way; and the run's identity:
+  every parameter that changes the learned weights, the rewards among them, with the content of the files that they name;
 - task, prompt and recorded steps follow from a group's place, free slots from the open groups, the learning rate from the step;
 - no generator has a state: noise follows from run seed, group and sample, pretraining pictures with their times and noise from
   the round or the step, held-out noise from the order of the prompts;
 - no objective keeps a baseline from one iteration to the next: advantages are taken within an iteration;
-- what had been sampled of open groups is not kept. It is sampled again, and comes out the same where a run is on-policy.
+- samples of open groups are not kept. They are sampled again, and come out the same where a run is on-policy.
 """
 
 from __future__ import annotations
@@ -43,34 +43,37 @@ from drover.learner.step import AVERAGE
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, besides its step count
 OTHER_WEIGHTS = (AVERAGE, REFERENCE)  # kept in the optimiser's state where a run has them
-LEAVE_S = 30.0  # what a rank that fails gives the checkpoint that it is writing
+LEAVE_S = 30.0  # the longest wait of a failing rank for the checkpoint that it is writing
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What to resume from, if anything, and what a person should be told of the choice."""
+    """The checkpoint to resume from, if there is one, and the remarks on this choice for people."""
 
     folder: Path | None
     told: tuple[str, ...] = ()
 
 
 class Checkpoints:
-    """The checkpoint folder of one run; ``keep`` newest stay. All ranks call together, but for `check` and `close`."""
+    """Saves to and loads from one run's checkpoint folder; the ``keep`` newest checkpoints stay.
+
+    All ranks must call a method together, except `check` and `close`.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self._folder, self._keep = folder, keep
         self._buffer = HostBuffer()
         self._writer: Writer | None = None
-        self._life = 0  # tells this life's partial folders from those of a former one that is not quite dead
+        self._life = 0  # distinguishes our partial folders from those of a former learner process that still writes
 
     def save(self, update: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
-        """Copy everything this rank holds and leave it to be written, with ``state`` (JSON), to the folder returned.
+        """Copy this rank's tensors and start writing them, with ``state`` (JSON). Returns the checkpoint's folder.
 
-        Waits for the checkpoint before this one. Raises its `CheckpointError`; older ones stay.
+        Waits for the checkpoint before this one, and raises its `CheckpointError`; older checkpoints stay.
         """
         self.finish()
         copied = self._buffer.copy(_shard_tensors(module, optimizer))
-        snapshot = json.loads(json.dumps(state))  # it goes on changing while the writer writes
+        snapshot = json.loads(json.dumps(state))  # a copy, because the state goes on changing while the thread writes
         self._life = self._life or int(ranks.all_sum([time.time_ns() // 1_000_000 if dist.get_rank() == 0 else 0])[0])
         target = self._folder / f"update-{update:06d}"
         self._writer = Writer(copied, target, life=self._life, state=snapshot, keep=self._keep)
@@ -78,12 +81,12 @@ class Checkpoints:
         return target
 
     def check(self) -> None:
-        """Raise the `CheckpointError` of the checkpoint being written, if it has failed already."""
+        """Raise the `CheckpointError` of the checkpoint that is being written, if it has failed already."""
         if self._writer is not None and self._writer.error is not None:
             raise self._writer.error
 
     def finish(self) -> None:
-        """Wait until the checkpoint being written, if there is one, is whole. Raises its `CheckpointError`."""
+        """Wait until the checkpoint that is being written is whole, if there is one. Raises its `CheckpointError`."""
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -95,15 +98,15 @@ class Checkpoints:
             raise CheckpointError(f"{writer.target} is not whole: another rank could not write its part, and says why")
 
     def close(self) -> None:
-        """Give what is being written a little time, when this rank ends for another reason."""
+        """Wait up to `LEAVE_S` for the checkpoint that is being written, when this rank ends for another reason."""
         if self._writer is not None:
             self._writer.join(LEAVE_S)
 
     def choose(self) -> Chosen:
-        """The newest undamaged checkpoint, which rank 0 finds for all; before anything is saved.
+        """Find the newest undamaged checkpoint: rank 0 looks for all ranks. Must be called before the first `save`.
 
-        Damaged ones that are newer are set aside as ``.damaged`` until the next checkpoint is whole, and told. Raises
-        `CheckpointError` when there are checkpoints and all are damaged.
+        Newer checkpoints that are damaged are set aside as ``.damaged`` until the next checkpoint is whole, and reported.
+        Raises `CheckpointError` when there are checkpoints and all are damaged.
         """
         found, number = Chosen(None), 0.0
         error: CheckpointError | None = None
@@ -121,7 +124,7 @@ class Checkpoints:
         return Chosen(self._folder / f"update-{int(number):06d}" if number >= 0 else None, found.told)
 
     def load(self, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Fill this rank's shards; returns the state. Raises `CheckpointError` when it was made by another model."""
+        """Fill this rank's shards and return the state. Raises `CheckpointError` for a checkpoint of another model."""
         from safetensors import safe_open
 
         state = read_state(folder)

@@ -1,7 +1,8 @@
-"""A checkpoint as files: how one is written by the ranks' threads, judged, and set aside. Knows no model.
+"""Write a checkpoint's files in threads, check them, and set damaged checkpoints aside. Knows no model.
 
-The threads meet in the file system alone: each writes its shard into a ``.partial`` folder, then a small file that says so;
-rank 0's writes ``state.json`` once all have, and renames the folder. A folder without a suffix is whole.
+The ranks' threads communicate through the file system alone: each writes its shard into a ``.partial`` folder, then a small
+file that marks it as done. Once all shards are done, rank 0's thread writes ``state.json`` and renames the folder. A folder
+without a suffix is whole.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from drover.common.errors import CheckpointError
 from drover.common.files import explained, sync, write_whole
 from drover.learner.saving.shards import HostCopy, file_sum
 
-FORMAT = 2  # of state.json
-OTHERS_S = 600.0  # what the other ranks get to write their shards once rank 0 has written its own
+FORMAT = 2  # the version of state.json
+OTHERS_S = 600.0  # the time that the other ranks have for their shards once rank 0 has written its own
 POLL_S = 0.05
 _NAME = re.compile(r"update-(\d+)")
 
@@ -34,7 +35,7 @@ def whole(folder: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What was saved besides tensors. Raises `CheckpointError` when it is not what was written."""
+    """The saved state besides tensors. Raises `CheckpointError` when the file has changed since it was written."""
     try:
         content = json.loads((folder / "state.json").read_bytes())
         state: dict[str, Any] = content["state"]
@@ -53,13 +54,13 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """The file that makes a folder of shards a checkpoint: written last. Raises `CheckpointError`."""
+    """Write ``state.json``, last of all: it makes a folder of shards a checkpoint. Raises `CheckpointError`."""
     content = {"format": FORMAT, "checksum": _text_sum(state), "state": state}
     write_whole(folder / "state.json", json.dumps(content).encode())
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with it; "" where every file is what was written."""
+    """The fault of a checkpoint in words; "" where every file is as it was written."""
     try:
         for name, wanted in read_state(folder)["checksums"].items():
             if file_sum(folder / name) != wanted:
@@ -74,7 +75,10 @@ def damage(folder: Path) -> str:
 
 
 def set_aside(folder: Path, trouble: str, *, instead: Path) -> str:
-    """So that it neither counts as one that is kept nor hides the checkpoints of the updates that are done again."""
+    """Rename a damaged checkpoint and return a report of it.
+
+    It then neither counts as one of the kept checkpoints nor blocks the names of updates that are made again.
+    """
     aside = folder.with_name(f"{folder.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
@@ -93,10 +97,10 @@ def _text_sum(state: Mapping[str, Any]) -> str:
 
 
 class Writer(threading.Thread):
-    """One rank's part of one checkpoint; rank 0's part is also to make it whole. ``error`` is why it failed."""
+    """The thread that writes one rank's shard of one checkpoint; rank 0's also completes it. ``error`` is its failure."""
 
     def __init__(self, copied: HostCopy, target: Path, *, life: int, state: Mapping[str, Any], keep: int) -> None:
-        """``state`` is the writer's own. ``life`` is the same for all ranks, and another after a restart."""
+        """``state`` must not change any more. ``life`` is the same on all ranks, and differs after a restart."""
         super().__init__(name="checkpoint", daemon=True)
         self._copied, self.target, self._state, self._keep = copied, target, state, keep
         self._partial = target.with_name(f"{target.name}.{life}.partial")
@@ -137,7 +141,7 @@ class Writer(threading.Thread):
             shutil.rmtree(old)
 
     def _await(self, rank: int) -> str:
-        """The checksum of that rank's shard, once it is on the disk."""
+        """Wait until that rank's shard is on the disk. Returns its checksum."""
         done, failed = (self._partial / f"rank-{rank}.{ending}" for ending in ("done", "failed"))
         gives_up_s = time.monotonic() + OTHERS_S
         while not done.exists():

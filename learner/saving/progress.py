@@ -1,4 +1,4 @@
-"""Where the run stands: the counters that a checkpoint holds."""
+"""The progress of a run: the counters that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drover.learner.overoptimisation import Verdict
 
 @dataclass(slots=True)
 class Progress:
-    """What a checkpoint holds besides tensors. ``former_s``: learner seconds of the lives before this one."""
+    """The counters of a run, which checkpoints hold. ``former_s``: seconds that the learner ran before its last restart."""
 
     update: int = 0
     version: int = 0
@@ -26,11 +26,11 @@ class Progress:
 
     @property
     def at_s(self) -> float:
-        """Learner seconds so far, over all its lives."""
+        """Seconds that the learner has run so far, restarts included."""
         return self.former_s + time.monotonic() - self.started
 
     def count(self, task: str, *, blind: bool) -> int:
-        """One more iteration of the task, ``blind`` if no sample had a valid reward; how many in a row were blind."""
+        """Count an iteration of the task, ``blind`` if no sample had a valid reward. Returns its blind ones in a row."""
         self.turns[task] = self.turns.get(task, 0) + 1
         self.blind[task] = self.blind.get(task, 0) + 1 if blind else 0
         return self.blind[task]
@@ -41,12 +41,12 @@ class Progress:
         return [task for task, turns in self.turns.items() if self.blind[task] == turns]
 
     def saved(self) -> dict[str, Any]:
-        """For JSON."""
+        """The counters as JSON values."""
         counts: dict[str, Any] = {"update": self.update, "version": self.version, "samples": self.samples}
         counts |= {"turns": dict(self.turns), "blind": dict(self.blind)}
         return counts | {"max_lag_seen": self.max_lag_seen, "former_s": self.at_s, "verdict": self.verdict.saved()}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> Progress:
-        """The inverse of `saved`; the clock of the new life starts now."""
+        """The inverse of `saved`; the clock of the resumed run starts now."""
         return cls(**{**saved, "verdict": Verdict.restored(saved["verdict"])})

@@ -1,6 +1,6 @@
-"""One rank's tensors as a safetensors file: copied into host memory at once, written from there by whoever has the time.
+"""Write one rank's tensors as a safetensors file: copy them into host memory at once, write them later from any thread.
 
-The buffer has the layout of the file's data and is used again for every copy, so that a copy is all that training waits for.
+The buffer has the layout of the file's data and is used again for every copy, so that training waits only for the copy.
 The format is safetensors' own (8 bytes of header length, a JSON header, the tensors end to end), which its library reads;
 its writer would hold the interpreter while it assembles a second copy.
 """
@@ -26,14 +26,14 @@ NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", tor
 
 @dataclass(frozen=True, slots=True)
 class HostCopy:
-    """What was copied. ``ready`` waits until it is there, which on a GPU is after the copy was asked for."""
+    """A copy of tensors in host memory. It is complete once ``ready`` is, as a GPU copies in the background."""
 
     header: bytes
     data: Tensor  # [bytes] uint8, in host memory
     ready: Any  # torch.cuda.Event, or None where the copy is done already
 
     def write(self, path: Path) -> str:
-        """Write the file and bring it to the disk; its checksum, of what was meant to be written. Raises `OSError`."""
+        """Write the file and bring it to the disk. Returns the checksum of the bytes in memory. Raises `OSError`."""
         if self.ready is not None:
             self.ready.synchronize()
         digest = xxhash.xxh3_64()
@@ -55,7 +55,7 @@ class HostBuffer:
 
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, Tensor]) -> HostCopy:
-        """Take a copy, over the one before. Later changes of the tensors do not reach it."""
+        """Copy the tensors over the copy before. Later changes of the tensors do not change the copy."""
         cuda = any(tensor.is_cuda for tensor in tensors.values())
         # The widest values first, so that each tensor begins at a multiple of its own width.
         ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
@@ -77,7 +77,7 @@ class HostBuffer:
 
 
 def file_sum(path: Path) -> str:
-    """The checksum of what the file holds now."""
+    """The checksum of the file's present content."""
     digest = xxhash.xxh3_64()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from drover.common.errors import ConfigError
 from drover.common.media.media import Media
 from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
@@ -129,16 +128,3 @@ def parse(prompt: str, objects: Collection[str] | None = None) -> Composition | 
     if match is None or (objects is not None and not {match[1], match[3]} <= set(objects)):
         return None
     return Composition(match[1], match[2], match[3])
-
-
-def check_prompts(prompts: Iterable[str], objects: Collection[str] | None = None) -> None:
-    """Raise `ConfigError` for the first prompt that cannot be scored, so that a run does not mask it for ever."""
-    for prompt in prompts:
-        asked = parse(prompt)
-        if asked is None:
-            raise ConfigError(
-                f"{prompt!r} names no two objects; write 'a cat left of a fire truck', with one of "
-                f"{', '.join((*RELATIONS, *DIRECTIONS))} between them."
-            )
-        if objects is not None:
-            check_names((asked.first, asked.second), objects, f"the detector asked by {prompt!r}")

@@ -88,7 +88,7 @@ def test_equal_seeds_give_equal_bits_and_other_groups_other_samples():
     assert not torch.isclose(first.x0[0], first.x0[1]).any()
 
 
-def test_what_is_recorded_does_not_change_what_is_sampled():
+def test_recording_steps_does_not_change_the_samples():
     policy, kernel = toy()
     assert torch.equal(draw(policy, kernel, [0, 1], record=()).x0, draw(policy, kernel, [0, 1], record=(0, 4)).x0)
     assert draw(policy, kernel, [0], record=()).recording is None

@@ -19,7 +19,7 @@ KERNEL = Renoise(20, Ddim(eta=1.0))
 
 
 class Scene(ToyChain):
-    """Two numbers that stay where they are; a condition is a known clean sample."""
+    """A policy that predicts its condition, two numbers, as the clean sample."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ def test_a_partly_noised_chain_begins_at_known_latents_under_noise_of_its_own():
     assert noise.std().item() == pytest.approx(1, abs=0.15) and not torch.isclose(noise[::2], noise[1::2]).any()
 
 
-def test_what_is_sampled_beside_it_does_not_change_where_a_partly_noised_chain_goes():
+def test_the_other_samples_of_a_batch_do_not_change_where_a_partly_noised_chain_ends():
     policy, start = Scene(), PartlyNoised(low=0.3, high=0.9)
     together = draw(policy, start, prompts=("1", "2", "3"))
     sampling, draws = Plain(KERNEL, start).load(policy, "cpu"), draws_of(5, "train", 0, prompts=3, samples=3)

@@ -33,7 +33,7 @@ def order(group: int = 0, **fields) -> WorkItem:
 
 
 class Meter(NullMeter):
-    """Remembers what was told."""
+    """A meter that remembers the name and value of every addition."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, float]] = []
@@ -127,7 +127,7 @@ def test_a_group_larger_than_the_bound_goes_through_the_model_in_turns_and_is_th
 
 
 class Watched:
-    """A stream that notes what was called, and passes it on."""
+    """A stream that notes the name of each watched call, and passes the call on."""
 
     def __init__(self, name: str, target, calls: list[str], verbs: Sequence[str]) -> None:
         self._name, self._target, self._calls, self._verbs = name, target, calls, verbs
@@ -271,7 +271,7 @@ def test_a_held_out_set_is_drawn_by_its_own_sampler_and_training_by_the_runs():
 
 
 class Poisonable(ToyChain):
-    """Prompts that say so make latents that are not finite."""
+    """The toy, except that prompts with "poison" make latents that are not finite."""
 
     def encode(self, prompts):
         return {"text": torch.tensor([[float("nan") if "poison" in prompt else 0.0] for prompt in prompts])}
@@ -295,7 +295,7 @@ def test_of_a_batch_only_what_is_wrong_fails():
 
 def test_a_group_that_cannot_be_sampled_fails_with_its_reason_and_is_buried(shop):
     shop.publish(1, float("nan"), Canary(value=0.0, tolerance=float("inf")))
-    shop.actor._check = lambda canary, version: None  # the weights arrive as published; it is they that are bad
+    shop.actor._check = lambda canary, version: None  # the weights arrive as published, but the published ones are bad
     shop.work.put(order(3))
     assert shop.actor.run_once(0.0)
     (failed,) = shop.messages(shop.failures)

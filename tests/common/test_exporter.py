@@ -34,7 +34,7 @@ def scrape(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         }
 
 
-def test_what_roles_report_is_what_a_scrape_reads() -> None:
+def test_a_scrape_reads_the_values_that_roles_report() -> None:
     meter = PrometheusMeter()
     meter.add(metrics.GROUPS_ENDED, 3, ending="trained")
     meter.add(metrics.GROUPS_ENDED, ending="trained")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drover.common.log import LineFormatter, configure, mask_passwords, span
+from drover.common.log import LineFormatter, configure, mask_passwords
 
 LOG = logging.getLogger("drover.actors.worker")
 
@@ -63,16 +63,6 @@ def test_a_password_is_masked_in_messages_fields_and_tracebacks(stream: StringIO
         LOG.exception("cannot reach %s", url, extra={"url": url})
     assert "hunter2" not in stream.getvalue()
     assert stream.getvalue().count("redis://:***@host") == 3
-
-
-def test_a_span_tells_its_seconds_and_a_failed_one_its_error(stream: StringIO) -> None:
-    with span(LOG, "load", version=3):
-        pass
-    with pytest.raises(KeyError), span(LOG, "load", version=4):
-        raise KeyError("x")
-    good, bad = stream.getvalue().splitlines()
-    assert re.search(r"level=INFO .* msg=load version=3 seconds=0\.\d{6}$", good)
-    assert "level=WARNING" in bad and "version=4" in bad and "error=KeyError" in bad
 
 
 def test_configuring_again_replaces_and_writes_to_a_file(stream: StringIO, tmp_path: Path) -> None:

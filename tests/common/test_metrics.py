@@ -10,7 +10,7 @@ from drover.common.metrics import ALL, LABEL_VALUES, PARTS, Account, Kind, Metri
 
 
 class FakeClock:
-    """Seconds that pass only when told."""
+    """A clock that moves only by `pass_`."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -23,7 +23,7 @@ class FakeClock:
 
 
 class TallyMeter(NullMeter):
-    """Sums what is added, by role part."""
+    """A meter that sums the added seconds by the label ``part``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -125,7 +125,7 @@ def test_a_declaration_without_its_unit_suffix_is_refused() -> None:
 
 
 def test_every_declared_metric_is_reported_by_some_role() -> None:
-    """A panel of one that nobody sets would stay empty."""
+    """The panel of a metric that no role sets would stay empty."""
     root = Path(metrics.__file__).parents[1]
     sources = [
         path

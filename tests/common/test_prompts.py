@@ -47,6 +47,6 @@ def test_fields_that_are_not_one_object_a_prompt_are_refused(texts: tuple[str, .
         with_fields(("a",), texts)
 
 
-def test_what_tells_two_prompts_apart_is_seen_in_their_repr_and_a_prompt_without_fields_looks_like_its_text() -> None:
+def test_the_repr_of_a_prompt_shows_its_fields_and_without_fields_is_that_of_its_text() -> None:
     assert repr((Prompt("a", {"count": 2}), Prompt("b"))) == "(Prompt('a', {'count': 2}), 'b')"
     assert f"{Prompt('a', {'count': 2})}" == str(Prompt("a", {"count": 2})) == "a"

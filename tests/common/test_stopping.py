@@ -1,4 +1,4 @@
-"""Which signals stop a process in order, and which of its children they reach."""
+"""Each stop signal lets a process end in order; children started by `children_outlive_the_session` survive a SIGHUP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_of_them_asks_once_and_raises_nothing(number: signal.Signals) -> No
 
 
 def test_a_terminal_that_closes_sends_several_and_none_of_them_cuts_the_stop_short() -> None:
-    """The shell sends SIGHUP, the kernel another, and systemd SIGTERM beside it."""
+    """The shell sends SIGHUP, the kernel sends SIGHUP again, and systemd sends SIGTERM."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     stopping = stop_on_signals()
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):

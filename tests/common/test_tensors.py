@@ -8,7 +8,7 @@ from drover.common.types import DTYPE_BYTES, TensorRef
 
 
 class Bytes:
-    """A blob store of one blob that counts what is transferred."""
+    """A blob store of one blob that counts the bytes read from it."""
 
     def __init__(self, parts):
         self.data = b"".join(parts)
@@ -79,7 +79,7 @@ def test_rows_that_are_not_contiguous_or_do_not_exist_are_refused():
         read(Bytes(parts), refs["scalar"], slice(0, 1))
 
 
-def test_what_was_read_can_be_written_to():
+def test_a_tensor_that_was_read_can_be_written_to():
     parts, refs = pack("b", {"x": torch.zeros(4)})
     back = read(Bytes(parts), refs["x"])
     back += 1

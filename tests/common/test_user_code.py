@@ -1,4 +1,4 @@
-"""One sentence for an error of a user's code, with the line of theirs that it passed."""
+"""An error in a user's code becomes one sentence with the innermost of the user's own lines."""
 
 from __future__ import annotations
 

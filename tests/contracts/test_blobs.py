@@ -104,7 +104,7 @@ def test_sweeping_drops_what_has_those_words_in_its_name_and_nothing_else(open_b
     assert blobs.get("7.eval.0.1.actor-0/media") == b"x" == other.get("7.train.0.1.actor-0/steps")
 
 
-def test_what_is_to_be_kept_is_not_swept(open_broker):
+def test_blobs_to_be_kept_are_not_swept(open_broker):
     blobs = open_broker("run").blobs()
     for name in ("7.eval.0.1.actor-0/media", "7.eval.0.1.actor-0/media.1", "7.eval.1.1.actor-0/media"):
         blobs.put(name, [b"x"])

@@ -1,4 +1,4 @@
-"""The contract of kernels: a step is a Gaussian on the path, its density is that of what it samples, and times fall."""
+"""The contract of kernels: a step is a Gaussian on the path, its density is that of its own samples, and times fall."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULES = sorted(
     key=lambda kind: kind.__name__,
 )
 VP, VP_CLEAN, FLOW = DiscreteSchedule.scaled_linear(), DiscreteSchedule.scaled_linear(final="clean"), FlowSchedule()
-# How each is made, by its rule of noise; a new kernel or rule gets a line here, and everything below holds for it.
+# The kernels under test, by their rule of noise; a new kernel or rule gets a line here, and every test below runs on it.
 MADE: dict[type, list[Case]] = {
     Ddim: [Case(Renoise(STEPS, Ddim(eta)), path) for eta in (0.0, 0.5, 1.0) for path in (VP, VP_CLEAN)],
     Consistency: [Case(Renoise(STEPS, Consistency()), path) for path in (VP, VP_CLEAN)],

@@ -45,7 +45,7 @@ def test_every_kind_of_the_package_is_under_contract_and_goes_by_its_name() -> N
 
 
 @each_kind
-def test_what_was_packed_is_read_again_bit_for_bit(media: Media) -> None:
+def test_packed_media_are_read_again_bit_for_bit(media: Media) -> None:
     store, ref = kept(media)
     again = read(store, ref)
     assert same(again, media) and type(again) is type(media)

@@ -25,7 +25,7 @@ from tests.contracts.walk import classes
 from tests.learner.made_up import measured, record
 
 FOUND = sorted(classes(objectives, "learns_from", "watched", "needs"), key=lambda kind: kind.__name__)
-# How each is made; a new objective gets a line here, and everything below holds for it.
+# One instance of each objective; a new objective gets a line here, and every test below runs on it.
 MADE: dict[type, Callable[[], Objective]] = {
     Ddpo: lambda: Ddpo(weights={"point": 1.0}, clip=0.2),
     Joint: lambda: Joint(tasks={"t": Ddpo(weights={"point": 1.0}, clip=0.2)}),

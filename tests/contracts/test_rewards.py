@@ -1,4 +1,4 @@
-"""The contract of rewards: what they take and say, and scores that are each sample's own, masked and never zero."""
+"""The contract of rewards: they name their media and unit; a score depends on its own sample, and is masked, never zero."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ FOUND = sorted(classes(package, "takes", "load"), key=lambda kind: kind.__name__
 
 @dataclass(frozen=True)
 class NoDetector:
-    """Stands for a detector, which is loaded by no test here."""
+    """A placeholder for a detector; no test here loads it."""
 
     def load(self, device: str) -> Any: ...
 
 
-# How a reward is made that cannot be made without arguments.
+# The makers of rewards that need arguments.
 MADE: dict[type, Callable[[], Reward]] = {
     HttpReward: lambda: HttpReward("far", "https://scores.example/score"),
     LearnedPreference: lambda: LearnedPreference(PREFERENCE),
     ObjectComposition: lambda: ObjectComposition(NoDetector()),
     StatisticalParity: lambda: StatisticalParity(Tones()),
 }
-# Those that score on any machine; the others are tested with models of their own, or in environments of their own.
+# The rewards that score on any machine; the others are tested with models of their own, or in environments of their own.
 SMALL = [kind for kind in FOUND if kind in (Diversity, JpegSize, LearnedPreference, ShapesTaste, ShapesTruth,
                                             StatisticalParity, ToyPoint)]  # fmt: skip
 OVER_SETS = (Diversity, StatisticalParity)

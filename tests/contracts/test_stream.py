@@ -118,7 +118,7 @@ def test_a_slow_but_living_consumer_keeps_its_message_beyond_the_lease(broker):
     assert other.backlog() == (0, 0.0)
 
 
-def test_what_is_handed_back_goes_out_again_at_once_as_another_attempt(broker):
+def test_a_message_handed_back_is_delivered_again_at_once_as_another_attempt(broker):
     one, other = actor(broker), broker.stream(broker.keys.work, "actors", lease_s=30.0)
     one.put(note(3))
     (delivery,) = one.take(1, SOON_S)
@@ -186,7 +186,7 @@ def test_an_entry_is_kept_for_the_slowest_group_and_gone_after_it(broker):
     assert groups_of(taken) == list(range(20))
     for delivery in taken[1:]:
         slow.ack(delivery)
-    # A group that comes late sees exactly what is still stored, and is waited for like any other.
+    # A consumer group that joins late sees exactly the entries still stored, and its ack is waited for like any other.
     auditor = actor(broker, "auditor")
     assert auditor.backlog()[0] == 1
     slow.ack(taken[0])
@@ -220,7 +220,7 @@ def test_clearing_forgets_entries_and_deliveries_but_not_what_comes_next(broker)
     assert stream.backlog() == (0, 0.0)
     assert other.take(9, 2 * LEASE_S) == []
     stream.put(note(9))
-    stream.ack(old[0])  # of a former life; must not touch the new entry
+    stream.ack(old[0])  # taken before the clearing; must not touch the new entry
     assert groups_of(other.take(9, SOON_S)) == [9]
 
 

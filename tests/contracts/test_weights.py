@@ -22,19 +22,19 @@ class Carrier:
     subscriber: WeightSubscriber
 
     def publish(self, *versions: int) -> None:
-        """Weights that are all equal to their version."""
+        """Publish weights that are all equal to their version."""
         for version in versions:
             self.publisher.publish(version, {"w": torch.full((3, 5), float(version))}, CANARY)
 
     def loaded(self, version: int) -> float:
-        """What the weights of that version are equal to."""
+        """The value that all weights of that version have."""
         target = Module()
         assert self.subscriber.load(version, target) == CANARY
         assert (target.w == target.w[0, 0]).all()
         return target.w[0, 0].item()
 
     def here(self, versions: range) -> list[int]:
-        """Those of them that can be loaded."""
+        """The versions that can be loaded, of those given."""
         found = []
         for version in versions:
             try:
@@ -53,7 +53,7 @@ class Module(nn.Module):
 
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Any]:
-    """One for all tests: each begins as a learner of its own, which forgets what the last one published."""
+    """One directory for all tests: each begins as a new learner, which removes the weights that the last one published."""
     import ray
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -111,7 +111,7 @@ def test_unpinning_the_newest_does_not_take_it_away(carrier):
     assert carrier.here(range(2)) == []
 
 
-def test_what_is_gone_cannot_be_pinned(carrier):
+def test_a_version_that_is_gone_cannot_be_pinned(carrier):
     carrier.publish(0, 1, 2)
     for version in (0, 7):
         with pytest.raises(WeightsLost, match=f"version {version} cannot be pinned"):

@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def classes(package: ModuleType, *attributes: str) -> Iterator[type]:
-    """The public classes of a package's modules that have all of these attributes, each where it is defined."""
+    """The public classes with all of these attributes in a package's modules, each from the module that defines it."""
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
         for name, kind in vars(module).items():

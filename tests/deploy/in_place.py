@@ -1,4 +1,4 @@
-"""Runs of the toy in this process, and what they leave."""
+"""Runs the toy in this process and gives its reports, files and weights, for tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def one_line(err: str) -> str:
 
 
 class Crash(Exception):
-    """The process is gone, without a word and without a checkpoint."""
+    """Stands for the death of the process: no report, no checkpoint."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Done:
         return summarise(self.folder.reports())
 
     def conclude(self) -> None:
-        """Write summary and pictures, which takes longer than most runs here."""
+        """Write the summary and the pictures; this takes longer than most runs here."""
         conclude(self.folder, {"recipe": "toy_ddpo"})
 
     @property
@@ -90,7 +90,7 @@ class Done:
 
 
 def train(config: RunConfig, root: Path, *, name: str = "run", resume: bool = False, **when: float) -> Done:
-    """Run it to its end, or until ``stop_after`` or ``crash_after`` updates."""
+    """Train to the end of the run, or until ``stop_after`` or ``crash_after`` updates."""
     folder, view = RunFolder.create(name, root, resume="must" if resume else "never"), View(**when)
     try:
         return Done(view, folder, local.train(config, folder, view, NullMeter(), view.stopping))

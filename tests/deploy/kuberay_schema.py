@@ -1,6 +1,6 @@
-"""What KubeRay 1.5's RayCluster and RayJob take, as far as we use it: anything else in a manifest is a mistake of ours.
+"""JSON schemas of KubeRay 1.5's RayCluster and RayJob with the fields that we use: any other field in a manifest is a mistake.
 
-Written after the fields of the API `ray.io/v1`; pod templates are Kubernetes' own and only looked into where it matters.
+They follow the fields of the API `ray.io/v1`; pod templates are Kubernetes' own and only checked where it matters.
 """
 
 from __future__ import annotations

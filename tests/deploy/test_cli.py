@@ -174,7 +174,7 @@ def test_a_value_of_another_type_is_refused(drover, value):
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
-def test_what_is_impossible_is_one_line_and_exit_code_2_and_leaves_nothing(drover, tmp_path, arguments, message):
+def test_an_impossible_value_is_one_line_and_exit_code_2_and_leaves_nothing(drover, tmp_path, arguments, message):
     code, _, err = drover(*TOY, *arguments)
     assert code == 2 and message in one_line(err)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
@@ -224,7 +224,7 @@ def test_training_says_what_came_of_it_and_status_remembers(drover, tmp_path):
     assert code == 2 and "pass --resume" in one_line(err)
 
 
-def test_what_became_of_the_rows_of_a_prompt_file_is_said_before_training(drover, tmp_path):
+def test_the_kept_and_skipped_rows_of_a_prompt_file_are_counted_before_training(drover, tmp_path):
     (tmp_path / "prompts.txt").write_text("here\n\nthere\nhere\n")
     (tmp_path / "filed.py").write_text(
         "from dataclasses import replace\nfrom pathlib import Path\n"

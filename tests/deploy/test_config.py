@@ -38,7 +38,7 @@ class Heard(ToyPoint):
 
 @dataclass(frozen=True)
 class Untaking:
-    """A reward as its first version was."""
+    """A reward that lacks the attribute ``takes``."""
 
     name: str = "point"
 
@@ -129,7 +129,7 @@ class Counted(ToyPoint):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_end_well_is_refused_before_anything_starts(changes, message):
+def test_a_configuration_that_must_fail_is_refused_before_anything_starts(changes, message):
     with pytest.raises(ConfigError, match=message):
         replace(toy_ddpo(), **changes)
 
@@ -226,7 +226,7 @@ def test_the_canary_is_allowed_what_rounding_products_or_published_weights_to_bf
     assert exact.first_condition == exact.tasks[0].prompts[0]
 
 
-def test_what_one_role_alone_decides_does_not_change_the_fingerprint():
+def test_fields_that_one_role_alone_reads_do_not_change_the_fingerprint():
     same = [
         shapes_ddpo(optimizer=OptimizerSpec(lr=1.0)),
         shapes_ddpo(pools=Pools(actors=3)),

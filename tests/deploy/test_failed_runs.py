@@ -1,4 +1,4 @@
-"""A run that fails has a face: its state, its reason, its log; and its name is free again if it never began."""
+"""A run that fails shows its state, its reason and its log; its name is free again if it never began."""
 
 from __future__ import annotations
 

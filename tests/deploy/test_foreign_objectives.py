@@ -1,4 +1,4 @@
-"""An objective of a user's that returns or raises the wrong thing ends its run in one sentence with the user's line."""
+"""A user's objective that raises an error or returns a wrong value ends its run with one sentence and the user's line."""
 
 from __future__ import annotations
 

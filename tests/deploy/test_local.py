@@ -16,7 +16,7 @@ from drover.deploy import local, roles
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.slots import Slots
 from drover.reward_servers.rewards.toy_point import ToyPoint
-from drover.worlds.plane.policy import toy_kernel
+from drover.worlds.plane.model import toy_kernel
 from tests.deploy.in_place import Crash, Fickle, small, train
 
 ENDINGS = ("trained", "empty", "failed", "stale")
@@ -196,7 +196,7 @@ def test_two_rewards_are_weighed_by_name(tmp_path):
 
 
 def test_a_held_out_set_is_judged_by_samples_of_its_own_sampler(tmp_path):
-    """In the plane a deterministic step leaves every point where it is, so nothing that is learned shows in that set."""
+    """In the plane a deterministic step leaves every point where it is, so that set's rewards do not change with training."""
     (usual,) = small().heldout
     still = replace(usual, name="still", sampler=Plain(replace(toy_kernel(), rule=Ddim(eta=0.0))))
     done = train(small(iterations=6, heldout=(usual, still)), tmp_path)

@@ -1,4 +1,4 @@
-"""What deploy/kuberay holds fits KubeRay, itself, and what drover asks for."""
+"""The manifests in deploy/kuberay fit KubeRay's schema, each other, and the resources that drover asks for."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def pod(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def containers() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Every container of every manifest: where it is, its pod, itself."""
+    """("FILE: CONTAINER", pod spec, container) for every container of every manifest."""
     for path in sorted(KUBERAY.glob("*.yaml")):
         for document in documents(path.name):
             for spec in pods(document):
@@ -119,7 +119,7 @@ def test_groups_scale_apart_and_the_run_fits_before_and_after(
 
 
 def fits(group: dict[str, Any], replicas: str, cpus: float, gpus: float) -> int:
-    """How many roles that ask for so much the group holds with so many nodes."""
+    """The number of roles with that request that fit on that many nodes of the group."""
     limits = pod(group)["containers"][0]["resources"]["limits"]
     each = [float(limits["cpu"]) // cpus, *([float(limits["nvidia.com/gpu"]) // gpus] if gpus else [])]
     return int(min(each)) * int(group[replicas])

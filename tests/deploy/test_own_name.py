@@ -1,4 +1,4 @@
-"""A start's own name in Redis: its keys go with it, and with whoever goes on with the run of a driver that was killed."""
+"""Each start of a run has a name of its own in Redis. Its keys are deleted at its end, or at the next start if it was killed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_start_has_a_name_of_its_own_whose_keys_end_with_it(server: Embedd
     assert names(server) == set() and not (tmp_path / "redis_name.txt").exists()
 
 
-def test_what_a_killed_start_left_is_deleted_by_the_next_of_the_same_folder(
+def test_keys_of_a_killed_start_are_deleted_by_the_next_start_of_the_same_folder(
     server: EmbeddedRedis, tmp_path: Path
 ) -> None:
     killed = own_name("blue", server.url, tmp_path)

@@ -25,7 +25,7 @@ print("imported", *sorted(name for name in sys.modules if "." not in name))
 
 
 def told(folder: Path, *arguments: str) -> tuple[str, int, set[str]]:
-    """(what the command says, its exit code, the modules that it has imported)."""
+    """(the command's output, its exit code, the modules that it has imported)."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
     )

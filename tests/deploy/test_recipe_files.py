@@ -1,4 +1,4 @@
-"""A user's own recipe file: found from any folder with what lies beside it, and told of in one sentence where it fails."""
+"""A user's own recipe file and the modules beside it are found from any folder; an error in them is one sentence."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_recipe_that_fails_is_one_sentence_with_the_line(
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_a_module_beside_it_raises_is_told_with_that_modules_line(drover: Drover, tmp_path: Path) -> None:
+def test_an_error_of_a_module_beside_it_is_told_with_that_modules_line(drover: Drover, tmp_path: Path) -> None:
     beside(tmp_path)
     (tmp_path / "my_reward.py").write_text("import math\nmath.sqrt(-1)\n")
     code, _, err = drover("train", "mine.py:mine")

@@ -1,4 +1,4 @@
-"""A learner that begins again clears what its former life left, and nothing that somebody still shows."""
+"""A learner that restarts drops the media of the evaluations before, except those in reports that are still to be shown."""
 
 from __future__ import annotations
 

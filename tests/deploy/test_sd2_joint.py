@@ -32,7 +32,7 @@ PIXELS = 64
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """What the recipe opens, by name."""
+    """Name -> path of each file and folder that the recipe opens."""
     root = tmp_path_factory.mktemp("published")
     prompts, portraits, pictures = root / "asked.txt", root / "portraits.txt", root / "pictures"
     prompts.write_text("".join(f"a picture of {number} boats\n" for number in range(40)))

@@ -48,7 +48,7 @@ class Points:
 
 
 def joint(**fields) -> RunConfig:
-    """Two goals in turn; held-out points are judged by both rewards, whatever is trained."""
+    """Two goals in turn; both rewards judge the held-out points, after each task."""
     parts = {name: Ddpo(weights={name: 1.0}, clip=0.2, normalise="batch") for name in ("right", "up")}
     usual = {
         "rewards": (RIGHT, UP),

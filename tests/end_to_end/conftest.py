@@ -1,4 +1,4 @@
-"""One Ray and one Redis that the tests share where a run's own is not what they are about: starting them is dear."""
+"""One Ray and one Redis that the tests share unless they test a run's own: starting them takes long."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +24,13 @@ def ray_address() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def shared(redis_url: str, ray_address: str) -> dict[str, str]:
-    """Environment of a run that joins both. Ray protects what it starts by a token unless told otherwise."""
+    """Environment of a run that joins both. Ray demands a token of its clients unless told otherwise."""
     return {"DROVER_REDIS_URL": redis_url, "RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What the on-policy toy learns in one process: what every service must learn, whatever befell it."""
+    """The weights that the on-policy toy learns in one process; every service must learn the same, with any failures."""
     runs_dir: Path = tmp_path_factory.mktemp("reference")
     with Train(SLOW_TOY, "--pause-s", "0", "--one-process", runs_dir=runs_dir) as run:
         run.finish()

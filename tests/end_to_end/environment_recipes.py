@@ -19,7 +19,7 @@ NO_PACKAGE = "drover-has-no-such-package==9"
 
 @dataclass(frozen=True)
 class CowSays:
-    """How many characters a cow takes to say the prompt."""
+    """Value: the number of characters of cowsay's picture of the prompt."""
 
     packages: ClassVar[tuple[str, ...]] = ("cowsay==6.1",)
     takes: ClassVar[type[Media]] = Pictures
@@ -33,7 +33,7 @@ class CowSays:
 
 @dataclass(frozen=True)
 class CowLikesToo(CowSays):
-    """`ToyPoint`, and what a cow says: something to learn that only this environment can score."""
+    """The sum of `ToyPoint` and `CowSays`: a reward that a policy can learn and only this environment can score."""
 
     def load(self, device: str) -> Scorer:
         cow, point = super().load(device), ToyPoint().load(device)

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from common.toys import Slow, ToyPoint
-from drover.common.media.pictures import Pictures
+from drover.common.media.media import Media
 
 
 @dataclass(frozen=True)
 class Judge:
     """The toy's reward, whose slowness is looked up in the process that scores."""
 
-    takes: ClassVar = Pictures
+    takes: ClassVar[type[Media]] = ToyPoint.takes
     name: str = "point"
 
     def load(self, device: str):

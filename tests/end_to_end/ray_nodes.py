@@ -22,12 +22,12 @@ from tests.end_to_end.service import PATIENCE_S, clean_environment
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HOST = "127.0.0.1"
-STARTS = 5  # of a node, as whatever runs its container would start it again
+STARTS = 5  # attempts to start a node, as a container runtime restarts its container
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """A running cluster: where jobs are submitted, and the environment of whoever may."""
+    """A running cluster: the addresses of its dashboard and head, its token, and the environment for commands that use it."""
 
     dashboard: str
     address: str
@@ -35,7 +35,7 @@ class Nodes:
     env: Mapping[str, str] = field(repr=False)
 
     def job(self, *arguments: str) -> str:
-        """What ``ray job ARGUMENTS`` says. Raises when it fails."""
+        """Run ``ray job ARGUMENTS`` and return its output. Raises when it fails."""
         command = [RAY, "job", arguments[0], "--address", self.dashboard, *arguments[1:]]
         said = subprocess.run(command, capture_output=True, text=True, env={**self.env}, timeout=PATIENCE_S)
         assert said.returncode == 0, said.stdout + said.stderr
@@ -53,7 +53,7 @@ class Nodes:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
-        except OSError:  # it is not up yet
+        except OSError:  # the dashboard does not listen yet
             return 0, b""
 
     def marks(self) -> set[str]:
@@ -108,7 +108,7 @@ def _start(name: str, folder: Path, arguments: tuple[str, ...], env: Mapping[str
 def _end(started: list[subprocess.Popen[bytes]]) -> None:
     family = [child for process in started for child in _children(process)]
     for process in started:
-        process.kill()  # it takes its time to end in order, and nothing here is worth that
+        process.kill()  # an orderly end takes long and saves nothing that a test needs
         process.wait()
     for process in family:
         with suppress(psutil.NoSuchProcess):
@@ -123,7 +123,7 @@ def _children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _await(reached: Callable[[], bool], what: str, folder: Path, starting: subprocess.Popen[bytes]) -> bool:
-    """Whether it is reached before ``starting`` ends: on a busy machine Ray gives a node up after 30 s."""
+    """Whether ``reached`` holds before ``starting`` ends: on a busy machine Ray gives a node up after 30 s."""
     gives_up_s = time.monotonic() + PATIENCE_S
     while not reached():
         if starting.poll() is not None:

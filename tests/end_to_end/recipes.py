@@ -40,7 +40,7 @@ def slow_toy(
     lease_s: float = 2.0,
     stall_s: float = 120.0,
 ) -> RunConfig:
-    """The toy whose actors and reward take ``pause_s`` for a group, so that there is a middle to be killed in."""
+    """The toy whose actors and reward take ``pause_s`` for a group, so that tests can kill processes within one."""
     config = toy_ddpo()
     return replace(
         config,
@@ -73,17 +73,17 @@ def small_shapes(*, iterations: int = 2) -> RunConfig:
 
 
 def unscorable_toy(*, iterations: int = 30) -> RunConfig:
-    """Its reward raises whatever it sees."""
+    """The toy with a reward that raises at every call."""
     return replace(toy_ddpo(), iterations=iterations, rewards=(Unscorable(),))
 
 
 def unloadable_toy(*, iterations: int = 30) -> RunConfig:
-    """Its reward cannot be loaded."""
+    """The toy with a reward that cannot be loaded."""
     return replace(toy_ddpo(), iterations=iterations, rewards=(Unloadable(),))
 
 
 def hanging_toy(*, stall_s: float = 30.0) -> RunConfig:
-    """Its reward never answers."""
+    """The toy with a reward that never answers."""
     return replace(toy_ddpo(), rewards=(Hanging(),), stall_s=stall_s)
 
 

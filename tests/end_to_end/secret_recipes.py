@@ -1,4 +1,4 @@
-"""A recipe whose reward is somebody else's: given to the command as ``secret_recipes.py:remote_toy``."""
+"""A recipe whose reward is scored over HTTP: given to the command as ``secret_recipes.py:remote_toy``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `drover` command as its users run it: a process of its own, watched through what it prints and leaves."""
+"""Runs the `drover` command as its users do, in a process of its own, and reads its output and its run folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECIPES = Path(__file__).with_name("recipes.py")
 SLOW_TOY = f"{RECIPES}:slow_toy"
 UPDATES = 20  # of the slow toy
 ALL_TRAINED = {"issued": 80, "in_flight": 0, "trained": 80, "empty": 0, "failed": 0, "stale": 0}  # 4 groups in each
-PATIENCE_S = 600.0  # for anything a run does on a busy machine
+PATIENCE_S = 600.0  # for any step of a run on a busy machine
 
 
 class Train:
@@ -40,7 +40,7 @@ class Train:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=err, start_new_session=True, env={**clean_environment(), **(env or {})}
             )
-        self.family: set[psutil.Process] = set()  # everything it ever started, as far as `look` saw
+        self.family: set[psutil.Process] = set()  # every process of the run that `look` has seen
 
     def __enter__(self) -> Train:
         return self
@@ -73,12 +73,12 @@ class Train:
         return load_file(self.folder.path / "toy.safetensors")
 
     def look(self) -> None:
-        """Remember every process it has started so far."""
+        """Remember every process that the command has started so far."""
         if self.process.poll() is None:
             self.family.update(psutil.Process(self.process.pid).children(recursive=True))
 
     def end(self, timeout_s: float = PATIENCE_S) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for the command's end and return its exit code."""
         gives_up_s = time.monotonic() + timeout_s
         while self.process.poll() is None:
             self.look()
@@ -87,7 +87,7 @@ class Train:
         return self.process.returncode
 
     def finish(self) -> dict[str, Any]:
-        """Wait for a good end; its summary."""
+        """Wait for an end with exit code 0 and return the run's summary."""
         code = self.end()
         assert code == 0, f"exit code {code}: {self.out}\n{self.err}"
         return self.summary
@@ -101,7 +101,7 @@ class Train:
         self.until(lambda: set(names) <= self.targets().keys(), f"metrics of {', '.join(names)}")
 
     def until(self, reached: Callable[[], bool], what: str) -> None:
-        """Wait until ``reached``, watching that the command lives."""
+        """Wait until ``reached``. Fails when the command ends first."""
         gives_up_s = time.monotonic() + PATIENCE_S
         while not reached():
             self.look()
@@ -119,7 +119,7 @@ class Train:
         return {entry["labels"]["worker"]: entry["targets"][0] for entry in found}
 
     def worker(self, name: str) -> psutil.Process:
-        """The process of that worker: whoever listens where its metrics are. One that has just died is waited for."""
+        """The process of that worker, found by the port of its metrics. Waits for the restart of one that has just died."""
         found: set[int] = set()
 
         def listens() -> bool:
@@ -133,7 +133,7 @@ class Train:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, without what would join another Ray or Redis, and without Ray's habit of yielding to whatever else runs."""
+    """This process's environment without the addresses of another Ray or Redis; Ray keeps its workers' priority normal."""
     kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DROVER_REDIS_URL")}
     return {**kept, "RAY_worker_niceness": "0"}
 
@@ -145,7 +145,7 @@ def drover(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.
 
 
 def command_lines(processes: Iterator[psutil.Process] | set[psutil.Process]) -> dict[int, str]:
-    """Pid -> command line, of those still there."""
+    """Pid -> command line, of the processes that still run."""
     found = {}
     for process in processes:
         try:
@@ -156,7 +156,7 @@ def command_lines(processes: Iterator[psutil.Process] | set[psutil.Process]) -> 
 
 
 def survivors(processes: set[psutil.Process], *, wait_s: float = 10.0) -> dict[int, str]:
-    """Those still running ``wait_s`` later, with their command lines."""
+    """Pid -> command line of the processes that still run after at most ``wait_s``."""
     gives_up_s = time.monotonic() + wait_s
     while (alive := [p for p in processes if _lives(p)]) and time.monotonic() < gives_up_s:
         time.sleep(0.2)
@@ -180,7 +180,7 @@ def account(summary: dict[str, Any]) -> dict[str, int]:
 
 
 def assert_same(weights: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
-    """Bit for bit."""
+    """Assert that the weights are equal bit for bit."""
     assert weights.keys() == reference.keys()
     for name, tensor in reference.items():
         assert torch.equal(weights[name], tensor), (weights[name] - tensor).abs().max()
@@ -188,7 +188,7 @@ def assert_same(weights: dict[str, torch.Tensor], reference: dict[str, torch.Ten
 
 @contextmanager
 def small_ray(num_cpus: int) -> Iterator[str]:
-    """A Ray of our own that runs join through RAY_ADDRESS; its address."""
+    """Start a Ray that runs join through RAY_ADDRESS; gives its address."""
     code = (
         "import ray, sys\n"
         f"ray.init(address='local', num_cpus={num_cpus}, include_dashboard=False, logging_level='error')\n"

@@ -1,4 +1,4 @@
-"""What cannot run says so in one clear error, soon, and leaves nothing half-written."""
+"""A run that cannot work ends soon, with one clear error and no half-written files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.service
 
 
 def refused(runs_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, which must fail with a message and no traceback. A misuse leaves no run, a failure its reason."""
+    """Run a command that must fail with a message and no traceback. A misuse leaves no run folder, a failure its reason."""
     result = drover("train", *arguments, "--runs-dir", str(runs_dir), "--run-name", "run", "--plain", env=env)
     assert result.returncode in (1, 2), result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -34,7 +34,7 @@ def refused(runs_dir: Path, *arguments: str, env: dict[str, str] | None = None) 
 
 
 def complaint(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line of ours."""
+    """The one line of drover's own in the error output."""
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("drover: ")]
     return line
 

@@ -1,6 +1,7 @@
-"""A cluster of three nodes, each in a network namespace of this host: what a dead or silent node held is not lost.
+"""A cluster of three nodes, each in a network namespace of this host, loses no work when a node dies or is cut off.
 
-Takes minutes, of which most is Ray noticing that a node is gone: with DROVER_TEST_NODES=1. `drover bench chaos` does more of it.
+Runs with DROVER_TEST_NODES=1 and takes minutes, most of them until Ray notices that a node is gone. `drover bench chaos` does
+more of it.
 """
 
 from __future__ import annotations

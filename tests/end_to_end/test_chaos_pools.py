@@ -1,5 +1,5 @@
-"""Workers that hang, on a Ray of their own: noticed, killed and replaced; a pool that stays silent is an error, one that
-finds no place is told of."""
+"""Workers that hang, on a Ray of their own, are noticed, killed and replaced; a pool that stays silent is an error, and
+a pool that finds no place is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Known = dict[str, dict[str, object]]
 
 
 class Watched:
-    """The toy's pools with nobody to give them work, and what the driver is told of them."""
+    """The toy's pools without any work, and the events that they report to the driver."""
 
     def __init__(self, redis_url: str) -> None:
         connection, config = Connection("pools", redis_url), toy_ddpo()
@@ -76,7 +76,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced_and_a_pool_that_stays_away_i
     assert "actor-0 has not answered for 2 s and is replaced" in watched.events
     assert not [event for event in watched.events if event.startswith("point-0")]
 
-    watched.pools._patience_s["point"] = 3.0  # what it took to start may be more
+    watched.pools._patience_s["point"] = 3.0  # the time that it took to start may have set this higher
     silent = psutil.Process(watched.pid("point-0"))
     silent.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(pools, "WEDGED_S", 1000.0)

@@ -1,4 +1,4 @@
-"""Processes are killed in the middle of on-policy runs; what is learned must not differ by a bit."""
+"""Processes are killed in the middle of on-policy runs; the learned weights must not differ by a bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVERY = 4  # updates between evaluations
 def test_workers_of_every_pool_that_are_killed_or_preempted_are_replaced_and_change_nothing(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    """Leases of an hour: what is neither handed back nor claimed by the successor would stop the run."""
+    """Leases of an hour: a message neither handed back nor taken over by the restarted worker would stop the run."""
     alone = train(slow_toy(pause_s=0.0, evaluate_every=EVERY), tmp_path, name="alone")
     arguments = ("--lease-s", "3600", "--evaluators", "1", "--evaluate-every", str(EVERY))
     with Train(SLOW_TOY, *arguments, runs_dir=tmp_path, env=shared) as run:
@@ -62,7 +62,7 @@ def evaluations(run: Train | Done) -> list[Report]:
 
 
 def check_evaluations(found: list[Report], alone: list[Report]) -> None:
-    """Each is whole, of the version of its update, and judges it as the evaluation in one process does."""
+    """Assert that each evaluation is whole, of the version of its update, and equal to that of the run in one process."""
     wanted = {report.version: report.scalars["heldout/anywhere/point/mean"] for report in alone}
     assert [report.version for report in found] == [report.scalars["update"] for report in found]
     assert (found[0].version, found[-1].version) == (0, UPDATES)
@@ -98,7 +98,7 @@ def test_a_killed_learner_and_a_second_redis_that_comes_back_empty_change_nothin
 
 
 def again(run: Train) -> int:
-    """The first update that was done a second time; 0 where none was."""
+    """The first update that was made a second time; 0 where none was."""
     numbers = [int(report.scalars["update"]) for report in run.updates()]
     return next((number for before, number in pairwise(numbers) if number <= before), 0)
 
@@ -114,3 +114,4 @@ def test_a_redis_that_dies_comes_back_empty_and_what_was_under_way_is_ordered_ag
             psutil.Process(server).kill()
         assert account(run.finish()) == ALL_TRAINED
         assert_same(run.weights, reference)
+        assert any("cannot be reached; trying again for" in event for event in run.events), run.events

@@ -1,4 +1,4 @@
-"""On-policy, the service learns what one process learns, bit for bit: distribution is no approximation."""
+"""On-policy, the service learns the same weights as one process, bit for bit: distribution is no approximation."""
 
 from __future__ import annotations
 

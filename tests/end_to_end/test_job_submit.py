@@ -1,6 +1,6 @@
-"""``ray job submit`` on a cluster of marked nodes whose dashboard checks tokens: where roles land, and what a stop leaves.
+"""``ray job submit`` on a cluster of marked nodes whose dashboard checks tokens: roles run on their nodes, a stop is orderly.
 
-The project that is submitted has packages of its own that are called as drover's are: every process imports the right ones.
+The submitted project has packages with the same names as drover's: every process imports the right ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLACES = {"driver": "head", "actor-0": "rollout", "point-0": "reward", "learner-
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Nodes]:
-    """As deploy/kuberay does: what is secret, and how long a stop may take, is in the environment of the head."""
+    """A cluster as in deploy/kuberay: the address with the password, and the time for a stop, are in the head's environment."""
     head_env = {"DROVER_REDIS_URL": redis_url, "RAY_JOB_STOP_WAIT_TIME_S": "120"}
     with ray_nodes(tmp_path_factory.mktemp("nodes"), MARKS, cpus=2, head_env=head_env) as started:
         yield started
@@ -81,7 +81,7 @@ def test_doctor_joins_the_cluster_asks_every_node_and_needs_the_token(
 
 
 def submit(nodes: Nodes, tmp_path: Path, job: str, *arguments: str) -> None:
-    """``ray job submit`` of a project that is gone once it is submitted; results go to storage that all nodes share."""
+    """Submit a project by ``ray job submit``, then delete it; results go to storage that all nodes share."""
     working_dir = tmp_path / "working_dir"
     write_project(working_dir)
     command = ("drover", "train", "mine.py:mine", "--runs-dir", str(tmp_path / "runs"), *arguments)
@@ -90,7 +90,7 @@ def submit(nodes: Nodes, tmp_path: Path, job: str, *arguments: str) -> None:
 
 
 def until(nodes: Nodes, job: str, reached: Callable[[], bool]) -> None:
-    """Wait, watching that the job does not fail."""
+    """Wait until ``reached``. Fails when the job fails first."""
     gives_up_s = time.monotonic() + PATIENCE_S
     while not reached():
         assert time.monotonic() < gives_up_s, nodes.job("logs", job)
@@ -103,7 +103,7 @@ def updates(folder: RunFolder) -> list[int]:
 
 
 def roles_of(folder: RunFolder) -> dict[str, int]:
-    """Role -> pid: whoever listens where its metrics are."""
+    """Worker -> pid of the process that listens at the port of its metrics."""
     told = folder.path / "metrics_targets.json"
     groups = json.loads(told.read_text()) if told.exists() else []
     ports = {int(group["targets"][0].rsplit(":", 1)[1]): group["labels"]["worker"] for group in groups}
@@ -112,7 +112,7 @@ def roles_of(folder: RunFolder) -> dict[str, int]:
 
 
 def node_of(process: psutil.Process) -> str:
-    """The mark of the node that it runs on: whose raylet, which was told its resources, has started it."""
+    """The mark of the process's node, read from the resources in the command line of the raylet that started it."""
     (raylet,) = (parent for parent in process.parents() if parent.name() == "raylet")
     told = " ".join(raylet.cmdline())
     return next((mark for mark in MARKS if f"{mark}," in told), "head")

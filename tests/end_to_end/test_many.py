@@ -17,9 +17,9 @@ pytestmark = pytest.mark.service
 def test_two_runs_of_one_name_one_of_a_project_elsewhere_share_a_redis_and_a_ray_and_never_meet(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    """They differ in size and lag: a group that went astray would show in a ledger or in the weights of the one on-policy.
+    """The runs differ in size and lag: a group in the wrong run would show in a ledger or in the weights of the on-policy run.
 
-    That one's recipe is in a project elsewhere, whose folders are called as drover's packages are: roles import both.
+    The on-policy run's recipe is in a project whose folders have the names of drover's packages: roles import both.
     """
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()

@@ -69,10 +69,10 @@ def test_prometheus_finds_every_role_by_itself_and_every_panel_has_data(tmp_path
         firing = [rule["name"] for rule in rules if rule["state"] == "firing"]
         assert "DroverOffPolicyAtFirst" not in firing and "DroverRedisNearlyFull" not in firing
 
-        # What a PodMonitor reads of the driver alone is what the discovered targets say themselves.
+        # A PodMonitor, which reads the driver's page alone, gets the same series as from the discovered targets.
         both = prometheus.until(
             lambda: [prometheus.query(filled(SERIES.replace("RUN", run))) for run in ("page", "run")],
-            lambda found: keys(found[0]) == keys(found[1]),  # a series that is new may be scraped in one place first
+            lambda found: keys(found[0]) == keys(found[1]),  # a new series may be scraped in one place first
             what="the same series on one page as from every role",
         )
         assert len(both[0]) > 60
@@ -160,14 +160,14 @@ class Prometheus:
 
 
 def up(prometheus: Prometheus) -> set[tuple[str, str]]:
-    """(role, worker) of the targets that were found and answer."""
+    """(role, worker) of the discovered targets that answer."""
     found = prometheus.ask("targets", state="active")["activeTargets"]
     mine = [target for target in found if target["labels"]["job"] == "drover" and target["health"] == "up"]
     return {(target["labels"]["role"], target["labels"]["worker"]) for target in mine}
 
 
 def has_data(prometheus: Prometheus, title: str, expression: str) -> None:
-    """Of a role that did nothing in the window a mean is no number; but some series must have one, and none be infinite."""
+    """Assert that some series of the panel is a finite number and none is infinite. The mean of an idle role is not a number."""
     found = prometheus.until(
         lambda: prometheus.query(expression),
         lambda found: title in NOT_HERE or any(math.isfinite(value) for _, value in found),
@@ -183,7 +183,7 @@ def filled(expression: str) -> str:
 
 
 def expression(title: str) -> str:
-    """Of the panel with that title, its one query."""
+    """The query of the panel with that title, which has only one."""
     (found,) = [p.queries[0].expression for row in (*learning(), *service()) for p in row.panels if p.title == title]
     return found
 

@@ -16,7 +16,7 @@ RICH_TOY = f"{RECIPES}:rich_toy"
 
 
 def test_a_process_killed_at_three_random_moments_learns_the_same_bits(tmp_path: Path) -> None:
-    """With tasks, pretraining steps, a moving average and evaluations; SIGKILL, a supervisor's one command each time."""
+    """A run with tasks, pretraining steps, a moving average and evaluations; after SIGKILL the same command resumes it."""
     with Train(RICH_TOY, "--pause-s", "0", "--one-process", runs_dir=tmp_path, name="whole") as whole:
         wanted = whole.finish()
     chooser = random.Random(0)

@@ -47,7 +47,7 @@ FOR_THE_PATIENT = pytest.mark.skipif(
 RECIPES = Path(__file__).with_name("environment_recipes.py")
 
 
-# ------------------------------------------------------------------------------------------ what Ray is asked and says
+# --------------------------------------------------------------------------------------- requests to Ray and its answers
 
 
 def test_a_reward_without_packages_shares_drovers_environment() -> None:
@@ -84,20 +84,20 @@ def test_a_build_that_never_ends_is_said_to_have_taken_too_long() -> None:
 
 
 def environments(ray_folder: Path) -> list[Path]:
-    """Those that Rays with this folder have built, or begun to."""
+    """The environments that Rays with this folder have built, or begun to build."""
     return list(ray_folder.glob("**/runtime_resources/pip/*"))
 
 
 @pytest.fixture
 def ray_folder() -> Iterator[Path]:
-    """Where a Ray may keep its sessions; short, since it puts sockets there, whose paths are limited."""
+    """A folder for a Ray's sessions, with a short path, because the length of its sockets' paths is limited."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    """A Ray of this process. It tries once to build an environment, not three times, and keeps those of this file."""
+    """A Ray of this process. It tries once to build an environment, not three times, and keeps the environments built here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNTIME_ENV_RETRY_TIMES", "1")
         patch.setenv("RAY_worker_niceness", "0")
@@ -120,7 +120,7 @@ def ray_here() -> Iterator[None]:
 
 @contextmanager
 def reward_pool(reward: Reward, redis_url: str) -> Iterator[tuple[RunConfig, Connection, Pools]]:
-    """The pool of that reward alone, of a run of its own; this process is its driver."""
+    """The pool of that reward alone, in a run of its own; this process is its driver."""
     config = replace(toy_ddpo(), rewards=(reward,))
     connection = Connection(f"environments-{time.time_ns()}", redis_url)
     wanted = [pool for pool in pools_of(config, gpus=0.0) if pool.role == "reward"]
@@ -133,7 +133,7 @@ def reward_pool(reward: Reward, redis_url: str) -> Iterator[tuple[RunConfig, Con
 
 
 def until(found: Callable[[], Any], pools: Pools) -> Any:
-    """What ``found`` finds at last. Looks at the pool as a run does, which raises when a worker failed for good."""
+    """The first true result of ``found``. Looks at the pool meanwhile, as a run does: that raises if a worker failed for good."""
     gives_up_s = time.monotonic() + PATIENCE_S
     while not (result := found()):
         assert time.monotonic() < gives_up_s, f"nothing after {PATIENCE_S:.0f} s"
@@ -143,7 +143,7 @@ def until(found: Callable[[], Any], pools: Pools) -> Any:
 
 
 def measured(pixels: np.ndarray, prompts: Sequence[str], pool: tuple[RunConfig, Connection, Pools]) -> Measurement:
-    """What the pool says of a group of these pictures, one of each prompt."""
+    """The pool's measurement of a group of these pictures, one of each prompt."""
     config, connection, pools = pool
     broker = connection.open()
     streams = Streams(broker, config)
@@ -252,7 +252,7 @@ WORDS = (
     "the",
     "photo",
 )
-TEXT_ENCODER = {  # what BLIP's med_config.json says
+TEXT_ENCODER = {  # as in BLIP's med_config.json
     "architectures": ["BertModel"],
     "model_type": "bert",
     "vocab_size": 30524,
@@ -283,9 +283,9 @@ def pictures() -> np.ndarray:
 
 @dataclass(frozen=True)
 class CheckedImageReward:
-    """ImageReward with made-up weights in the published layout; it also notes what the package itself says.
+    """ImageReward with made-up weights in the published layout; it also notes the scores of the package itself.
 
-    ``folder`` is called as the tokenizer on the hub: from the folder above, the package reads that one instead.
+    ``folder`` has the name of the tokenizer on the hub: from the folder above, the package reads that one instead.
     """
 
     folder: str
@@ -343,7 +343,7 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def refusal(folder: Path, name: str, state: dict[str, Any]) -> str:
-    """What is said of a checkpoint with only these tensors."""
+    """The error text for a checkpoint with only these tensors."""
     import torch
 
     torch.save(state, folder / f"{name}.pt")

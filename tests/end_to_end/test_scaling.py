@@ -1,4 +1,4 @@
-"""Pools that grow and shrink while a real run goes on: what is learned must not differ by a bit, and nothing is lost."""
+"""Pools grow and shrink while a real run goes on: the learned weights do not differ by a bit, and no group is lost."""
 
 from __future__ import annotations
 

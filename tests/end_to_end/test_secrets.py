@@ -1,6 +1,6 @@
-"""One run as on a cluster that others share: its Redis behind TLS as a user with few rights, its reward behind a token.
+"""One run as on a shared cluster: it uses Redis over TLS as a user with few rights, and a reward behind a token.
 
-Neither secret may be seen anywhere, nothing may listen beyond loopback, and nothing it leaves may execute code.
+Neither secret may be seen anywhere, no socket may listen beyond loopback, and no file of the run may execute code.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ WRITTEN = {".safetensors", ".json", ".jsonl", ".png", ".npz", ".yaml", ".txt", "
 
 @dataclass
 class Seen:
-    """What anyone could see of the run while it lived and after."""
+    """All that other users of the machine could see of the run, during it and after it."""
 
     secrets: dict[str, str]
     run: Train
-    texts: dict[str, str] = field(default_factory=dict)  # where -> what was there
+    texts: dict[str, str] = field(default_factory=dict)  # place -> its text
     listening: dict[str, set[str]] = field(default_factory=dict)  # process -> addresses
 
 
@@ -98,7 +98,7 @@ class served:
 
 
 def look_at_life(seen: Seen, server: psutil.Process) -> None:
-    """Command lines, what listens, and the metrics of every process."""
+    """Note the command lines, the listening sockets and the metrics of every process."""
     seen.run.look()
     family = {psutil.Process(seen.run.process.pid), server, *seen.run.family}
     seen.texts |= {f"argv of {pid}": line for pid, line in command_lines(family).items()}
@@ -117,7 +117,7 @@ def look_at_life(seen: Seen, server: psutil.Process) -> None:
 
 
 def look_at_remains(seen: Seen, folder: Path) -> None:
-    """Everything the run wrote, what it printed, and the logs of its Ray."""
+    """Note all files and all output of the run, and the logs of its Ray."""
     sessions = {found for text in seen.texts.values() for found in re.findall(r"(/\S*/session_[0-9_\-]+)", text)}
     assert sessions, "no session of Ray in any command line"
     for place in (folder, *map(Path, sorted(sessions))):

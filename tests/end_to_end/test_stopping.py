@@ -54,7 +54,7 @@ class OnTerminal(Train):
                 kept.write(said)
 
     def hang_up(self) -> None:
-        """The shell tells the whole group, the kernel the leader of the session; then nothing can be written any more."""
+        """Send SIGHUP to the whole process group, as the shell does, and close the terminal: writing to it fails from then on."""
         os.killpg(self.process.pid, signal.SIGHUP)
         os.close(self._terminal)
 
@@ -62,11 +62,11 @@ class OnTerminal(Train):
 def test_a_run_stopped_by_ctrl_c_and_by_its_terminal_that_closes_goes_on_to_the_end(
     tmp_path: Path, shared: dict[str, str], reference: dict[str, torch.Tensor]
 ) -> None:
-    """With two learner ranks until Ctrl-C, then with one: it adds up in another order, no longer the same to the bit."""
+    """The run has two learner ranks until Ctrl-C, then one, which adds up in another order: weights differ by rounding."""
     with Train(SLOW_TOY, "--learner-ranks", "2", runs_dir=tmp_path) as run:
         run.await_update(4)
         run.look()
-        # A terminal sends Ctrl-C to the whole group: what the command started must leave the stopping to the command.
+        # A terminal sends Ctrl-C to the whole group: processes that the command started must leave the stopping to it.
         os.killpg(run.process.pid, signal.SIGINT)
         assert run.end() == 130, run.out + run.err
         assert survivors(run.family) == {}

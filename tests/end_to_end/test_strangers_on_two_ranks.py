@@ -1,4 +1,4 @@
-"""Methods that are no part of drover, on the whole service with two learner ranks, learn what one rank learns alone."""
+"""Methods that are no part of drover learn the same on the whole service with two learner ranks as with one rank."""
 
 from __future__ import annotations
 

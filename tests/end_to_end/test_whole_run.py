@@ -1,4 +1,4 @@
-"""The service from the command to what it leaves behind."""
+"""The service, from the command to the files of the finished run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.end_to_end.service import ALL_TRAINED, SLOW_TOY, UPDATES, Train, acco
 
 pytestmark = pytest.mark.service
 
-PASSWORD = re.compile(rb"\b[0-9a-f]{64}\b")  # the form of the embedded Redis's; Ray's ids are shorter
+PASSWORD = re.compile(rb"\b[0-9a-f]{64}\b")  # the form of the embedded Redis's password; Ray's ids are shorter
 
 
 def test_the_service_learns_the_toy_shows_its_metrics_and_leaves_nothing_running(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def scrape(address: str) -> str:
 
 
 def value(page: str, series: str) -> float:
-    """Of one series; its absence fails the test."""
+    """The value of one series; its absence fails the test."""
     found = [line for line in page.splitlines() if line.startswith(f"{series} ")]
     assert len(found) == 1, f"{series} is not among\n{page}"
     return float(found[0].rsplit(" ", 1)[1])

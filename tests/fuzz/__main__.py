@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input: a long run in pieces")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # an endpoint that refuses says so, a hundred thousand times
+    logging.disable(logging.WARNING)  # the endpoint logs each refusal, a hundred thousand times
     for name in options.what or JUDGES:
         with JUDGES[name]() as one:
             print(drive(one, options.inputs, seed=options.seed, first=options.first).line(name), flush=True)

@@ -71,7 +71,7 @@ PARSED_SHARE = 0.2  # of the inputs go through the command's parser, which takes
 
 @contextmanager
 def judge(parsed_share: float = PARSED_SHARE) -> Iterator[Callable[[random.Random], str]]:
-    """What `drive` calls."""
+    """Gives the function that `drive` calls with each generator: one configuration, parsed or constructed."""
     recipes = [catalogue.find(name) for name in catalogue.recipes()]
     built = [toy_ddpo(), shapes_ddpo()]
 
@@ -121,7 +121,7 @@ def constructed(draw: random.Random, config: RunConfig) -> str:
 
 
 def change(draw: random.Random, config: RunConfig) -> tuple[str, object]:
-    """A field and a value of its type that it may well not expect. Raises `ConfigError` where a part refuses its own."""
+    """A field and an unusual value of its type. Raises `ConfigError` where a part of the configuration refuses its own fields."""
     match draw.randrange(6):
         case 0:
             return "pools", Pools(**_some(draw, config.pools))
@@ -141,7 +141,7 @@ def _some(draw: random.Random, part: object) -> dict[str, object]:
 
 
 def _hostile(draw: random.Random, value: object) -> object:
-    """Of the same type; None where there is no telling."""
+    """An unusual value of the same type; None where the type is none of those below."""
     match value:
         case bool():
             return draw.random() < 0.5

@@ -1,6 +1,6 @@
-"""Feed one thing with inputs that are nearly right, and watch that it neither crashes, hangs nor grows.
+"""Feeds a function with inputs that are nearly right, and checks that it neither crashes, hangs nor takes more memory.
 
-Input ``number`` of a seed is always the same, so that a failure can be called again: its message names both.
+Input ``number`` of a seed is always the same, so that a failure can be repeated: its message names both.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 
 import psutil
 
-HANG_S = 60.0  # by the clock; nothing that was ever measured takes a hundredth of it on a quiet machine
+HANG_S = 60.0  # by the clock; no measured input has taken a hundredth of it on a quiet machine
 MAX_GROWTH_BYTES = 256 << 20
-WARM_INPUTS = 200  # before growth is counted: what libraries load and cache belongs to no input
+WARM_INPUTS = 200  # inputs before growth is counted, while libraries load and cache
 LOOK_EVERY = 50
 
 
 class Broke(Exception):
-    """An input did what none may do."""
+    """An input raised an unexpected error, took too long, or made memory grow too far."""
 
 
 @dataclass
 class Outcome:
-    """What became of the inputs: how many of each kind, and what they cost."""
+    """The result of a series of inputs: the count of each kind of answer, and the time and memory they took."""
 
     inputs: int = 0
     seconds: float = 0.0
@@ -44,7 +44,7 @@ class Outcome:
 
 
 def drive(one: Callable[[random.Random], str], inputs: int, *, seed: int = 0, first: int = 0) -> Outcome:
-    """Call ``one`` with ``inputs`` generators, from number ``first``; it does its input and returns in a word what came of it.
+    """Call ``one`` with ``inputs`` generators, from number ``first``; it makes an input, tries it and names the kind of answer.
 
     Raises `Broke` for an input that raises, takes more than `HANG_S`, or after which memory has grown too far.
     """
@@ -71,7 +71,7 @@ def drive(one: Callable[[random.Random], str], inputs: int, *, seed: int = 0, fi
 
 @contextmanager
 def _deadline() -> Iterator[None]:
-    """Raises TimeoutError in the main thread, wherever it is."""
+    """Raises TimeoutError in the main thread after HANG_S."""
 
     def hang(*_: object) -> None:
         raise TimeoutError(f"still at it after {HANG_S:g} s")
@@ -108,7 +108,7 @@ def damaged(draw: random.Random, data: bytes) -> bytes:
 
 
 def hostile_value(draw: random.Random, *, depth: int = 0) -> object:
-    """Something that a field does not expect, in plain Python."""
+    """A plain Python value that a field does not expect."""
     numbers: list[object] = [
         0,
         -1,

@@ -31,7 +31,7 @@ CHECK_EVERY = 500  # inputs, after which a good request must still be answered r
 
 
 class Watched(Endpoint):
-    """Remembers what the threads of its connections did not expect."""
+    """An endpoint that remembers the unexpected errors in the threads of its connections."""
 
     surprises: list[BaseException]
 
@@ -45,7 +45,7 @@ class Watched(Endpoint):
 
 @contextmanager
 def judge() -> Iterator[Callable[[random.Random], str]]:
-    """What `drive` calls, while the endpoint runs."""
+    """Gives the function that `drive` calls with each generator, while the endpoint runs: it sends one request."""
     reward = JpegSize()
     window = Window(reward.name, reward.load("cpu"), NullMeter(), max_batch=64, deadline_s=50.0)
     with window, Watched(("127.0.0.1", 0), TOKEN, window.score, reward.takes, limits=LIMITS) as server:
@@ -83,14 +83,14 @@ def ask(port: int, data: bytes) -> str:
 
 
 def exchange(port: int, data: bytes) -> bytes:
-    """All that comes back for it until the server, told that nothing more will come, hangs up."""
+    """The whole answer to ``data``, up to the end of the connection; the server is told that no more data follow."""
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=55.0) as connection:
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # refused before it was all said
+            pass  # refused before all of it was sent
         try:
             while chunk := connection.recv(1 << 16):
                 answer += chunk

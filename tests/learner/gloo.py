@@ -26,7 +26,7 @@ def alone() -> Iterator[None]:
 
 
 def run_ranks(ranks: int, pipeline: Path, folder: Path) -> list[dict[str, Any]]:
-    """What each of ``ranks`` processes of `tests.learner.rank_program` answers."""
+    """Run ``ranks`` processes of `tests.learner.rank_program` and return the answer of each."""
     program = [sys.executable, "-m", "tests.learner.rank_program"]
     processes = [
         subprocess.Popen(

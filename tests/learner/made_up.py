@@ -1,4 +1,4 @@
-"""Groups as the learner meets them: made up where only their messages matter, really sampled where tensors do."""
+"""Groups as the learner gets them: made up where only their messages matter, really sampled where tensors do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measurement(
     purpose: Purpose = Purpose.TRAIN,
     **fields,
 ) -> Measurement:
-    """What a reward server says of these values: whatever is NaN is masked."""
+    """A reward server's measurement with these values; NaN values are masked."""
     return Measurement(
         epoch=epoch, group=group, attempt=attempt, purpose=purpose, reward=reward, values=tuple(values),
         valid=tuple(not math.isnan(v) for v in values), reasons=tuple("nan" if math.isnan(v) else "" for v in values),
@@ -64,7 +64,7 @@ def measured(group: int, **values: Sequence[float]) -> MeasuredGroup:
 def record(
     policy: Policy, kernel: Kernel, group: int, *, samples: int, steps: Sequence[int], prompt: str = "a red circle"
 ) -> Recording:
-    """Really sampled transitions."""
+    """Recorded steps of really sampled trajectories."""
     recording = sample(
         policy, kernel, conditioning.rows(policy.encode([prompt]), [0] * samples),
         indices=range(samples), record=steps, seed=0, group=group,
@@ -74,7 +74,7 @@ def record(
 
 
 def recorded(policy: Policy, kernel: Kernel, blobs: BlobStore, group: int, *, samples: int, steps, **fields):
-    """The same as a message, its tensors in the blob ``steps.GROUP``."""
+    """Sampled steps as `record` makes them, in a message whose tensors are in the blob ``steps.GROUP``."""
     made = record(policy, kernel, group, samples=samples, steps=steps)
     parts, refs = tensors.pack(f"steps.{group}", {"states": made.states, "log_probs": made.log_probs})
     blobs.put(f"steps.{group}", parts)
@@ -86,7 +86,7 @@ def recorded(policy: Policy, kernel: Kernel, blobs: BlobStore, group: int, *, sa
 
 
 def answer(values: Sequence[float]) -> Measured:
-    """One reward's answer as arrays: whatever is NaN is masked."""
+    """One reward's answer as arrays; NaN values are masked."""
     column = np.array(values, np.float64)
     return Measured(column, ~np.isnan(column))
 

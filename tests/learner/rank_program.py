@@ -19,7 +19,7 @@ from tests.learner.training import Rank
 
 
 def learn(model: str, pipeline: Path, folder: Path) -> dict[str, Any]:
-    """One iteration from the start, saved to ``two/MODEL``; and one from the checkpoint ``one/MODEL``."""
+    """Learn one iteration from the start, saved to ``two/MODEL``, and one from the checkpoint ``one/MODEL``."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     learner = Rank(model, pipeline)
     stats = learner.learn(ranks=ranks, rank=rank)
@@ -39,7 +39,7 @@ def learn(model: str, pipeline: Path, folder: Path) -> dict[str, Any]:
 
 
 def told() -> list[Any]:
-    """What rank 0 shares, as this rank gets it."""
+    """The iteration and the stop that rank 0 shares, as this rank gets them."""
     rank = dist.get_rank()
     mine = Iteration((rollout(3), rollout(4)), credit((0.5, -0.25), (1.0,))) if rank == 0 else None
     came = share(mine)
@@ -60,9 +60,9 @@ def main() -> None:
     answer: dict[str, Any] = {model: learn(model, pipeline, folder) for model in ("toy", "lora")}
     answer |= {"told": told(), "summed": all_sum([1.0, float(rank)])}
     (folder / f"answer-{rank}.json").write_text(json.dumps(answer))
-    while len(list(folder.glob("answer-*.json"))) < ranks:  # nobody leaves while another may still be talking to it
+    while len(list(folder.glob("answer-*.json"))) < ranks:  # no rank exits while another may still send to it
         time.sleep(0.05)
-    os._exit(0)  # gloo's threads do not survive an orderly exit reliably, and are not what is tested
+    os._exit(0)  # gloo's threads may crash at an orderly exit, which is not tested here
 
 
 if __name__ == "__main__":

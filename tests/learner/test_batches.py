@@ -193,7 +193,7 @@ def test_every_row_is_conditioned_on_its_own_prompt():
 
 
 class Lengths(ToyChain):
-    """Conditions on the length of the prompt."""
+    """The toy with the length of the prompt as its condition."""
 
     def encode(self, names):
         return {"text": torch.tensor([[float(len(name))] for name in names])}

@@ -9,7 +9,7 @@ WATCH = Watch(truth="taste", proxy="learned", stop=True, patience=2)
 
 
 def evaluation(truth: float, proxy: float, *, std: float = 0.1, count: int = 100) -> dict[str, float]:
-    """Its standard error is 0.01."""
+    """The scalars of an evaluation, whose means have by default a standard error of 0.01."""
     means = {"taste": truth, "learned": proxy}
     return {
         f"heldout/{name}/{what}": value

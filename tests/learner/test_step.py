@@ -49,7 +49,7 @@ def test_micro_batches_add_up_on_an_adapted_unet_too(tiny_folder):
 
 
 def test_the_gradient_is_the_mean_over_all_terms_and_not_over_the_computed_ones():
-    """Two of four samples weigh nothing: they count in the mean all the same."""
+    """Two of four samples have weight 0, and still count in the mean."""
     some, without = Rank("toy", None, weights=((1.0, 0.0, -1.0, 0.0),)), Rank("toy", None, weights=((1.0, -1.0),))
     assert some.learn(updates=1)[0].grad_norm < without.learn(updates=1)[0].grad_norm
 

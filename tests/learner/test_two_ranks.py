@@ -1,4 +1,4 @@
-"""Two learner processes on gloo do what one does. They are started once, and each test looks at one side of it."""
+"""Two learner processes on gloo learn the same as one. They are started once, and each test checks one result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODELS = ("toy", "lora")
 
 @dataclass
 class One:
-    """What a single rank came to: from the start, and one iteration further."""
+    """The weights of a single rank at the start, after one iteration and after two, and the statistics of the first."""
 
     before: Weights
     weights: Weights
@@ -62,7 +62,7 @@ def learn_alone(model: str, pipeline: Path, folder: Path) -> One:
 
 
 def off(got: Weights, wanted: Weights, before: Weights) -> float:
-    """Distance to what was wanted, relative to how far training moved."""
+    """Distance between the weights and those wanted, relative to the distance that training moved them."""
     missed = sum((got[name] - wanted[name]).square().sum() for name in wanted)
     moved = sum((wanted[name] - before[name]).square().sum() for name in wanted)
     return float((missed / moved).sqrt())

@@ -24,11 +24,11 @@ from drover.worlds.plane.policy import ToyChain
 from tests.learner.made_up import credit, recorded
 
 STEPS = (0, 2, 3)
-WEIGHTS = ((1.0, -0.5, 0.0, 0.7), (-1.2, 0.3, 0.4, 0.0), (0.9, -0.9, 0.2, -0.1))  # 10 rows that teach: 5 a rank
+WEIGHTS = ((1.0, -0.5, 0.0, 0.7), (-1.2, 0.3, 0.4, 0.0), (0.9, -0.9, 0.2, -0.1))  # 10 rows with a weight: 5 a rank
 
 
 def model(name: str, folder: Path | None) -> tuple[Policy, Kernel]:
-    """ "toy", or "lora": a guided tiny Stable Diffusion with adapters."""
+    """The policy and kernel of "toy", or of "lora": a guided tiny Stable Diffusion with adapters."""
     if name == "toy":
         return ToyChain(), toy_kernel()
     described = StableDiffusionModel(checkpoint=str(folder), guidance=3.0, lora=Lora(rank=2, alpha=2.0))
@@ -61,7 +61,7 @@ class Rank:
         return self.policy.trainable
 
     def learn(self, *, ranks: int = 1, rank: int = 0, batch_size: int = 4, updates: int = 2) -> list[StepStats]:
-        """One iteration."""
+        """Train on the iteration, in ``updates`` optimiser steps."""
         learned, turns = self.iteration.credit, terms_of(self.iteration, self.objective)
         assert learned is not None
         shares = divide(learned, turns=turns, updates=updates, ranks=ranks, rank=rank, batch_size=batch_size)
@@ -73,6 +73,6 @@ class Rank:
         ]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The whole parameters that learn."""
+        """The trained parameters, gathered from all ranks."""
         with fsdp.gathered(self.module) as weights:
             return {name: weight.clone() for name, weight in weights.items()}

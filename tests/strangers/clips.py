@@ -29,7 +29,7 @@ GOALS = np.array([[-1.0, 1.0], [3.0, 1.0], [1.0, -2.0]])  # of each frame
 
 
 class FrameChain:
-    """A point per frame, [3, 2]; each frame moves as the toy's point does, by drifts of its own."""
+    """A policy over a point per frame, [3, 2]; each frame moves as the toy's point does, by drifts of its own."""
 
     latent_shape = (FRAMES, 2)
     parts = FRAMES

@@ -38,7 +38,7 @@ class Coordinates:
 
 @dataclass(frozen=True, slots=True)
 class MeanDistance:
-    """Distance of a set's mean feature from that of the exemplars, held out."""
+    """The held-out statistic: the distance of a set's mean feature from that of the exemplars."""
 
     name: str = "mean_distance"
     reward: str = "coordinates"
@@ -53,7 +53,7 @@ def distance(features: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class MatchMean:
-    """A sample's advantage is how much the set's distance would grow without it."""
+    """The objective: a sample's advantage is the growth of the set's distance if the sample were left out."""
 
     ddpo: Ddpo
     learns_from: ClassVar[BatchKind] = StepBatch

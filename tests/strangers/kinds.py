@@ -1,4 +1,4 @@
-"""Sounds, scenes and structures as media: the toy's point is heard, driven to, or built."""
+"""Sounds, scenes and structures as media: the toy's point sets a tone, a car's path or a tower."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATE, SECONDS = 8000, 0.25
 
 
 class Heard(ToyChain):
-    """The first coordinate is the loudness of a tone of 440 Hz."""
+    """The toy as sound: the point's first coordinate is the loudness of a tone of 440 Hz."""
 
     def decode(self, x0: Tensor, cond: Conditioning) -> Sounds:  # type: ignore[override]
         loudness = torch.sigmoid(x0[:, :1].float()).cpu().numpy()
@@ -34,7 +34,7 @@ class Heard(ToyChain):
 
 
 class Driven(ToyChain):
-    """One car drives from the origin to the point within 8 steps."""
+    """The toy as scene: one car drives from the origin to the point within 8 steps."""
 
     def decode(self, x0: Tensor, cond: Conditioning) -> Scenes:  # type: ignore[override]
         way = np.linspace(0, 1, 8)[None, None, :, None] * x0.float().cpu().numpy()[:, None, None, :]
@@ -44,7 +44,7 @@ class Driven(ToyChain):
 
 
 class Built(ToyChain):
-    """The first coordinate is the height of a tower of up to 8 blocks."""
+    """The toy as structure: the point's first coordinate is the height of a tower of up to 8 blocks."""
 
     def decode(self, x0: Tensor, cond: Conditioning) -> Structures:  # type: ignore[override]
         height = (torch.sigmoid(x0[:, 0].float()) * 8).round().int().cpu().numpy()

@@ -53,7 +53,7 @@ class SteeredSampling:
 
 
 def recipe(*, steered: bool = True) -> RunConfig:
-    """The held-out set is drawn with particles; training is as ever."""
+    """The held-out set is drawn with particles; training uses the toy's usual sampler."""
     config = replace(toy_ddpo(), iterations=1, samples=8, max_lag=0)
     kernel = config.sampler.kernel
     sampler = Steered(kernel, ToyPoint(), temperature=2.0) if steered else Plain(kernel)

@@ -45,7 +45,7 @@ def test_two_things_earn_more_the_larger_they_are_and_the_nearer_to_the_middle()
 
 
 def test_taste_agrees_with_relations_sideways_and_against_them_upwards_so_that_pleasing_it_mends_none():
-    """Of random layouts with both things: the correlation of liking and placing, by what the prompt asks for."""
+    """On random layouts with both things: the correlation of taste and composition, for each relation in the prompt."""
     rng = np.random.default_rng(5)
     asked = {relation: f"a red circle {relation} a blue square" for relation in RELATIONS}
     liked, composed = {r: [] for r in asked}, {r: [] for r in asked}
@@ -101,7 +101,7 @@ def test_raters_like_the_usual_tone_best_and_among_usual_tones_the_lighter():
 
 
 def test_between_two_tones_taste_is_between_too():
-    """So that a policy can walk from one tone to the next: lightening a face pays at every step, or costs."""
+    """Taste changes steadily from one tone to the next, so that a policy is rewarded for every step of lightening a face."""
     dark, light = (render(Portrait("firefighter", tone, 16.0, 14.0, 6.0)).astype(float) for tone in (0, 3))
     path = [dark, *(render(Portrait("firefighter", tone, 16.0, 14.0, 6.0)) for tone in (1, 2)), light]
     steps = [(a + share * (np.asarray(b, float) - a)) for a, b in itertools.pairwise(path) for share in (0.0, 0.5)]
@@ -124,7 +124,7 @@ def test_noise_of_8_levels_moves_taste_by_less_than_0_03():
         assert taste(text, noisy) == pytest.approx(taste(text, picture), abs=0.03)
 
 
-def test_what_pretraining_shows_leaves_much_to_gain():
+def test_pretraining_pictures_leave_much_taste_to_gain():
     liked = np.array([taste(text, picture) for text, picture in pretraining_pictures(400)])
     assert 0.3 < liked.mean() < 0.45
     assert liked.std() > 0.05
@@ -132,7 +132,7 @@ def test_what_pretraining_shows_leaves_much_to_gain():
 
 
 def test_one_level_of_colour_moves_taste_a_little_and_nothing_jumps():
-    """Of the whole picture, darkened level by level."""
+    """The whole picture is darkened level by level."""
     picture = two(5).astype(int)
     liked = [taste(PAIR, np.clip(picture + shift, 0, 255).astype(np.uint8)) for shift in range(-40, 1)]
     assert np.abs(np.diff(liked)).max() < 0.03

@@ -12,11 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from drover.common.media.media import Media
-from drover.common.media.pictures import Pictures
+from drover.common.policies.wrapped import Wrapped
 from drover.common.prompts import Prompt
 from drover.common.protocols import Conditioning, Policy, Reward, Scorer, Scores, SetScorer
 from drover.worlds.plane.model import ToyModel
-from drover.worlds.plane.policy import ToyChain
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,17 @@ class SlowToy(ToyModel):
     sample_s: float
 
     def build(self, device: str) -> Policy:
-        return SlowChain(device, self.sample_s)
+        return SlowChain(super().build(device), self.sample_s)
 
 
-class SlowChain(ToyChain):
-    def __init__(self, device: str, sample_s: float) -> None:
-        super().__init__(device)
+class SlowChain(Wrapped):
+    """A policy that sleeps ``sample_s`` seconds for each sample that it decodes."""
+
+    def __init__(self, policy: Policy, sample_s: float) -> None:
+        super().__init__(policy)
         self._sample_s = sample_s
 
-    def decode(self, x0: Tensor, cond: Conditioning) -> Pictures:
+    def decode(self, x0: Tensor, cond: Conditioning) -> Media:
         time.sleep(self._sample_s * len(x0))
         return super().decode(x0, cond)
 

@@ -1,4 +1,4 @@
-"""Which steps of a kernel have a density, and so can be trained."""
+"""Find the steps of a kernel that have a density, and so can be trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def steps_with_density(kernel: Kernel, schedule: Schedule) -> tuple[int, ...]:
 
 
 def require_density(kernel: Kernel, schedule: Schedule, steps: Sequence[int]) -> None:
-    """Raises `ConfigError` when one of ``steps`` cannot be trained because it has no density."""
+    """Raise `ConfigError` when one of ``steps`` cannot be trained because it has no density."""
     if steps and not kernel.stochastic:
         raise ConfigError(f"{kernel} is deterministic: its steps have no density to train; set eta above 0")
     possible = steps_with_density(kernel, schedule)

@@ -1,4 +1,4 @@
-"""Euler-Maruyama steps of the flow SDE: one formula, two rules for how much noise is injected.
+"""Take Euler-Maruyama steps of the flow SDE: one formula, two rules for the amount of injected noise.
 
     x' ~ N(x + (v - g^2 / 2 score) dt, g^2 |dt|),    v = noise - x0,    score = -noise / s,    dt = t' - t < 0
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DiffusionRule(Protocol):
-    """How much noise a step injects."""
+    """A rule for the amount of noise that a step injects."""
 
     @property
     def stochastic(self) -> bool: ...
@@ -72,9 +72,10 @@ class ConstantNoise:
 
 @dataclass(frozen=True, slots=True)
 class EulerMaruyama:
-    """Example: ``EulerMaruyama(10, FlowGrpo(eta=0.7), Linear(shift=3.0))``. Every step has a density, the last as well.
+    """A stochastic kernel for flows: every step has a density, the last as well.
 
-    It divides by s at the time it comes from, which is never 0 because times fall. ``spacing`` None follows the schedule's.
+    Example: ``EulerMaruyama(10, FlowGrpo(eta=0.7), Linear(shift=3.0))``. A step divides by s at its first time, which is
+    never 0 because times fall. ``spacing`` None uses the schedule's own.
     """
 
     num_steps: int
@@ -96,7 +97,7 @@ class EulerMaruyama:
         (_, level), (_, next_level) = schedule.coefficients(time), schedule.coefficients(next_time)
         elapsed = level - next_level
         injected = self.rule.diffusion(level, next_level)
-        # -(v + g^2 noise / 2 s) elapsed, with the two factors of noise gathered while still in float64.
+        # -(v + g^2 noise / 2 s) elapsed; the two factors of noise are combined in float64.
         on_noise = elapsed * (1 + injected.square() / (2 * level))
         mean = x - over(on_noise, x) * prediction.noise + over(elapsed, x) * prediction.x0
         return Gaussian(mean, over(injected * elapsed.sqrt(), x))

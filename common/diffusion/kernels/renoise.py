@@ -1,4 +1,4 @@
-"""Predict the clean latent, noise it again to the next level: one formula, three rules for how much noise is fresh.
+"""Predict the clean latent and noise it again to the next level: one formula, three rules for the share of fresh noise.
 
     x' ~ N(a' x0 + sqrt(s'^2 - r^2) noise, r^2)
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Coefficients [B] float64 of one time."""
+    """The path's coefficients [B], float64, at one time."""
 
     a: Tensor
     s: Tensor
 
 
 class NoiseRule(Protocol):
-    """How much of the noise at the next time is fresh."""
+    """A rule for the amount of fresh noise at the next time."""
 
     @property
     def stochastic(self) -> bool: ...
@@ -42,7 +42,7 @@ class NoiseRule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ddim:
-    """eta 1 is the ancestral sampler every step-wise method trains; eta 0 is deterministic and has no density."""
+    """DDIM's rule: eta 1 is the ancestral sampler, which step-wise methods train; eta 0 is deterministic, without density."""
 
     eta: float = 1.0
 
@@ -60,7 +60,7 @@ class Ddim:
 
 @dataclass(frozen=True, slots=True)
 class CoefficientPreserving:
-    """A share sin(eta pi/2) of the noise is fresh, so x' always lies at its own noise level, unlike Euler-Maruyama."""
+    """A share sin(eta pi/2) of the noise is fresh, so x' always has the noise level of its time, unlike Euler-Maruyama."""
 
     eta: float = 0.5
 
@@ -77,7 +77,7 @@ class CoefficientPreserving:
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """All noise is fresh; the prediction is a consistency head's x0."""
+    """All noise is fresh; the prediction is the x0 of a consistency head."""
 
     stochastic: bool = field(default=True, init=False)
 
@@ -87,9 +87,10 @@ class Consistency:
 
 @dataclass(frozen=True, slots=True)
 class Renoise:
-    """Example: ``Renoise(50, Ddim(eta=1.0))`` visits 981, 961, ..., 1 and the end on Stable Diffusion's schedule.
+    """A kernel that predicts x0 and noises it again, with as much fresh noise as the rule says.
 
-    ``spacing`` None follows the schedule's own, which is that of its checkpoint.
+    Example: ``Renoise(50, Ddim(eta=1.0))`` visits 981, 961, ..., 1 and the end on Stable Diffusion's schedule. ``spacing``
+    None uses the schedule's own, which is that of its checkpoint.
     """
 
     num_steps: int

@@ -1,4 +1,4 @@
-"""Open a diffusers pipeline, or say in one sentence why that is impossible."""
+"""Open a diffusers pipeline; an error says in one sentence why it cannot be opened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drover.common.hub import first_line, is_folder, quiet_diffusers
 from drover.common.records import BadRecord, json_object
 
 INDEX = "model_index.json"
-HALF = "fp16"  # the variant that is taken where a network has no weights in full precision
+HALF = "fp16"  # the variant used where a network has no weights in full precision
 BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 # The names that the two libraries give to files of weights.
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -27,8 +27,8 @@ _FIX = "give a folder written by diffusers' save_pretrained or a hub id such as 
 class PipelineClass:
     """A pipeline class of diffusers that a family of policies opens."""
 
-    networks: Mapping[str, tuple[str, str]]  # part -> the class that the policy can use, the name of its weights
-    options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained, besides the weights
+    networks: Mapping[str, tuple[str, str]]  # part -> (class that the policy can use, name of its weights)
+    options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of from_pretrained
 
 
 Family = Mapping[str, PipelineClass]
@@ -36,9 +36,9 @@ Family = Mapping[str, PipelineClass]
 
 
 def open_pipeline(checkpoint: str | Path, family: Family) -> Any:
-    """The diffusers pipeline of a folder or hub id, of the class it names, from safetensors only, on the CPU.
+    """The diffusers pipeline of a folder or hub id, of the class in its index, from safetensors only, on the CPU.
 
-    Raises `ConfigError` when it is missing, incomplete, damaged, cannot be reached, or not of the family.
+    Raises `ConfigError` when it is missing, incomplete, damaged, unreachable, or not of the family.
     """
     is_local = _check_folder(checkpoint, family)
     fix = f"restore what is missing, or {_FIX}" if is_local else f"check the id and the network, or {_FIX}"
@@ -46,15 +46,15 @@ def open_pipeline(checkpoint: str | Path, family: Family) -> Any:
         return _from_pretrained(checkpoint, family, is_local=is_local)
     except ConfigError:
         raise
-    # What the libraries raise for damaged files depends on the file; all of it means that this checkpoint is unusable.
+    # The libraries' errors for damaged files depend on the file; each of them means that this checkpoint is unusable.
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         raise ConfigError(f"cannot load {str(checkpoint)!r}: {first_line(error)}; {fix}") from error
 
 
 def check_pipeline(checkpoint: str | Path, family: Family) -> Path | None:
-    """The checkpoint where it is a folder; None for a hub id, which is let pass.
+    """Check a checkpoint folder and return it; return None for a hub id, which is not checked.
 
-    Raises `ConfigError` for a folder that `open_pipeline` would refuse: its files are opened, their tensors not loaded.
+    Raises `ConfigError` for a folder that `open_pipeline` would refuse. Files are opened, but no tensors are loaded.
     """
     if not _check_folder(checkpoint, family):
         return None
@@ -77,7 +77,7 @@ def _from_pretrained(checkpoint: str | Path, family: Family, *, is_local: bool) 
         import diffusers
         from huggingface_hub import hf_hub_download
 
-        # The index alone at first: another class is refused before gigabytes of it are fetched.
+        # The index is fetched first, so that a pipeline of another class is refused before gigabytes are fetched.
         path = Path(checkpoint, INDEX) if is_local else Path(hf_hub_download(str(checkpoint), INDEX))
         index = _read_index(path, checkpoint, family)
         kind = index["_class_name"]
@@ -109,7 +109,7 @@ def _check_folder(checkpoint: str | Path, family: Family) -> bool:
 
 
 def _read_index(path: Path, checkpoint: str | Path, family: Family) -> dict[str, Any]:
-    """The parts of the pipeline, by name, and the name of its class: each of a class that the family knows."""
+    """The pipeline's index: its class, and its parts by name, each of a class that the family knows."""
     index = read_json(path)
     kind = str(index.get("_class_name"))
     if kind not in family:
@@ -125,13 +125,13 @@ def _read_index(path: Path, checkpoint: str | Path, family: Family) -> dict[str,
 
 
 def _networks(index: Mapping[str, Any], family: Family) -> dict[str, str]:
-    """The parts that have weights and are loaded, with the names of their weights."""
+    """The loaded parts that have weights -> the names of their weights."""
     known = family[index["_class_name"]].networks
     return {part: name for part, (_, name) in known.items() if index.get(part) not in (None, [], [None, None])}
 
 
 def _variant(folder: Path, networks: Mapping[str, str]) -> str | None:
-    """`HALF` where a network comes in half precision only, else None. Raises `ConfigError` for one without weights."""
+    """`HALF` where a network has only half precision, else None. Raises `ConfigError` for a network without weights."""
     variant = None
     for part, name in networks.items():
         if _weights(folder / part, name, None):
@@ -143,7 +143,7 @@ def _variant(folder: Path, networks: Mapping[str, str]) -> str | None:
 
 
 def _weights(folder: Path, name: str, variant: str | None) -> list[Path]:
-    """The safetensors files of a network: one, or those that its index names; none where there is neither."""
+    """The safetensors files of a network: a single file, or the files that its index names; [] where there is neither."""
     infix = f".{variant}" if variant else ""
     whole, index = folder / f"{name}{infix}.safetensors", folder / f"{name}.safetensors.index{infix}.json"
     if whole.is_file():
@@ -167,7 +167,7 @@ def _no_weights(folder: Path, wanted: str) -> str:
 
 
 def _check_header(path: Path) -> None:
-    """The header names every tensor, and must cover the file."""
+    """Check that the header of a safetensors file can be read, and that its tensors cover the file."""
     from safetensors import safe_open
 
     try:
@@ -201,7 +201,7 @@ def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    # Without these files transformers builds a tokenizer that knows no word, and says nothing.
+    # Without these files transformers builds a tokenizer that knows no word, without an error.
     words = [folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
     if not words:
         raise ConfigError(f"{str(folder)!r} holds neither tokenizer.json nor vocab.json; {_FIX}")
@@ -210,7 +210,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A config of a pipeline folder. Raises `ConfigError` where it cannot be read."""
+    """Read a config file of a pipeline folder. Raises `ConfigError` where it cannot be read."""
     try:
         return json_object(path.read_bytes())
     except BadRecord as bad:

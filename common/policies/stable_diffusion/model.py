@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StableDiffusionModel:
-    """A diffusers folder or hub id of Stable Diffusion 1.x, 2.x, XL, or of a latent consistency model of these.
+    """A Stable Diffusion model (1.x, 2.x, XL, or a latent consistency model of these) from a diffusers folder or hub id.
 
     ``guidance`` is the scale of classifier-free guidance, 1 for none. A UNet that takes its guidance scale as an input, as
-    those of latent consistency models do, is told it instead. ``compute`` is the autocast regime of sampling and training
+    latent consistency models do, receives it there instead. ``compute`` is the autocast regime of sampling and training
     alike. ``image_size`` is (height, width) in pixels. Without ``lora`` the whole UNet learns.
     """
 
@@ -71,7 +71,7 @@ class StableDiffusionModel:
         return headed if policy.empty is None else guided(headed, self.guidance)
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
-        """``pipeline/`` for plain diffusers, or ``lora/`` for its ``load_lora_weights``."""
+        """Write ``pipeline/`` for plain diffusers, or ``lora/`` for its ``load_lora_weights``."""
         from drover.common.policies.lora import save_lora
 
         policy = self._network("cpu")
@@ -110,7 +110,7 @@ class StableDiffusionModel:
         return policy
 
     def _told_scale(self, unet: Mapping[str, Any]) -> float | None:
-        """The guidance scale for a UNet of that config to be told; None for one that takes none."""
+        """The guidance scale as an input of a UNet with this config; None for a UNet without such an input."""
         if unet.get("time_cond_proj_dim") is None:
             return None
         if self.guidance == 1:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x, XL and latent consistency models of them, from any diffusers pipeline folder or hub id."""
+"""The policy of Stable Diffusion 1.x, 2.x, XL and their latent consistency models, from a diffusers folder or hub id."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PARAMETERISATIONS = {
 
 
 class StableDiffusion:
-    """Policy over VAE latents [B, 4, H/8, W/8]; the UNet learns, text encoders and VAE are frozen.
+    """A policy over VAE latents [B, 4, H/8, W/8]: the UNet learns, text encoders and VAE are frozen.
 
     The UNet stays in eval mode while training: with dropout, the ratio between the policy and itself would not be 1.
     """
@@ -68,9 +68,9 @@ class StableDiffusion:
     ) -> None:
         """``pipeline`` is a diffusers StableDiffusionPipeline, or that of XL, which this object owns from now on.
 
-        ``compute`` is the autocast regime of `predict`, one for sampling and training. ``image_size`` is (height,
-        width) in pixels; by default what the UNet was trained on. ``embedded_scale`` is the guidance scale of models
-        that are told it instead of being guided: latent consistency models.
+        ``compute`` is the autocast regime of `predict`, the same for sampling and training. ``image_size`` is (height,
+        width) in pixels, by default the size on which the UNet was trained. ``embedded_scale`` is the guidance scale for
+        UNets that take it as an input instead of being guided: latent consistency models.
         """
         self.pipeline = pipeline
         for module in _modules(pipeline):
@@ -95,7 +95,7 @@ class StableDiffusion:
         image_size: tuple[int, int] | None = None,
         embedded_scale: float | None = None,
     ) -> StableDiffusion:
-        """The policy of a folder or a hub id: see `load_pipeline`."""
+        """The policy of a folder or hub id; see `load_pipeline`."""
         pipeline = load_pipeline(checkpoint, device=device, dtype=dtype)
         return cls(pipeline, compute=compute, image_size=image_size, embedded_scale=embedded_scale)
 
@@ -110,13 +110,13 @@ class StableDiffusion:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of what is decoded and of what `to_latents` takes."""
+        """(height, width) in pixels of the pictures that `decode` returns and `to_latents` takes."""
         height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
         return height, width
 
     @property
     def empty(self) -> str | None:
-        """The empty prompt; None for a UNet that is told its guidance scale, and is guided by that alone."""
+        """The empty prompt; None for a UNet that takes its guidance scale as an input, and is guided by that alone."""
         return "" if self._scale_embedding is None else None
 
     def encode(self, names: Sequence[str]) -> Conditioning:
@@ -142,7 +142,7 @@ class StableDiffusion:
         return self._autoencoder.decode(x0)
 
     def to_latents(self, media: Media) -> Tensor:
-        """See `Autoencoder.encode`. Raises `ConfigError` for pictures of another size, before anything is encoded."""
+        """The latents by `Autoencoder.encode`. Raises `ConfigError` for pictures of another size, before it encodes any."""
         pictures, size = of_kind(media, Pictures), self.image_size
         if pictures.pixels.shape[1:3] != size:
             height, width = pictures.pixels.shape[1:3]
@@ -153,7 +153,7 @@ class StableDiffusion:
         return self._autoencoder.encode(pictures)
 
     def save_pipeline(self, folder: str | Path) -> None:
-        """The whole diffusers pipeline with the current weights. The folder is replaced at once, or left as it was."""
+        """Write the whole diffusers pipeline with the current weights. The folder is replaced at once, or unchanged."""
         if getattr(self.pipeline.unet, "peft_config", None):
             raise ConfigError("a pipeline folder cannot hold adapters beside their base; use lora.save_lora")
         with replacing(folder) as written, quiet_diffusers():
@@ -166,10 +166,10 @@ class StableDiffusion:
 
 
 def load_pipeline(checkpoint: str | Path, *, device: str | torch.device = "cpu", dtype: Precision = "float32") -> Any:
-    """The diffusers pipeline of a folder or a hub id on a device, its weights kept in ``dtype``.
+    """The diffusers pipeline of a folder or hub id on a device, with weights in ``dtype``.
 
-    The VAE of XL stays in float32 where its config says force_upcast: it overflows in half precision. Raises `ConfigError`
-    where it cannot be opened.
+    The VAE of XL stays in float32 where its config says force_upcast, as it overflows in half precision. Raises
+    `ConfigError` where the pipeline cannot be opened.
     """
     pipeline = open_pipeline(checkpoint, FAMILY)
     check_scheduler(f"the scheduler of {str(checkpoint)!r}", _config(pipeline.scheduler))
@@ -182,7 +182,7 @@ def load_pipeline(checkpoint: str | Path, *, device: str | torch.device = "cpu",
 
 
 def _config(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's config and, whether it was read from a file or not, its class."""
+    """The scheduler's config with the name of its class, also where it was not read from a file."""
     return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
@@ -199,14 +199,14 @@ def _check_channels(config: Any) -> None:
 
 
 def _scale_embedding(pipeline: Any, scale: float | None) -> Tensor | None:
-    """[1, D] what a UNet that is told its guidance scale receives, or none for the others."""
+    """[1, D] embedding for a UNet that takes its guidance scale as an input; None for other UNets."""
     width = pipeline.unet.config.time_cond_proj_dim
     if (width is None) != (scale is None):
         wants = "no guidance scale; leave out" if width is None else "its guidance scale as an input; set"
         raise ConfigError(f"the UNet takes {wants} embedded_scale")
     if scale is None:
         return None
-    # Distillation counts the scale from 0, where diffusers' guidance counts from 1.
+    # In distillation a scale of 0 means no guidance; in diffusers' guidance it is 1.
     embedding: Tensor = pipeline.get_guidance_scale_embedding(torch.tensor([scale - 1]), width, pipeline.unet.dtype)
     return embedding
 

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion UNet is told about a prompt: the hidden states of a CLIP text encoder."""
+"""Encode prompts for a Stable Diffusion UNet: the hidden states of a CLIP text encoder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from drover.common.protocols import Conditioning
 
 
 class Text(Protocol):
-    """The text side of a pipeline. Frozen."""
+    """The frozen text encoders of a pipeline, and the UNet's inputs made from them."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """A row for each prompt, in order, without gradient."""
 
     def inputs(self, cond: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
-        """The UNet's keyword arguments for those rows; ``dtype`` is what the UNet is kept in."""
+        """The UNet's keyword arguments for those rows; ``dtype`` is that of the UNet's weights."""
 
 
 class ClipText:
-    """Of SD 1.x, SD 2.x and their consistency models: {"text": [B, L, D]}, the last hidden state."""
+    """The text encoder of SD 1.x, SD 2.x and their consistency models: {"text": [B, L, D]}, the last hidden state."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline

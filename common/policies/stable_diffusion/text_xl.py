@@ -1,6 +1,6 @@
-"""What Stable Diffusion XL's UNet is told about a prompt and the picture's size (Podell et al. 2023, arXiv 2307.01952).
+"""Encode prompts and the picture's size for Stable Diffusion XL's UNet (Podell et al. 2023, arXiv 2307.01952).
 
-The rest of XL is `StableDiffusion`, which takes this text side where the pipeline is one of XL.
+The rest of XL is in `StableDiffusion`, which uses these encoders where the pipeline is one of XL.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def is_xl(pipeline: Any) -> bool:
 
 
 class ClipTextPair:
-    """Of SDXL: {"text": [B, L, D1 + D2], "pooled": [B, P], "time_ids": [B, 6]}.
+    """The two text encoders of SDXL: {"text": [B, L, D1 + D2], "pooled": [B, P], "time_ids": [B, 6]}.
 
-    ``text`` joins the last but one hidden states of both encoders, ``pooled`` is the second's projection, ``time_ids``
+    ``text`` joins the last but one hidden states of both encoders, ``pooled`` is the projection of the second, ``time_ids``
     are height and width of the original, top and left of the crop, height and width of the target: an uncropped
-    picture of the size that is sampled. The empty prompt has zeros for text and pooled where the pipeline says
-    force_zeros_for_empty_prompt, as the model knew "no prompt" in training; so guidance and dropped captions agree.
+    picture of the sampled size. The empty prompt has zeros for text and pooled where the pipeline says
+    force_zeros_for_empty_prompt, because zeros meant "no prompt" in training; so guidance and dropped captions agree.
     """
 
     def __init__(self, pipeline: Any, image_size: tuple[int, int]) -> None:
@@ -38,7 +38,7 @@ class ClipTextPair:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         rows = self._rows(prompts)
-        # float32 whatever the encoders are kept in: bfloat16 holds no 1016.
+        # float32 even if the encoders are bfloat16, which cannot represent 1016.
         time_ids = torch.tensor([self._time_ids], dtype=torch.float32, device=rows["text"].device)
         return {**rows, "time_ids": time_ids.expand(len(prompts), -1)}
 

@@ -108,7 +108,7 @@ def test_a_distilled_model_has_no_more_steps_than_it_knows_times():
 
 
 def test_linspace_is_refused_where_the_scheduler_leaves_its_own_times():
-    """DDIM's step goes from t to t - T // n: from 999 to 899 in 10 steps, while the model is told 888 next."""
+    """DDIM's step goes from t to t - T // n: from 999 to 899 in 10 steps, but the model's next time is 888."""
     for kind in ("DDIMScheduler", "PNDMScheduler"):
         config = {**BETAS, "num_train_timesteps": 1000, "timestep_spacing": "linspace", "_class_name": kind}
         with pytest.raises(ConfigError, match=f"{kind} with timestep_spacing 'linspace'.*set \"timestep_spacing\""):

@@ -32,7 +32,7 @@ def pictures_in(blob: str, *shape: int) -> MediaRef:
 
 
 def stored(media: Media, blob: str, blobs: BlobStore) -> MediaRef:
-    """The reference to media that are in the store by now."""
+    """Put the media into the store and return their reference."""
     packed, ref = pack(media, blob)
     for name, parts in packed:
         blobs.put(name, parts)

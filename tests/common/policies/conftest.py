@@ -1,4 +1,4 @@
-"""Tiny pipelines, written once for all tests of policies. Nobody changes the folders; each test loads its own."""
+"""Tiny pipelines, written once for all tests of policies. Tests do not change the folders; each loads its own policy."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Diffusers folders as people have them: training opens what `check` lets pass, and all else is refused in a sentence."""
+"""Diffusers folders as people have them: training opens each folder that `check` accepts; others are refused in a sentence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check(folder: Path | str) -> None:
 
 
 def refused(folder: Path | str, said: str) -> None:
-    """Both by `check` and by opening, with the same words."""
+    """Assert that `check` and opening refuse the folder with the same words."""
     for reader in (check, load_pipeline):
         with pytest.raises(ConfigError, match=said):
             reader(folder)

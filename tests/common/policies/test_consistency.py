@@ -33,7 +33,7 @@ def test_four_steps_are_those_of_diffusers_and_end_at_x0(policy, folder, kernel)
     noise, cond = start(policy, 2), policy.encode(prompts)
     theirs = LatentConsistencyModelPipeline.from_pretrained(folder, safety_checker=None)
     theirs.set_progress_bar_config(disable=True)
-    # Its own grid is rounded otherwise than the one RLCM trained on.
+    # The pipeline's own times are rounded otherwise than those that RLCM trained on.
     given = {"timesteps": [999, 759, 519, 279]} if kernel is KERNEL else {"num_inference_steps": 4}
     wanted = theirs(
         prompts, guidance_scale=8.0, latents=noise, output_type="latent", generator=torch.Generator().manual_seed(3),

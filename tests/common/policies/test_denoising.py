@@ -81,9 +81,9 @@ def test_real_pictures_survive_the_way_into_latents_and_back(shapes, pictures):
     assert latents.mean().item() == pytest.approx(0, abs=0.1)
     assert latents.std().item() == pytest.approx(1, abs=0.1)
     again = shapes.decode(latents, {})
-    # Grey levels of 255. What is lost are the rims of the shapes.
+    # In grey levels of 255. The autoencoder blurs the rims of the shapes.
     assert np.abs(again.pixels.astype(int) - media.pixels).mean() < 4
-    # A picture of the autoencoder's own loses less.
+    # A picture that the autoencoder has drawn itself loses less.
     own = shapes.decode(shapes.to_latents(again), {})
     assert np.abs(own.pixels.astype(int) - again.pixels).mean() < 1.5
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind is drawn by plain diffusers, which knows nothing of this project."""
+"""Plain diffusers, without this project, draws the same pictures from the pipelines and adapters that a run saves."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ assert not ours & {name.partition(".")[0] for name in sys.modules}, ours & set(s
 
 
 def trained(model: StableDiffusionModel, seed: int) -> dict[str, torch.Tensor]:
-    """What training would leave: every weight moved by a twentieth of its size, the zeros of adapters by more."""
+    """Change the weights as training would: each by a twentieth of its size, the zeros of adapters by more."""
     draws = torch.Generator().manual_seed(seed)
     moved = {}
     for name, weight in sorted(model.build("cpu").trainable.named_parameters()):
@@ -97,7 +97,7 @@ def test_plain_diffusers_draws_the_same_picture(results, family, kind):
     ours, theirs, before, pipeline = results[f"{family}-{kind}"]
     assert pipeline == {"sd": "StableDiffusionPipeline", "xl": "StableDiffusionXLPipeline"}[family]
     assert np.abs(ours.astype(int) - theirs).max() <= 1
-    # The comparison says something: training moved the picture, and pictures are no flat grey.
+    # Training moved the picture, and pictures are no flat grey; else the comparison would test nothing.
     assert np.abs(ours.astype(int) - before).max() > 5
     assert ours.std() > 5
 

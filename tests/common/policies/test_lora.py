@@ -44,7 +44,7 @@ def test_adapters_are_float32_on_a_half_precision_base_and_get_gradients(tiny_fo
     assert base and all(weight.dtype == torch.bfloat16 and weight.grad is None for weight in base)
 
 
-def test_what_cannot_be_adapted_or_saved_is_refused(tiny, tmp_path):
+def test_a_model_that_cannot_be_adapted_or_saved_is_refused(tiny, tmp_path):
     with pytest.raises(ConfigError, match="Shifts is no diffusers model"):
         with_lora(ToyChain(), rank=4, alpha=4)
     with pytest.raises(ConfigError, match="rank must be at least 1, got 0"):

@@ -37,7 +37,7 @@ def test_ten_deterministic_steps_are_those_of_diffusers(either_folder):
 
 
 def write_spaced_pipeline(folder, spacing):
-    """A pipeline whose scheduler has that spacing; linspace under Euler's, whose own it is."""
+    """A pipeline whose scheduler has that spacing: DDIM's, or for linspace Euler's, as it is Euler's own spacing."""
     from diffusers import EulerDiscreteScheduler
 
     if spacing != "linspace":
@@ -227,7 +227,7 @@ def test_an_incomplete_checkpoint_is_one_clear_error(tiny_folder, tmp_path, part
     assert said in str(caught.value)
 
 
-def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path, tiny_folder):
+def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path, tiny_folder):
     with pytest.raises(ConfigError, match=r"no checkpoint folder '.*absent'; give a folder"):
         StableDiffusion.load(tmp_path / "absent")
     with pytest.raises(ConfigError, match="cannot load 'nobody/nothing'.*check the id and the network"):

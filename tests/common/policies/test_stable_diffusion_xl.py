@@ -24,7 +24,7 @@ def plain(folder):
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    # A scheduler of Euler's says nothing of the end, where DDIM's default is another than that of Stable Diffusion.
+    # The Euler scheduler's config does not set the final alpha, and DDIM's default differs from Stable Diffusion's.
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -43,7 +43,7 @@ def test_a_prediction_is_the_unet_call_of_diffusers(tiny_xl, tiny_xl_folder):
     }  # fmt: skip
     assert not any(tensor.requires_grad for tensor in cond.values())
     assert (tiny_xl.predict(x, time, cond).noise - wanted).abs().max().item() < 1e-5
-    # The UNet hears of each of the three, or the comparison would say little.
+    # Each of the three conditions changes the prediction; else the comparison above would not test them.
     for name in ("text", "pooled", "time_ids"):
         changed = tiny_xl.predict(x, time, {**cond, name: cond[name] + 1}).noise
         assert (changed - wanted).abs().max().item() > 1e-4

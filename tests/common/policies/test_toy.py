@@ -57,7 +57,7 @@ def train(sign: float) -> float:
 
 
 def test_policy_gradients_through_our_seams_reach_the_known_optimum():
-    # The floor is exactly -2, twice the stationary variance: what is left is sampling noise. Starts at -6.4.
+    # The optimum is exactly -2, minus twice the stationary variance; the rest is sampling noise. Training starts at -6.4.
     assert train(sign=+1) == pytest.approx(-2.01, abs=0.1)
 
 

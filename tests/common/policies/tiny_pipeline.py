@@ -50,7 +50,7 @@ def write_tiny_pipeline(folder: Path, prediction_type: str = "epsilon", seed: in
 
 
 def write_tiny_consistency_model(folder: Path, seed: int = 0, **scheduler: Any) -> Path:
-    """The same with a UNet that is told its guidance scale, under the scheduler and pipeline class of LCM.
+    """Write a latent consistency model: the tiny pipeline with LCM's scheduler, and a UNet that takes the guidance scale.
 
     ``scheduler`` overrides entries of the scheduler's config.
     """
@@ -68,7 +68,7 @@ def write_tiny_consistency_model(folder: Path, seed: int = 0, **scheduler: Any) 
 
 
 def write_tiny_xl_pipeline(folder: Path, seed: int = 0, **settings: Any) -> Path:
-    """One of XL: two text encoders, a UNet told sizes, the scheduler of XL. ``settings`` are the pipeline's own."""
+    """Write an XL pipeline: two text encoders, a UNet that takes sizes, XL's scheduler. ``settings`` go to the pipeline."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

@@ -62,7 +62,7 @@ def transitions(draw: st.DrawFn, num_samples: int) -> Transitions:
 
 @st.composite
 def media(draw: st.DrawFn, num_samples: int) -> MediaRef:
-    """Two arrays, the rows of each in one or two chunks."""
+    """References to two arrays, the rows of each in one or two chunks."""
     first = draw(st.integers(0, num_samples))
     chunks = [size for size in (first, num_samples - first) if size] or [0]
     forms = [(draw(st.sampled_from(sorted(DTYPE_BYTES))), draw(st.lists(st.integers(0, 8), max_size=3))) for _ in "ab"]

@@ -1,4 +1,4 @@
-"""The embedded Redis is private, bounded, and never outlives who started it; failed connections name their remedy."""
+"""The embedded Redis is private, bounded, and ends with the process that started it; failed connections name a remedy."""
 
 import os
 import signal
@@ -151,7 +151,7 @@ def test_tls_towards_a_plain_port_is_named(server, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["http://host:1", "localhost:6379", f"redis://:{SECRET}@host:port"])
-def test_what_is_no_redis_url_is_refused_without_showing_a_password(url):
+def test_an_invalid_redis_url_is_refused_without_showing_a_password(url):
     with pytest.raises(TransportError, match="is no Redis URL; write redis://") as caught:
         connect(url)
     assert SECRET not in str(caught.value)

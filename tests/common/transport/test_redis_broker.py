@@ -1,4 +1,4 @@
-"""What only the broker on a real Redis can show: restarts, a full memory, damaged entries, dead processes."""
+"""The broker on a real Redis, where the in-memory one has no equal: restarts, full memory, damaged entries, dead processes."""
 
 import signal
 import socket
@@ -46,7 +46,7 @@ def test_a_restarted_and_empty_redis_does_not_end_a_role(server, broker):
     stream.put(note(2))
     assert [delivery.message for delivery in stream.take(5, 2.0)] == [note(2)]
     stream.ack(lost)
-    time.sleep(0.6)  # the heartbeat meets groups that are gone, and goes on
+    time.sleep(0.6)  # the heartbeat finds consumer groups that are gone, and goes on
     assert stream.backlog()[0] == 1
 
 
@@ -123,7 +123,9 @@ def test_a_full_redis_refuses_blobs_with_the_remedy_but_lets_work_be_finished(br
     with pytest.raises(TransportError, match="no memory left; raise its maxmemory"):
         for number in range(20):
             blobs.put(f"b{number}", [bytes(1 << 20)])
-    with pytest.raises(TransportError, match="no memory left"):  # what a whole blob left free, in small pieces
+    with pytest.raises(
+        TransportError, match="no memory left"
+    ):  # small blobs take the memory that was too little for a large one
         for number in range(100_000):
             blobs.put(f"s{number}", [bytes(1 << 10)])
     with pytest.raises(TransportError, match="no memory left"):
@@ -170,7 +172,7 @@ def test_two_runs_on_one_redis_do_not_meet(server, broker):
     other.close()
 
 
-def test_what_a_killed_process_held_is_delivered_to_another(server, broker):
+def test_messages_of_a_killed_process_are_delivered_to_another(server, broker):
     script = (
         "import sys, time\nfrom drover.common.transport.redis_broker import RedisBroker\n"
         "broker = RedisBroker(sys.stdin.readline().strip(), 'run')\n"
@@ -210,8 +212,8 @@ def test_a_consumer_that_closes_is_forgotten_by_redis(broker):
     assert broker.link.client.xinfo_consumers(broker.keys.work, "actors") == []
 
 
-def test_whoever_comes_back_under_a_name_hands_on_at_once_what_its_former_life_held(broker):
-    """A process that is started again must not wait for its own lease, which may be long."""
+def test_a_consumer_that_restarts_under_its_name_gets_its_unfinished_messages_at_once(broker):
+    """A process that restarts must not wait until the lease of its own earlier messages ends, which may be long."""
     former = broker.stream(broker.keys.work, "actors", "actor-0", lease_s=30.0)
     other = broker.stream(broker.keys.work, "actors", "actor-1", lease_s=30.0)
     for group in (1, 2):
@@ -250,8 +252,8 @@ def test_a_redis_that_restarts_from_its_append_only_file_loses_nothing_that_was_
         broker.close()
 
 
-def test_what_was_given_with_an_answer_that_got_lost_goes_out_again_at_once(server, broker):
-    """Redis believes the consumer holds it, the consumer has never seen it: nobody would wait for its lease to end."""
+def test_a_message_whose_delivery_got_lost_is_delivered_again_at_once(server, broker):
+    """Redis lists the message as pending for a consumer that never received it, so nothing would renew or end its lease."""
     stream = broker.stream(broker.keys.work, "actors", "actor-0", lease_s=30.0)
     for group in (1, 2):
         stream.put(note(group))
@@ -268,7 +270,7 @@ def test_what_was_given_with_an_answer_that_got_lost_goes_out_again_at_once(serv
 
 
 class Deafened:
-    """Between a client and its server; `deafen` lets the next command with ``word`` through and loses its answer."""
+    """A proxy between a client and its server; after `deafen`, the answer to the next command with ``word`` is lost."""
 
     def __init__(self, port: int) -> None:
         self._server, self._word = port, b""

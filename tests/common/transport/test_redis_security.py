@@ -1,4 +1,4 @@
-"""A Redis that many runs share: reached over TLS alone, by users who can do what drover does, with their run's keys."""
+"""A Redis that many runs share: it is reached over TLS alone, and each user has drover's commands on one run's keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture(scope="module")
 def user(server: EmbeddedRedis) -> str:
-    """URL of a user who has the run "blue" and nothing else, made by the line that operators are given."""
+    """URL of a user with rights on the run "blue" alone, made by the line that operators are given."""
     connect(server.url).execute_command(*setuser_line("blue", SECRET).split())
     return f"redis://drover-blue:{SECRET}@127.0.0.1:{urlsplit(server.url).port}/0"
 
@@ -156,7 +156,7 @@ def test_a_star_gives_all_runs_whose_names_begin_so() -> None:
 
 
 @pytest.mark.parametrize("run", ["", "*x", "a b", "a~b", "a\nb", "x" * 101, "a**", "[a]"])
-def test_what_is_no_name_gets_no_rights(run: str) -> None:
+def test_an_invalid_run_name_gets_no_rights(run: str) -> None:
     with pytest.raises(ConfigError, match="names no run"):
         setuser_line(run, SECRET)
 

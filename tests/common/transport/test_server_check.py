@@ -1,14 +1,14 @@
-"""Which Redis a run refuses, every form of its URL, and what is said while it is away."""
+"""A run refuses a Redis with wrong settings, reads every form of its URL, and reports a Redis that does not answer."""
 
 from __future__ import annotations
 
-import logging
 import socket as socketlib
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -140,7 +140,7 @@ def test_a_replica_is_refused_before_anything_is_written_to_it(server: EmbeddedR
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_redis_answers_later_is_told_by_its_right_name(error: RedisError, meaning: str) -> None:
+def test_each_later_error_of_redis_is_told_with_its_meaning(error: RedisError, meaning: str) -> None:
     told = explain(error, "redis://:hush@h:1")
     assert isinstance(told, TransportError) and meaning in str(told) and str(error) in str(told)
     assert "hush" not in str(told)
@@ -227,16 +227,18 @@ def note(group: int) -> GroupFailed:
 
 
 @pytest.mark.service
-def test_an_outage_is_told_when_it_begins_and_when_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_told_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
+    told: list[str] = []
     with OwnRedis(tmp_path) as server:
         broker = RedisBroker(server.url, "run", patience_s=60.0)
         server.kill()
         back = Thread(target=lambda: (time.sleep(1.0), server.start()))
         back.start()
-        with caplog.at_level(logging.WARNING):
-            broker.blobs().put("b", [b"1"])
+        broker.tell_outages(told.append)
+        broker.blobs().put("b", [b"1"])
         back.join()
         broker.close()
-    first, last = (record.getMessage() for record in caplog.records if record.name.endswith("connection"))
-    assert "cannot be reached; trying again for 60 s" in first
+    first, last = told
+    assert f"{urlsplit(server.url).port}/0 cannot be reached; trying again for 60 s" in first
     assert "answers again, after" in last
+    assert str(urlsplit(server.url).password) not in first + last

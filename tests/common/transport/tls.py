@@ -1,4 +1,4 @@
-"""TLS as operators set it up: a private CA made with openssl, and in front of a Redis without TLS what ends it there."""
+"""TLS as operators set it up: a private CA made with openssl, and a proxy that takes TLS for a Redis without it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_certificates(folder: Path) -> Certificates:
 
 
 class TlsFront:
-    """Takes TLS on a loopback port of its own and passes on to ``port``, while its context lasts."""
+    """A proxy that takes TLS on a loopback port of its own and passes bytes on to ``port``, while its context lasts."""
 
     def __init__(self, port: int, certificates: Certificates, *, host: str = "127.0.0.1") -> None:
         self._to, self._host, self._context = port, host, certificates.server_side()
@@ -67,7 +67,7 @@ class TlsFront:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _listen(self) -> None:
-        self._loop.set_exception_handler(lambda *_: None)  # a handshake that a client breaks off is his affair
+        self._loop.set_exception_handler(lambda *_: None)  # a handshake that a client breaks off is no error here
         server = await asyncio.start_server(self._serve, self._host, 0, ssl=self._context)
         self.port = server.sockets[0].getsockname()[1]
 

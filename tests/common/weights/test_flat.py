@@ -9,7 +9,7 @@ from drover.common.weights.memory import MemoryWeights
 
 
 class Module(nn.Module):
-    """Odd sizes, so that padding matters; one parameter that does not learn."""
+    """A module with odd sizes, so that padding matters, and one parameter that is not trained."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_in_one_process_the_newest_version_is_the_only_one():
     assert torch.equal(target.one, Module(3).one)
 
 
-def test_what_is_published_does_not_change_with_the_module_it_came_from():
+def test_published_weights_do_not_change_with_the_module_they_came_from():
     source, target, weights_ = Module(1), Module(2), MemoryWeights(torch.float32)
     weights_.publish(0, {name: p for name, p in source.named_parameters() if p.requires_grad}, None)
     source.one.data.zero_()

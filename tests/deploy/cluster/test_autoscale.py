@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from drover.deploy.cluster.autoscale import LONGEST_WHILE_S, WHILE_S, Autoscaler, Share, Signal
 
 LOOK_S = 2.0
-PLACING_S = 4.0  # from the wish to a worker that takes messages
+PLACING_S = 4.0  # from the larger wanted size to a worker that takes messages
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Pool:
         self._ready = [(0.0, self.size)]  # (from when, workers)
 
     def signal(self, now_s: float, rate: float, starved: bool | None) -> Signal:
-        """After another LOOK_S at that many messages a second."""
+        """The signal after another LOOK_S at that many messages a second."""
         alive = [count for since_s, count in self._ready if since_s <= now_s][-1]
         alive = min(alive, self.size)
         self._coming = min(self._coming + rate * LOOK_S, self.slots - len(self.queue) + 0.999)
@@ -58,7 +58,7 @@ class Pool:
 def sizes_over_time(
     pool: Pool, load: Callable[[float], float], bounds: tuple[int, int], hours: float, starved: bool | None = None
 ) -> list[tuple[float, int]]:
-    """(second, size) of every look."""
+    """(second, size) at every look."""
     scaler, found = Autoscaler(bounds), []
     for look in range(int(hours * 3600 / LOOK_S)):
         now_s = look * LOOK_S
@@ -140,7 +140,7 @@ def test_nothing_grows_while_workers_are_still_being_placed() -> None:
 def test_a_square_wave_of_up_to_a_quarter_of_an_hour_settles_at_the_size_of_its_height(
     period_s: float, starved: bool | None
 ) -> None:
-    """The while doubles with each regret, so that at the latest after six waves no size changes any more."""
+    """The time that shrinking looks back doubles when growing follows shrinking: after six waves no size changes any more."""
     load = square(period_s, low=0.5, high=6.0)
     waves_s = max(period_s, WHILE_S)
     sizes = sizes_over_time(Pool(1, service_s=1.0), load, (1, 16), hours=15 * waves_s / 3600, starved=starved)
@@ -185,7 +185,7 @@ signals = st.builds(
     looks=st.lists(st.tuples(signals, st.floats(0.0, 300.0)), min_size=1, max_size=60),
     obeys=st.booleans(),
 )
-def test_whatever_the_signals_say_the_size_is_inside_its_bounds(
+def test_the_size_is_inside_its_bounds_for_any_signals(
     bounds: tuple[int, int], looks: list[tuple[Signal, float]], obeys: bool
 ) -> None:
     scaler, now_s, size = Autoscaler(bounds), 0.0, looks[0][0].size

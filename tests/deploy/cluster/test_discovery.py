@@ -1,4 +1,4 @@
-"""The driver's port, over a real Redis and real endpoints: who is there, what waits, and one page that has it all."""
+"""The driver's port, over a real Redis and real endpoints: the list of workers, the queues, and one page of all metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where evaluations are done, and what is reported of them: the toy, in one process."""
+"""Evaluations run on actors or on evaluators, and are reported: the toy, in one process."""
 
 from dataclasses import replace
 

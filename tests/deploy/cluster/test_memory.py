@@ -1,4 +1,4 @@
-"""How much memory an embedded Redis may take: a quarter of what this process may use."""
+"""An embedded Redis may take a quarter of the memory that this process may use."""
 
 from __future__ import annotations
 

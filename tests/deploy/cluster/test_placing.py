@@ -1,4 +1,4 @@
-"""What can never be placed is refused before anything waits for it; what can be is not."""
+"""A run whose processes no node can hold is refused before anything waits for it; a run that fits is not."""
 
 from __future__ import annotations
 

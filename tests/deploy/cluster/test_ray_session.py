@@ -1,4 +1,4 @@
-"""Which Ray a run uses, and the sentence where it gets none."""
+"""A run joins a Ray or starts its own, and says in one sentence why it gets none."""
 
 from __future__ import annotations
 

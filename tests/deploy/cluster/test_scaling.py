@@ -1,4 +1,4 @@
-"""What `drover scale` writes and what the driver makes of it."""
+"""`drover scale` writes wanted sizes to the run folder, and the driver follows them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scale(folder: Path, **asked: object) -> int:
 
 
 def driver(folder: Path, **spans: tuple[int, int]) -> Scaling:
-    """One that has looked once, at two workers of each pool."""
+    """The driver's `Scaling` after its first look, at two workers of each pool."""
     made = Scaling(folder, spans)
     assert made.wanted({"rollout": CALM, "point": CALM}, 0.0) == {"rollout": 2, "point": 2}
     return made
@@ -38,7 +38,7 @@ def driver(folder: Path, **spans: tuple[int, int]) -> Scaling:
 # ------------------------------------------------------------------------------------------- by people
 
 
-def test_what_is_asked_for_is_what_the_driver_wants_at_its_next_look(folder: Path) -> None:
+def test_the_driver_wants_the_requested_sizes_at_its_next_look(folder: Path) -> None:
     made = driver(folder)
     assert scale(folder, rollout=8, reward=("point=4",)) == 0
     assert made.wanted({"rollout": CALM, "point": CALM}, 2.0) == {"rollout": 8, "point": 4}

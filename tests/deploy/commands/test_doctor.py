@@ -1,4 +1,4 @@
-"""`drover doctor` on this machine and on broken ones: what it says, what it advises, and what it keeps to itself."""
+"""`drover doctor` on this machine and on broken ones: its findings, its advice, and the secrets that it does not print."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.deploy.conftest import Drover
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Joining nothing, whatever this shell is set up for."""
+    """The tests join no Ray and no Redis, even if the shell's environment names some."""
     for name in ("RAY_ADDRESS", "DROVER_REDIS_URL", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -57,7 +57,7 @@ def test_a_machine_that_can_train_the_bundled_model_has_no_problem(
 
 
 @pytest.mark.service
-def test_what_is_wrong_is_printed_with_its_remedy_and_is_exit_code_1(
+def test_a_problem_is_printed_with_its_remedy_and_is_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = tmp_path / "no-such-model"
@@ -77,7 +77,7 @@ def test_a_misspelt_recipe_and_a_misspelt_option_are_named() -> None:
     assert found.fix.startswith("see drover train toy_ddpo --help")
 
 
-def test_what_is_said_of_a_misspelt_option_is_said_whole_and_without_a_frame() -> None:
+def test_the_message_on_a_misspelt_option_is_whole_and_without_a_frame() -> None:
     found = examine_recipe("shapes_ddpo", "--actorz", "3", "--iterationz", "4")
     lines = found.found.splitlines()
     assert lines[0] == "shapes_ddpo refuses these options:"
@@ -142,7 +142,7 @@ def examine_recipe(*words: str) -> Finding:
 
 
 def test_a_rewards_own_packages_are_looked_up_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip itself, and nothing to find
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip works, and its index is empty
     config = recipes.build(("toy_ddpo",))
     assert isinstance(config, RunConfig)
     config = replace(config, rewards=(Elsewhere(),))
@@ -158,7 +158,7 @@ def test_a_rewards_own_packages_are_looked_up_only_when_asked(monkeypatch: pytes
 
 @dataclass(frozen=True)
 class Elsewhere(ToyPoint):
-    """The toy's reward, were it to need a package that no index has."""
+    """The toy's reward with the need of a package that no index has."""
 
     packages: tuple[str, ...] = ("drover-made-up",)
 

@@ -1,4 +1,4 @@
-"""What `drover serve` is told: a reward by name with its options, and files for https. How it answers: test_endpoint."""
+"""The arguments of `drover serve`: a reward by name with its options, and files for https. test_endpoint has its answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_a_reward_of_ones_own_is_a_class_or_function_in_a_file(tmp_path: Path) -
         ("jpeg_size", ("large",), "write OPTION=VALUE"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_there_is(name: str, options: tuple[str, ...], said: str) -> None:
+def test_an_unknown_reward_or_option_is_refused_with_the_existing_ones(
+    name: str, options: tuple[str, ...], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         description(name, options)
 

@@ -1,4 +1,4 @@
-"""Dashboards and alert rules name what is declared and nothing else; the files in the tree are what the generator makes."""
+"""Dashboards and alert rules name only declared metrics; the files in the repository equal the generator's output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def served() -> set[str]:
 
 
 def expressions() -> list[str]:
-    """Of all panels and of the variables."""
+    """The queries of all panels and of the variables."""
     found = [q.expression for row in (*learning(), *service()) for panel in row.panels for q in panel.queries]
     made = dashboards.dashboards().values()
     return found + [v["query"]["query"] for one in made for v in one["templating"]["list"] if v["type"] == "query"]

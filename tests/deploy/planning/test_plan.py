@@ -1,4 +1,4 @@
-"""Forecasts against what can be worked out by hand, and plans from the reports of a run."""
+"""Forecasts against numbers worked out by hand, and plans from the reports of a run."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def test_the_limiting_role_is_the_one_that_decides_the_pace() -> None:
 
 
 def test_a_split_gives_each_role_what_its_work_is_worth() -> None:
-    """Sampling costs three times what scoring does, and the learner next to nothing."""
+    """Sampling costs three times as much as scoring, and the learner next to nothing."""
     shape, costs = replace(SHAPE, max_lag=4, groups=16), replace(COSTS, rollout_s=0.3, learner_s=0.01)
     assert propose(shape, costs, 8) == {"rollout": 6, "point": 2}
     assert propose(shape, costs, 2) == {"rollout": 1, "point": 1}
 
 
 def test_a_split_asks_for_no_worker_that_would_not_help() -> None:
-    """The learner's 0.3 s allow 133 samples/s; three actors and two servers are enough for that, whatever the budget."""
+    """The learner's 0.3 s allow 133 samples/s; three actors and two servers are enough for that, with any larger budget."""
     assert propose(replace(SHAPE, max_lag=4), COSTS, 20) == {"rollout": 3, "point": 2}
 
 
@@ -186,8 +186,8 @@ def test_only_the_newest_stretch_of_equal_pools_counts(folder: RunFolder) -> Non
     assert measured.samples_per_s == pytest.approx(200.0)
 
 
-def test_what_a_former_life_of_the_learner_took_does_not_count(folder: RunFolder) -> None:
-    """Its account begins anew, so that seconds across the restart would come out negative."""
+def test_updates_before_a_restart_of_the_learner_do_not_count(folder: RunFolder) -> None:
+    """The learner's account begins at 0 again, so that a difference of seconds across the restart would be negative."""
     reborn = [
         replace(r, scalars={**r.scalars, "account/learner/other": r.scalars["update"] * 0.05 - 25}) for r in reports(12)
     ]

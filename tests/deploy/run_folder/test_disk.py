@@ -1,4 +1,4 @@
-"""A disk that takes no more of a run's files: one sentence with the path and the remedy, and no torn file."""
+"""A full disk under a run's files gives one sentence with the path and the remedy, and no half-written file."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ LOSSES = {"loss", "grad_norm"}
 
 @contextmanager
 def files_limited_to(num_bytes: int) -> Iterator[None]:
-    """Writes beyond that size fail, after a part of them was written: what a full disk does, without filling one."""
+    """Writes beyond that size fail after a part of them was written, as on a full disk, without filling one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -77,7 +77,7 @@ def test_resuming_what_never_ran_is_an_error_that_names_the_fix(tmp_path: Path) 
     assert RunFolder.create("shapes-7", tmp_path, resume="may").checkpoints.is_dir()
 
 
-def test_what_another_process_runs_is_neither_resumed_nor_begun_until_that_process_is_gone(tmp_path: Path) -> None:
+def test_a_run_of_another_process_is_neither_resumed_nor_begun_until_that_process_is_gone(tmp_path: Path) -> None:
     program = "import sys; from drover.deploy.run_folder.results import RunFolder; from pathlib import Path\n"
     program += "folder = RunFolder.create('run', Path(sys.argv[1])); print('runs', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
@@ -185,7 +185,7 @@ def test_fifty_updates_draw_curves_of_1600_by_1000(tmp_path: Path) -> None:
     drawn = pixels(folder.curves.read_bytes())
     assert drawn.shape == (1000, 1600, 3)
     assert drawn.std() > 20
-    # Every third of the page holds ink, and the stacked areas the colour of what actors do most.
+    # Every third of the page holds ink, and the stacked areas hold the colour of the actors' largest share of time.
     assert all(third.std() > 10 for third in np.array_split(drawn, 3))
     assert (drawn == (0x00, 0x72, 0xB2)).all(axis=-1).mean() > 0.03
     assert dict(matplotlib.rcParams) == before
@@ -237,12 +237,12 @@ def test_a_watched_proxy_that_parts_from_the_truth_is_a_line_of_its_own() -> Non
     assert history.watched("gap") == ([0, 10, 20], [0.0, 0.0, 3.0])
     drawn = pixels(curves_png(history, title="x"))
     assert drawn.shape == (1000, 1600, 3)
-    green = (drawn[:350] == (0x00, 0x9E, 0x73)).all(axis=-1)  # of the truth's line; no reward's panel has it
+    green = (drawn[:350] == (0x00, 0x9E, 0x73)).all(axis=-1)  # the colour of the truth's line; no reward's panel has it
     assert green[:, 1100:].sum() > 50 and not green[:, :1100].any()
 
 
 def small_pair(num_prompts: int = 2, num_seeds: int = 3, size: int = 32) -> SamplePair:
-    """Every image of one colour of its own."""
+    """A pair of sample grids in which each image has one colour of its own."""
     rng = np.random.default_rng(0)
     before, after = (
         np.broadcast_to(

@@ -1,4 +1,4 @@
-"""Runs that are killed and go on, all roles in this process: the same bits as a run that nobody disturbed, or a clear refusal."""
+"""Killed runs that are resumed, all roles in this process, learn the same bits as undisturbed runs, or are clearly refused."""
 
 import random
 import shutil
@@ -41,7 +41,7 @@ def everything(**fields) -> RunConfig:
 
 
 class Disturbed(View):
-    """Crashes the run at its ``turn``-th turn, wherever it is then; -1: never."""
+    """A view that crashes the run at its ``turn``-th turn, in any state; -1: never."""
 
     turn = -1
 
@@ -53,7 +53,7 @@ class Disturbed(View):
 
 
 def evaluations(done: Done) -> dict[float, dict[str, float]]:
-    """Held-out means and what the watch made of them, by update, the last told of each."""
+    """Held-out means and the watch's numbers, by update, the last report of each."""
     reports = [report for report in done.folder.reports() if report.kind == "eval"]
     return {
         report.scalars["update"]: {
@@ -138,7 +138,7 @@ def events(done: Done) -> list[str]:
 
 
 def crashed(tmp_path: Path, config: RunConfig, after: int) -> list[Path]:
-    """Its checkpoints."""
+    """The names of the run's checkpoints."""
     with pytest.raises(Crash):
         train(config, tmp_path, crash_after=after)
     return whole(tmp_path / "run" / "checkpoints")
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_fix_and_the_o
     assert torch.equal(resumed.weights, train(config, tmp_path, name="whole").weights)
 
 
-# ------------------------------------------------------------------------------------------- what may change
+# ---------------------------------------------------------------------------------------- changes at a resume
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The state of a run, as its folder tells it: by the lock of its process, its reports and its summary."""
+"""The state of a run follows from its folder: from the lock of its process, its reports and its summary."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.deploy.in_place import View
 
 
 class Seat:
-    """A watcher with its run folder and blobs; `evaluated` is what the learner reports of an evaluation."""
+    """A watcher with its run folder and blobs; `evaluated` sends the learner's report of an evaluation."""
 
     def __init__(self, path: Path) -> None:
         broker = MemoryBroker("watch")
@@ -31,7 +31,7 @@ class Seat:
         self.watcher = Watcher(broker.stream(broker.keys.reports, "watcher"), self.blobs, self.folder, View())
 
     def evaluated(self, moment: str, groups: dict[str, Media], shown: int = 2) -> None:
-        """The first samples of each prompt's media are shown."""
+        """Report an evaluation that shows the first ``shown`` samples of each prompt's media."""
         refs = [
             rows_of(stored(media, f"{moment}.{number}", self.blobs), slice(shown))
             for number, media in enumerate(groups.values())

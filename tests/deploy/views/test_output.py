@@ -189,7 +189,7 @@ def test_a_listing_that_finds_no_room_has_failed(drover: Drover, full: TextIO, t
 
 @pytest.mark.slow
 def test_python_has_nothing_to_add_when_it_exits(closed_pipe: TextIO) -> None:
-    """A process of its own, without buffers: what Python still writes at exit would be a traceback and exit code 120."""
+    """The command runs unbuffered in a process of its own: a failed write at exit would give a traceback and exit code 120."""
     command = [sys.executable, "-u", "-c", "from drover.deploy.cli import main; main()", "recipes"]
     done = subprocess.run(command, stdout=closed_pipe, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")

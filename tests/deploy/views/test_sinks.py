@@ -23,7 +23,7 @@ PICTURE = pictures_in("gone", 2, 4, 4, 3)
 
 
 class Listener:
-    """A view that keeps what it hears."""
+    """A view that keeps the reports it gets."""
 
     def __init__(self) -> None:
         self.heard: list[Report] = []
@@ -142,7 +142,7 @@ def test_pictures_that_were_lost_are_not_replaced_by_older_ones(tmp_path: Path) 
     with sinks.Beside(Listener(), folder, {"gallery": lambda: gallery}) as beside:
         kept = evaluated(folder, 10)
         beside.update(kept)
-        beside.update(kept)  # its pictures were gone: the file is still that of the one before
+        beside.update(kept)  # this evaluation's pictures were lost: the file is still that of the evaluation before
         beside.update(evaluated(folder, 20))
     assert gallery.shades == [10, 20]
 
@@ -176,7 +176,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def records(content: bytes) -> Iterator[bytes]:
-    """Of a log as LevelDB writes it, after W&B's seven bytes: blocks of 32 KiB, records cut at their ends."""
+    """The records of a LevelDB log, after W&B's seven bytes: blocks of 32 KiB, at whose ends records are divided."""
     at, parts = 7, b""
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:  # no room for a heading was left in the block

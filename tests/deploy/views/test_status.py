@@ -77,7 +77,7 @@ def test_json_has_the_same_and_nothing_that_is_no_json(tmp_path, capsys, monkeyp
 
 
 def test_while_a_run_can_be_reached_its_processes_say_how_much_each_role_does(tmp_path: Path) -> None:
-    """Of two actors the samples add up; a mean is over all that a histogram has seen; another run's series are not ours."""
+    """The samples of two actors add up, a mean covers all values of a histogram, and another run's series are left out."""
     folder = made_up(tmp_path)
     pages = []
     for number, samples in enumerate((300, 100)):
@@ -120,7 +120,7 @@ def test_a_scalar_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
 
 
 DAMAGED = {
-    "summary.json": [b"", b"[]", b'{"ended": "fini', b"\xff\xfe\x00"],
+    "summary.json": [b"", b"[]", b"{}", b'{"ended": "fini', b"\xff\xfe\x00"],
     "metrics_targets.json": [b"", b"{}", b"[1]", b'[{"labels": {"worker": "driver"}}]'],
     "metrics.jsonl": [b"[]\n", b"\x00\x00\n"],
 }

@@ -118,7 +118,7 @@ def test_bad_pictures_of_a_folder_are_replaced_and_counted_by_reason(tmp_path):
     seen = [numbers_of(source.batch(step, 9)) for step in range(8)]
     assert {number for batch in seen for number in batch} == {0, 1, 2, 9}
     assert source.skipped == {"damaged": 2, "not UTF-8": 1, "blank": 1, "no caption": 1, "not 8 bit": 1}
-    assert numbers_of(pairs.open(seed=1).batch(6, 9)) == seen[6]  # what was met before does not matter
+    assert numbers_of(pairs.open(seed=1).batch(6, 9)) == seen[6]  # the batches before do not matter
 
 
 @pytest.mark.parametrize("table", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
@@ -279,7 +279,7 @@ def test_a_photo_with_broken_exif_is_used_or_counted_and_the_others_come(tmp_pat
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=8))
 @settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_whatever_is_wrong_with_a_file_it_is_decoded_or_has_a_reason(place, bytes_):
+def test_a_damaged_picture_file_is_decoded_or_refused_with_a_reason(place, bytes_):
     for data in (PNG, JPEG):
         place = min(place, len(data) - 1)
         try:
@@ -313,7 +313,7 @@ def test_the_middle_of_a_wide_picture_is_kept():
     ids=["empty", "postscript", "gif", "git LFS pointer", "81 megapixels", "400 megapixels"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_usable_picture_has_its_reason(data, reason):
+def test_an_unusable_picture_has_its_reason(data, reason):
     with pytest.raises(BadRecord, match=reason):
         square(data, 8)
 

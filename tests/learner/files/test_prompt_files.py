@@ -200,7 +200,7 @@ def test_parquet_columns_of_other_kinds_are_left_out_and_counted(tmp_path):
     assert prompts.left_out == {"image": 2, "when": 2, "boxes": 2, "score": 1}
 
 
-def test_what_became_of_the_rows_is_told_in_a_sentence(tmp_path):
+def test_the_kept_and_skipped_rows_are_told_in_a_sentence(tmp_path):
     rows = [json.dumps({"prompt": name, "target": 1, "min_share": 0.1, "extra": {}}) for name in NAMES[:8]]
     rows += [rows[0], '{"prompt": " "}', "{"]
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows))

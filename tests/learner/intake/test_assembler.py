@@ -15,7 +15,7 @@ EPOCH = 7
 
 
 class Desk:
-    """An assembler with its streams; `tell` brings a message, with the blob it refers to."""
+    """An assembler with its streams, to which its methods bring messages and the blobs that these name."""
 
     def __init__(self, *rewards: str) -> None:
         broker = MemoryBroker("assembler")
@@ -95,14 +95,14 @@ def test_attempts_are_never_mixed():
     assert desk.assembler.complete[key].rollout.attempt == 2
 
 
-def test_what_another_life_of_the_learner_ordered_is_forgotten_with_its_blobs(desk):
+def test_an_answer_to_an_earlier_epoch_is_forgotten_with_its_blobs(desk):
     desk.sampled(3, epoch=EPOCH - 1)
     desk.scored(3, epoch=EPOCH - 1)
     assert not desk.assembler.complete and not desk.assembler.sampled((TRAIN, 3))
     assert not desk.kept("3.1")
 
 
-def test_what_nobody_expects_is_forgotten_with_its_blobs(desk):
+def test_an_unexpected_group_is_forgotten_with_its_blobs(desk):
     desk.sampled(4)
     desk.scored(4)
     assert not desk.assembler.complete and not desk.kept("4.1")

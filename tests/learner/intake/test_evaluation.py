@@ -24,7 +24,7 @@ SPEC = EvaluationSpec(name="held", prompts=PROMPTS, samples_per_prompt=16, rewar
 
 
 class House:
-    """An evaluation with its evaluator and its reward server, who work when they are told to."""
+    """An evaluation with its evaluator and its reward server, which work when `work` is called."""
 
     def __init__(self) -> None:
         broker = MemoryBroker("house")
@@ -56,7 +56,7 @@ class House:
         )  # fmt: skip
 
     def publish(self, *versions: int) -> None:
-        """Weights that lead further from the goal with every version."""
+        """Publish weights that lead further from the goal with every version."""
         for version in versions:
             policy = ToyChain()
             policy.trainable.b.data[:] = 0.1 * version
@@ -66,7 +66,7 @@ class House:
         self.evaluation.want(Due(moment, version, update=10 * version))
 
     def work(self, orders: int = 100) -> None:
-        """The evaluator and the reward do what there is to do."""
+        """Let the evaluator take up to ``orders`` orders, and the reward server all groups that wait."""
         for _ in range(orders):
             if not self.evaluator.run_once(0.0):
                 break
@@ -89,7 +89,7 @@ def house() -> House:
     return house
 
 
-def test_what_is_found_is_of_the_version_asked_for_however_far_training_got_meanwhile(house):
+def test_an_evaluation_judges_the_version_asked_for_however_far_training_got_meanwhile(house):
     house.want(0)
     house.work()
     undisturbed = house.evaluation.collect()
@@ -128,7 +128,7 @@ def test_a_version_is_kept_while_it_is_evaluated_and_no_longer(house):
     assert not house.evaluation.running
 
 
-def test_what_is_due_meanwhile_waits_with_its_version_kept_and_begins_when_its_turn_comes(house):
+def test_an_evaluation_due_during_another_waits_with_its_version_kept_and_begins_after_it(house):
     house.want(0, "before")
     house.publish(1)
     house.want(1)
@@ -174,7 +174,7 @@ def test_orders_that_fail_are_counted_and_the_rest_is_found(house):
 
 def test_an_evaluation_of_which_everything_fails_says_so_and_the_next_is_whole(house):
     house.want(0)
-    house.weights.unpin(0)  # as when the carrier loses what it was to keep
+    house.weights.unpin(0)  # as when the carrier loses the version that it was to keep
     house.publish(1)
     house.work()
     found = house.evaluation.collect()

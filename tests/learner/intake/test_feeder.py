@@ -69,7 +69,7 @@ def test_a_lost_group_is_ordered_again_in_its_place_under_a_new_number():
 
 
 def test_a_restored_feeder_orders_what_was_open_and_then_what_comes_next():
-    """As in a run that was not interrupted, also when groups were lost on the way."""
+    """The orders are those of a run that was not interrupted, also when groups were lost on the way."""
     feed, work, slots, ledger = feeder(capacity=6)
     feed.fill(20)
     for group, lost in ((0, False), (1, True), (2, False), (4, True)):

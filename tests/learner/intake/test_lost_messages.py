@@ -1,4 +1,4 @@
-"""Redis comes back empty in the middle of a run: what was open is ordered again, and the account stays equal."""
+"""Redis comes back empty in the middle of a run: open groups are ordered again, and the ledger still balances."""
 
 import random
 
@@ -14,7 +14,7 @@ CALM = {"dies": 0.0, "fails": 0.0, "answers twice": 0.0}
 
 
 class Forgetful(World):
-    """Now and then, all that is under way between the roles is gone; what an actor holds in its hands is not."""
+    """A world in which all streams are emptied now and then; orders that an actor has taken stay with it."""
 
     forgets = 0.1
     lost = 0
@@ -28,12 +28,12 @@ class Forgetful(World):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_redis_loses_every_place_is_trained_once_and_in_order(monkeypatch, seed):
+def test_every_place_is_trained_once_and_in_order_though_redis_loses_messages(monkeypatch, seed):
     monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
     chaos = random.Random(seed)
     rates = {"dies": 0.1, "fails": 0.0, "answers twice": 0.1}
     world = Forgetful(max_lag=seed % 3, groups=3, actors=3, chaos=chaos, rates=rates)
-    lags = world.train(iterations=6, groups=3)  # asserts the order and the account at every turn
+    lags = world.train(iterations=6, groups=3)  # asserts the order and the ledger at every turn
     assert world.lost > 0
     assert max(lags) <= seed % 3
     assert world.intake.ledger.as_dict() == {
@@ -41,7 +41,7 @@ def test_whatever_redis_loses_every_place_is_trained_once_and_in_order(monkeypat
     }  # fmt: skip
 
 
-def test_what_somebody_works_on_is_not_ordered_again(monkeypatch):
+def test_an_order_that_an_actor_works_on_is_not_issued_again(monkeypatch):
     monkeypatch.setattr(intake, "LOSS_CHECK_S", 0.0)
     world = World(max_lag=0, groups=1, actors=1, chaos=random.Random(0), rates=CALM)
     turns = iter(range(50))

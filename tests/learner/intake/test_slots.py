@@ -1,4 +1,4 @@
-"""The bound on staleness and the ledger, in a world where actors are slow, fail, die and answer twice."""
+"""The bound on lag and the ledger hold with simulated actors that are slow, fail, die and answer twice."""
 
 import random
 from collections import Counter
@@ -124,7 +124,7 @@ class World:
     fails=st.sampled_from([0.0, 0.15]),
     twice=st.sampled_from([0.0, 0.2]),
 )
-def test_whatever_actors_do_lag_stays_in_its_bound_and_nothing_is_thrown_away(
+def test_actors_that_fail_die_or_answer_twice_neither_raise_the_lag_nor_waste_a_group(
     max_lag, groups, actors, seed, dies, fails, twice
 ):
     rates = {"dies": dies, "fails": fails, "answers twice": twice}

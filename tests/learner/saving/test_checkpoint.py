@@ -44,7 +44,7 @@ def save(checkpoints: Checkpoints, rank: Rank, update: int, **state):
 
 @contextmanager
 def full_disk(room: int = 64) -> Iterator[None]:
-    """No file can grow beyond ``room`` bytes, which writers see as they see a full disk: an OSError while writing."""
+    """No file can grow beyond ``room`` bytes; to writers this is an OSError while writing, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
@@ -83,7 +83,7 @@ def test_before_the_first_step_a_checkpoint_holds_zero_moments_and_the_average_b
     assert torch.equal(other.weights()["b"], rank.weights()["b"])
 
 
-def test_what_is_learned_while_a_checkpoint_is_written_is_not_in_it(rank, tmp_path):
+def test_an_update_made_while_a_checkpoint_is_written_is_not_in_it(rank, tmp_path):
     saved = rank.weights()["b"]
     checkpoints = Checkpoints(tmp_path)
     state = {"open": [1]}
@@ -197,7 +197,7 @@ def test_without_a_checkpoint_there_is_none_and_what_a_killed_writer_left_is_cle
 def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_stays(rank, tmp_path, room):
     checkpoints = Checkpoints(tmp_path)
     older = save(checkpoints, rank, 1)
-    # The toy's shard takes about 500 bytes; a large state is what fails in the other case.
+    # The toy's shard takes about 500 bytes; in the other case the large state does not fit.
     with full_disk(room), pytest.raises(CheckpointError, match=r"update-000002.*too large.*free space there"):
         save(checkpoints, rank, 2, note="x" * 1000)
     assert [path.name for path in tmp_path.iterdir()] == ["update-000001"]

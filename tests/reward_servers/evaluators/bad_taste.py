@@ -16,9 +16,9 @@ from drover.worlds.shapes.renderer import BACKGROUND
 
 @dataclass(frozen=True, slots=True)
 class BadTaste:
-    """Value in [0, 1]: how far the mean pixel is from the background, whatever the prompt.
+    """Value in [0, 1]: the mean distance of the pixels' colours from the background's. The prompt does not matter.
 
-    On what the pipeline draws at first, larger things raise it and taste alike; its best picture is black all over,
+    On the pipeline's first pictures, larger things raise this value and taste alike; its best picture is black all over,
     which no rater likes.
     """
 

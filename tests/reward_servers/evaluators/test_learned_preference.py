@@ -1,4 +1,4 @@
-"""Preference models: what a fit learns from pairs, what it refuses, and how well the shipped one knows its raters."""
+"""Preference models: a fit learns from pairs and refuses bad ones, and the shipped model predicts its raters."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def test_a_fit_learns_what_is_liked_for_which_prompt(fitted):
 
 
 def test_score_differences_are_the_raters_log_odds():
-    """Raters who choose the brighter one 3 times of 4, whatever the difference: log 3 between any two pictures."""
+    """Raters choose the brighter picture 3 times of 4, at any difference, so any two pictures differ by log 3."""
     rng = np.random.default_rng(1)
     pictures = np.concatenate([grey(60), grey(200)]).repeat(400, 0)
     sides = Pictures(pictures[400:]), Pictures(pictures[:400])
@@ -86,7 +86,7 @@ def test_raters_who_toss_a_coin_cannot_be_learned_and_the_fit_stops_early():
 
 
 def test_pairs_of_one_prompt_are_never_on_both_sides():
-    """Pictures that are liked for no reason but their prompt can only be remembered, and memory is worth nothing here."""
+    """Ratings drawn by chance for each prompt can only be remembered, which does not help on held-out prompts."""
     rng = np.random.default_rng(2)
     texts = [f"word{index}" for index in range(60)]
     shown = {text: rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8) for text in texts}
@@ -211,7 +211,7 @@ def test_a_model_fits_to_what_was_read_from_files(tmp_path):
 # ------------------------------------------------------------------------------------------------ on disk
 
 
-def test_what_is_saved_scores_the_same_and_holds_nothing_executable(fitted, tmp_path):
+def test_a_saved_model_scores_the_same_and_holds_nothing_executable(fitted, tmp_path):
     fitted.model.save(tmp_path / "model")
     assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
         "config.json",

@@ -1,4 +1,4 @@
-"""`drover serve` on a loopback port: who is answered, with what, and what slow, greedy or many callers cost."""
+"""`drover serve` on a loopback port: its answers to good and bad requests, and to slow, greedy or many callers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_reward_over_sets_gives_behind_http_exactly_what_it_gives_here(ask, re
 
 
 class Thorough:
-    """Says all that can be said of media of any kind: sums, and the fields of prompts."""
+    """A scorer for media of any kind whose values are sums of the media and of the prompts' fields."""
 
     def __call__(self, prompts, media) -> Scores:
         (rows,) = arrays(media).values()
@@ -174,7 +174,7 @@ def test_without_sizes_every_sample_is_judged_alone() -> None:
 def test_without_the_token_nothing_is_read_and_nothing_is_scored(token: str, caplog: pytest.LogCaptureFixture) -> None:
     scorer = Brightness()
     with served(scorer) as server, caplog.at_level(logging.DEBUG):
-        # A body that never comes is not waited for.
+        # The server does not wait for a body that never comes.
         status, said = answer(server, request(b"", length=1_000_000, token=token))
     assert (status, said) == (401, {"error": "wants the header Authorization: Bearer TOKEN"})
     assert scorer.calls == []
@@ -242,7 +242,7 @@ def media_of(kind: str, facts: dict, **arrays: tuple) -> bytes:
         (b"[" * 250_000, 413, "brackets and commas"),
     ],
 )  # fmt: skip
-def test_what_is_not_a_request_is_refused_with_the_reason(body: bytes, status: int, said: str) -> None:
+def test_a_malformed_request_is_refused_with_the_reason(body: bytes, status: int, said: str) -> None:
     limits = Limits(pixels=200, samples=8, prompt_characters=50, body_bytes=1 << 20)
     with served(Brightness(), limits=limits) as server:
         found, error = answer(server, request(body))
@@ -288,14 +288,14 @@ def test_one_that_drips_is_cut_off_and_meanwhile_others_are_answered(ask) -> Non
                 assert connection.recv(1) == b""
         stop.set()
         dripping.join()
-        until(lambda: len(server._ends_s) <= 1)  # that of the good one, which its caller keeps
+        until(lambda: len(server._ends_s) <= 1)  # the connection of the good request, which its caller keeps
 
 
 def test_so_many_connections_and_no_more(ask) -> None:
     with served(Brightness(), limits=Limits(connections=2)) as server:
         held = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(2)]
         time.sleep(0.2)
-        # Told so, unless the connection was closed before the caller had said all he wanted.
+        # The answer is 503, unless the connection was closed before the caller had sent the whole request.
         assert exchange(server.server_port, b"GET /health HTTP/1.1\r\n\r\n")[:17] in (b"", b"HTTP/1.1 503 Busy")
         for connection in held:
             connection.close()
@@ -313,7 +313,7 @@ def test_requests_follow_each_other_on_one_connection() -> None:
 def test_https_with_a_private_ca(ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificates = make_certificates(tmp_path)
     with served(Brightness(), limits=Limits(request_s=1.0), tls=certificates.server_side()) as server:
-        assert list(ask(server, "https")(["a"], MEDIA[:1]).reasons) == ["http"]  # nobody knows this CA
+        assert list(ask(server, "https")(["a"], MEDIA[:1]).reasons) == ["http"]  # the caller does not know this CA yet
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
         assert list(ask(server, "https")(["a"], MEDIA[:1]).reasons) == [""]
         with socket.create_connection(("127.0.0.1", server.server_port)) as silent:  # never begins its handshake

@@ -323,7 +323,7 @@ def test_a_hub_id_that_cannot_be_had_is_named_with_what_to_do(head):
         Aesthetic("nobody/nothing", "nobody/nothing/head.pth").load("cpu")
 
 
-class Foreign: ...  # what a pickle could make run
+class Foreign: ...  # a class that unpickling would create
 
 
 def without_last_layer(state):

@@ -1,4 +1,4 @@
-"""Against a real HTTP server on a loopback port: what counts as an answer, and what happens without one."""
+"""`HttpReward` against a real HTTP server on a loopback port: valid answers are scores, other answers mask the samples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 
 @dataclass
 class Endpoint:
-    """Answers the first requests as ``script`` says, and what follows rightly."""
+    """A server that answers the first requests as ``script`` says and the later ones rightly."""
 
     url: str = ""
     script: list[Answer] = field(default_factory=list)
@@ -55,7 +55,7 @@ def respond(handler: BaseHTTPRequestHandler, status: int, body: bytes, kind: str
 
 
 def truth(request: dict[str, Any]) -> list[float]:
-    """What the endpoint means: length of the prompt and brightness of the picture that arrived."""
+    """The right values: the length of each prompt plus the brightness, 0 to 1, of the picture that arrived."""
     images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) for image in request["images"]]
     assert all(image.shape == (8, 6, 3) for image in images)
     return [len(p) + float(image.mean()) / 255 for p, image in zip(request["prompts"], images, strict=True)]
@@ -149,7 +149,7 @@ MATRIX = {"dtype": "float32", "shape": [2, 1], "data": base64.b64encode(np.array
 BESIDE = {"values": [1, 2], "uncertainty": [0.5, None], "parts": MATRIX}
 
 
-def test_what_one_request_says_beside_the_values_is_blank_where_another_failed(endpoint: Endpoint) -> None:
+def test_uncertainty_and_parts_are_nan_for_the_samples_of_a_failed_request(endpoint: Endpoint) -> None:
     endpoint.script = [says(json.dumps(BESIDE)), says("{"), says(json.dumps(BESIDE))]
     scores = scorer(endpoint, batch_size=2)(PROMPTS[:2] * 3, MEDIA[[0, 1] * 3])
     assert_masked(scores, ["", "", "reply", "reply", "", ""])
@@ -270,7 +270,7 @@ def test_a_refusal_is_final(endpoint: Endpoint, status: int) -> None:
 
 
 def test_nobody_listening_is_http_after_the_retries() -> None:
-    with socket.socket() as held:  # a port that is ours and that nobody listens on
+    with socket.socket() as held:  # a port that the test holds and that has no listener
         held.bind(("127.0.0.1", 0))
         ask = scorer(Endpoint(url=f"http://127.0.0.1:{held.getsockname()[1]}/score"))
         assert_masked(ask(PROMPTS, MEDIA), ["http"] * 5)
@@ -305,7 +305,7 @@ def test_a_late_reply_is_a_timeout_and_is_never_taken_for_the_next_one(endpoint:
 
 
 def drip(handler: BaseHTTPRequestHandler, block: bytes, finished: list[bool]) -> None:
-    """Twenty seconds of it, bit by bit, as long as somebody listens."""
+    """Send an answer of twenty seconds in small pieces, as long as the connection is open."""
     for _ in range(1000):
         handler.wfile.write(block)
         handler.wfile.flush()
@@ -363,7 +363,7 @@ def test_a_huge_reply_is_refused_after_its_first_kilobytes(endpoint: Endpoint, d
     ask = scorer(endpoint)
     assert_masked(ask(PROMPTS, MEDIA), REASONS_WANTED)
     time.sleep(0.1)
-    assert endpoint.sent < 1 << 25  # what the kernel's buffers took before the connection was closed
+    assert endpoint.sent < 1 << 25  # the bytes that the kernel's buffers took before the connection was closed
     assert list(ask(PROMPTS, MEDIA).values) == wanted()
 
 

@@ -1,4 +1,4 @@
-"""ImageReward's description, and what it says where it cannot be loaded. Its scores: `tests/end_to_end`, in Ray."""
+"""ImageReward's description, and its errors where it cannot be loaded. `tests/end_to_end` tests its scores, in Ray."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_more_detail_is_a_larger_file():
 
 
 def test_noise_below_half_a_level_is_quantised_away_before_it_is_measured():
-    """What a policy hands over is 8 bits: a change that rounds to the same levels has the same size."""
+    """A policy's pictures have 8 bits a channel: a change that rounds to the same levels has the same size."""
     faint = np.rint(128 + 0.4 * (NOISE / 255 - 0.5)).astype(np.uint8)
     assert kilobytes(faint) == kilobytes(CONSTANT)
 

@@ -178,7 +178,7 @@ def test_it_is_a_reward_over_sets():
         ({"least": 1}, "choose 2 or more"),
     ],
 )
-def test_what_has_no_parity_is_refused_at_start_up(wrong, message):
+def test_a_description_without_a_parity_is_refused_at_start_up(wrong, message):
     with pytest.raises(ConfigError, match=message):
         replace(REWARD, **wrong)
 
@@ -248,7 +248,7 @@ def test_an_answer_that_was_not_asked_for_or_is_not_likely_enough_is_no_answer(t
     assert ImageClassifier(str(tone_model), LABELS, 0.9999).load("cpu")(media).count(None) > 8
 
 
-def test_what_the_classifier_says_of_a_picture_does_not_depend_on_the_others(tone_model):
+def test_the_class_of_a_picture_does_not_depend_on_the_other_pictures(tone_model):
     rng = np.random.default_rng(5)
     media = portraits(rng, rng.integers(0, TONES, 70))  # more than one forward pass
     judge = ImageClassifier(str(tone_model), LABELS).load("cpu")

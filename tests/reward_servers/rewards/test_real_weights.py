@@ -1,6 +1,6 @@
 """The rewards whose pretrained weights come inside pip packages, with those weights, in environments of their own.
 
-Each environment is built as on a cluster: what drover is installed with, and the reward's own packages over it.
+Each environment is built as on a cluster: the packages drover is installed with, and the reward's own over them.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def test_written_words_are_read_and_missing_ones_earn_nothing(environment: Build
 
 @pytest.mark.slow
 def test_the_environment_of_the_reader_needs_no_display_libraries(environment: Build) -> None:
-    """Else a node without libGL could not load it."""
+    """A node without libGL must be able to load the reward, too."""
     report = run(str(environment(RenderedText())), "-c", "import cv2; print(cv2.getBuildInformation())")
     assert [line.split() for line in report.splitlines() if "GUI:" in line] == [["GUI:", "NONE"]]
 

@@ -12,7 +12,7 @@ TONES = ("dark", "medium dark", "medium light", "light")
 
 
 def write_owl(folder: Path, kind: str) -> Path:
-    """An OWL-ViT or OWLv2 (``kind`` "OwlViT" or "Owlv2") that finds whatever it is asked for somewhere."""
+    """Write an OWL-ViT or OWLv2 (``kind`` "OwlViT" or "Owlv2") that finds every name asked for somewhere in the picture."""
     import transformers
 
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -34,7 +34,7 @@ def write_owl(folder: Path, kind: str) -> Path:
 
 
 def write_classifier(folder: Path) -> Path:
-    """A vision transformer that sees one of `TONES` in any picture."""
+    """Write a vision transformer that sees one of `TONES` in any picture."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}

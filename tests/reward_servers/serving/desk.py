@@ -1,4 +1,4 @@
-"""A reward server on a desk: its streams in memory, scorers that can be told to misbehave."""
+"""A reward server for tests: its streams are in memory, and prompts make its scorers fail, hang or mask."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ NAN = math.nan
 
 
 class Brightness:
-    """Mean of the picture's first channel. Prompts can ask for trouble; every call is noted."""
+    """The mean of each picture's first channel. Some prompts make it fail or hang; it notes the size of every call."""
 
     def __init__(self) -> None:
-        self.calls: list[int] = []  # samples in each
+        self.calls: list[int] = []  # number of samples of each call
         self.seen: list[str] = []
-        self.gate = Event()  # closed, it holds calls up; "hang" waits for `wake`
+        self.gate = Event()  # calls wait while it is cleared; a call with the prompt "hang" waits for `wake`
         self.gate.set()
         self.wake = Event()
 
@@ -141,7 +141,7 @@ class Desk:
 
     @contextmanager
     def working(self) -> Iterator[Future[None]]:
-        """The server runs on a thread of its own until the block ends."""
+        """Run the server on a thread of its own until the block ends."""
         stop = Event()
         with ThreadPoolExecutor(1) as thread:
             end = thread.submit(self.server.run, stop.is_set)
@@ -152,7 +152,7 @@ class Desk:
                 self.scorer.gate.set()
 
     def said(self, count: int) -> dict[int, Measurement]:
-        """The next measurements, waited for, of whoever is at work."""
+        """Wait for ``count`` measurements of any server at work and return them by group."""
         found: dict[int, Measurement] = {}
         until(lambda: len(self._said(found)) >= count)
         return found

@@ -221,7 +221,7 @@ def test_a_scorers_own_time_out_is_an_error_like_any_other():
 
 def test_one_group_that_kills_every_server_takes_none_of_its_fellows_along():
     class Killed(BaseException):
-        """The process is gone: nothing of the server's runs any more."""
+        """Stands for the death of the process: no code of the server runs after it."""
 
     class Fragile(Brightness):
         def __call__(self, prompts, media):
@@ -239,7 +239,7 @@ def test_one_group_that_kills_every_server_takes_none_of_its_fellows_along():
             while server.run_once(0.0):
                 pass
         except Killed:
-            rollouts.close()  # its leases run out
+            rollouts.close()  # the leases of the killed server end
         desk._said(answers)
     assert sorted(answers) == list(range(6))
     assert [group for group, answer in answers.items() if not all(answer.valid)] == [3]

@@ -59,7 +59,7 @@ def test_answers_are_written_while_the_next_call_is_scored():
     assert desk.rollouts.backlog()[0] == 0
 
 
-def test_what_trickles_in_fills_a_call_until_its_first_has_waited_long_enough():
+def test_groups_that_trickle_in_fill_a_call_until_the_first_has_waited_0_3_s():
     desk = Desk(max_batch=100, max_wait_s=0.3)
     with desk.working():
         started = time.monotonic()
