@@ -23,7 +23,7 @@ from benchmarks import measure
 from benchmarks.measure import significant, table
 from drover.common.errors import ConfigError
 from drover.deploy.planning.forecast import ROLLOUT, forecast
-from drover.deploy.planning.plan import Measured, Prediction
+from drover.deploy.planning.plan import Measured, Scenario
 from drover.deploy.planning.plan import measure as measured_of
 from drover.deploy.run_folder.results import RunFolder
 
@@ -123,7 +123,7 @@ def compare(mix: Mix, max_lag: int, size: Size, base: Measured, found: Measured)
     predicting = replace(base, shape=replace(base.shape, max_lag=max_lag))
     sizes = {ROLLOUT: size[0], REWARD: size[1]}
     pace = forecast(predicting.shape, predicting.costs, sizes).samples_per_s
-    return Row(mix.name, max_lag, size, pace, found.samples_per_s, Prediction.of(predicting, sizes).limiting)
+    return Row(mix.name, max_lag, size, pace, found.samples_per_s, Scenario.of(predicting, sizes).limiting)
 
 
 # --------------------------------------------------------------------------------------------- the service

@@ -57,7 +57,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Scenario:
     """The predicted pace at certain sizes. ``limits``: role -> how far it limits the pace, as shares that sum to 1."""
 
     sizes: Mapping[str, int]
@@ -70,7 +70,7 @@ class Prediction:
         return max(self.limits, key=lambda role: self.limits[role])
 
     @classmethod
-    def of(cls, measured: Measured, sizes: Mapping[str, int]) -> Prediction:
+    def of(cls, measured: Measured, sizes: Mapping[str, int]) -> Scenario:
         shape, costs = measured.shape, measured.costs
         return cls(sizes, forecast(shape, costs, sizes), limits(shape, costs, sizes))
 
@@ -81,8 +81,8 @@ def run(options: PlanOptions) -> int:
     if not folder.is_dir():
         raise ConfigError(f"there is no run {options.run!r} in {options.runs_dir}; `drover status` lists them")
     measured = measure(RunFolder(folder).reports(), options.run)
-    now = Prediction.of(measured, measured.sizes)
-    other = Prediction.of(measured, _other_sizes(options, measured))
+    now = Scenario.of(measured, measured.sizes)
+    other = Scenario.of(measured, _other_sizes(options, measured))
     if options.json:
         print(json.dumps(_facts(measured, now, other), indent=2))
         return 0
@@ -236,7 +236,7 @@ def seconds_per_sample(measured: Measured) -> dict[str, float]:
     }
 
 
-def _table(title: str, measured: Measured, of: Prediction) -> Table:
+def _table(title: str, measured: Measured, of: Scenario) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(("role", "workers", "s/sample of one", "busy", "decides the pace", "one more")):
         table.add_column(column, justify="right" if number else "left")
@@ -251,7 +251,7 @@ def _table(title: str, measured: Measured, of: Prediction) -> Table:
     return table
 
 
-def _advice(of: Prediction) -> str:
+def _advice(of: Scenario) -> str:
     if of.limiting == LEARNER:
         return (
             "the learner limits it: more actors or reward servers would not help, a quicker learner or more ranks would"
@@ -264,8 +264,8 @@ def _command(name: str, sizes: Mapping[str, int]) -> str:
     return f"drover scale {name} --rollout {sizes[ROLLOUT]}{rewards}"
 
 
-def _facts(measured: Measured, now: Prediction, other: Prediction) -> dict[str, object]:
-    def told(of: Prediction) -> dict[str, object]:
+def _facts(measured: Measured, now: Scenario, other: Scenario) -> dict[str, object]:
+    def told(of: Scenario) -> dict[str, object]:
         found = {"sizes": dict(of.sizes), "samples_per_s": of.forecast.samples_per_s, "limiting": of.limiting}
         return found | {"decides": dict(of.limits), "busy": dict(of.forecast.busy)}
 
