@@ -1,1 +1,1 @@
-"""What drover costs and what others cost, measured side by side. Each module prints figures; nothing imports these."""
+"""Benchmarks that measure the cost of drover and of other trainers side by side. Each module prints its figures."""

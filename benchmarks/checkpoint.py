@@ -1,9 +1,9 @@
-"""How long a checkpoint stops training: written at once, or copied and written behind it; against one copy and one plain write.
+"""Measures how long a checkpoint stops training: written at once, or beside training; against a copy and a plain write.
 
     python -m benchmarks.checkpoint [--quick] [--json] [--out FILE]
 
-One rank on the CPU with one thread, float32 weights with AdamW's two moments, on the disk of ``runs/``. "Lost behind"
-is what a loop of matrix products, which stands for training, falls short of its own rate while the other thread writes.
+One rank on the CPU with one thread, float32 weights with AdamW's two moments, on the disk of ``runs/``. "Lost besides" is
+the time that a loop of matrix products, which stands for training, loses while the other thread writes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from drover.learner.saving.shards import CHUNK
 
 SIZES_MB = (13.0, 1700.0)  # weights and moments: the shapes UNet, a sixth of that of Stable Diffusion 1.5
 LAYER_VALUES = 1 << 20  # as many as a large layer of Stable Diffusion has
-PARTS = 4  # of the plain copy and write
-UNIT_S = 0.25  # of matrix products, to know their rate
+PARTS = 4  # parts of the plain copy and write
+UNIT_S = 0.25  # seconds of matrix products that give their rate
 SIDES = {
     "stop": "behind: stopped for",
     "lost": "behind: lost besides",
@@ -54,14 +54,14 @@ class Training:
         self._update = 0
 
     def at_once(self) -> dict[str, float]:
-        """Seconds until it is whole, as training that waits for it would."""
+        """Save; return the seconds until the checkpoint is whole, for which training would wait."""
         started = time.perf_counter()
         self._save()
         self.checkpoints.finish()
         return {"at_once": time.perf_counter() - started}
 
     def behind(self) -> dict[str, float]:
-        """Seconds that training stops, and that it loses afterwards until the checkpoint is whole."""
+        """Save beside the products; return the seconds that these stop, and those lost until the checkpoint is whole."""
         rate = self._products(lambda elapsed_s: elapsed_s < UNIT_S)
         started = time.perf_counter()
         folder = self._save()
@@ -77,7 +77,7 @@ class Training:
         return self.checkpoints.save(self._update, self.module, self.optimizer, {})
 
     def _products(self, more: Callable[[float], bool]) -> float:
-        """Matrix products a second."""
+        """Return matrix products a second."""
         started, count = time.perf_counter(), 0
         while more(time.perf_counter() - started) or not count:
             self._square @ self._square
@@ -86,21 +86,21 @@ class Training:
 
 
 class Floor:
-    """What no checkpoint can do without: one copy of its bytes in memory and one write of them; in parts, to save memory."""
+    """Measures the least work of a checkpoint: one copy of its bytes in memory and one write, in parts to save memory."""
 
     def __init__(self, nbytes: int, folder: Path) -> None:
         self._source, self._target = (torch.ones(nbytes // PARTS, dtype=torch.uint8) for _ in range(2))
         self._path = folder / "plain"
 
     def copy(self) -> float:
-        """Seconds, by one thread, between memory that has been touched before."""
+        """Return the seconds of a copy by one thread, between memory that is already mapped."""
         started = time.perf_counter()
         for _ in range(PARTS):
             self._target.copy_(self._source)
         return time.perf_counter() - started
 
     def write(self) -> float:
-        """Seconds, with fsync."""
+        """Return the seconds of a write with fsync."""
         content = self._source.numpy().data
         started = time.perf_counter()
         with self._path.open("wb", buffering=0) as file:
@@ -118,7 +118,7 @@ def measured(nbytes: int, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir="runs", prefix=".checkpoint-") as made:
         folder = Path(made)
         training = Training(nbytes, folder)
-        first = training.behind()["stop"]  # touches its memory for the first time
+        first = training.behind()["stop"]  # maps its memory
         sides: dict[str, Callable[[], Any]] = {"behind": training.behind, "at_once": training.at_once}
         floor = Floor(nbytes, folder)
         found = measure.alternate(repeats, {**sides, "copy": floor.copy, "write": floor.write})

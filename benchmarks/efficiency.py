@@ -1,10 +1,10 @@
-"""How much of the service's wall time times cores goes into the model itself, and where the rest goes.
+"""Measures which part of the service's wall time x cores goes into the model itself, and which parts go elsewhere.
 
     python -m benchmarks.efficiency [--quick] [--json] [--out FILE]
 
-Alone: the network calls of a run, in one process with one thread and nothing around them. Service: `drover train` with
-all its processes. Efficiency is the seconds the same work takes alone over wall time x cores, in the steady part of the
-run: after the first updates, and before the actors run out of orders at its end.
+"Alone" are the network calls of a run in one process with one thread, without anything else. "Service" is `drover train`
+with all its processes. Efficiency is the seconds that the same work takes alone over wall time x cores, in the steady
+part of the run: after the first updates, and before the actors run out of orders at its end.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _ROLE_SECONDS = re.compile(r'drover_role_seconds_total\{part="(\w+)",role="(\w+)
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Seconds of one call of each kind."""
+    """The seconds of one network call of each kind."""
 
-    sample_step: float  # a group's share of one guided UNet call on as many groups as an actor takes at once
+    sample_step: float  # one guided UNet call on as many groups as an actor takes at once, divided by these groups
     decode: float  # the images of a group
     encode: float  # one prompt
     learn: float  # forward and backward of one recorded step, in a full micro-batch
@@ -56,7 +56,7 @@ class Unit:
 
 
 class Alone:
-    """The networks of a run and the calls that its roles make of them."""
+    """The networks of a run and its roles' calls of them, without the service."""
 
     def __init__(self, config: RunConfig) -> None:
         from drover.common.policies.guided import Guided
@@ -70,7 +70,7 @@ class Alone:
         self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-12, betas=spec.betas, weight_decay=0.0)
 
     def measure(self, calls: int) -> Unit:
-        """Means over ``calls`` calls of each kind; they take turns."""
+        """Return the means over ``calls`` calls of each kind; the kinds take turns."""
         kinds: dict[str, Callable[[], None]] = {
             "sample_step": self._sample_step,
             "decode": self._decode,
@@ -111,7 +111,7 @@ class Alone:
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """Of CPU time: with one thread it is the wall time of a quiet machine, and never more."""
+    """Return the CPU seconds of the call: with one thread, these are its wall seconds on a quiet machine."""
     started = time.process_time()
     call()
     return time.process_time() - started
@@ -122,17 +122,20 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The service when one of its updates was seen. Seconds since arbitrary origins."""
+    """The clocks and accounts of the service when one of its updates was seen. Clocks have arbitrary origins."""
 
     wall_s: float
-    cpu_s: float  # of all its processes so far
+    cpu_s: float  # CPU seconds of all its processes so far
     parts: dict[str, dict[str, float]]  # role -> part -> seconds so far
-    scraped_s: dict[str, float]  # role -> when its parts were read
+    scraped_s: dict[str, float]  # role -> time at which its parts were read
     scalars: dict[str, float]
 
 
 def run_service(arguments: Sequence[str], first: int, last: int) -> tuple[Moment, Moment]:
-    """The service at update ``first`` and at update ``last`` of one run. Raises RuntimeError with its last words."""
+    """Run the service; return its moments at the updates ``first`` and ``last``.
+
+    Raises RuntimeError with the end of its output if it fails.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             sys.executable,
@@ -158,7 +161,7 @@ def run_service(arguments: Sequence[str], first: int, last: int) -> tuple[Moment
 
 
 def _watch(service: subprocess.Popen[bytes], folder: Path, updates: set[int]) -> dict[int, Moment]:
-    """Those updates as they come, until the run ends."""
+    """Return update -> moment for the given updates, taken as they come, when the run has ended."""
     found: dict[int, Moment] = {}
     seen, ends_s = 0, time.monotonic() + RUN_TIMEOUT_S
     while service.poll() is None and time.monotonic() < ends_s:
@@ -181,7 +184,7 @@ def _moment(pid: int, folder: Path, report: Mapping[str, Any]) -> Moment:
     parts, scraped_s = {"learner": learner}, {"learner": wall_s}
     for target in json.loads((folder / "metrics_targets.json").read_text()):
         for role, account in _scrape(target["targets"][0]).items():
-            if role == "learner":  # told by its first rank with the update, to the moment
+            if role == "learner":  # its account is exact in the report of the update
                 continue
             mine = parts.setdefault(role, {})
             for part, seconds in account.items():
@@ -191,7 +194,7 @@ def _moment(pid: int, folder: Path, report: Mapping[str, Any]) -> Moment:
 
 
 def _scrape(target: str) -> dict[str, dict[str, float]]:
-    """Role -> part -> seconds, from a worker's own metrics."""
+    """Read role -> part -> seconds from a worker's metrics."""
     with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     found: dict[str, dict[str, float]] = {}
@@ -201,7 +204,7 @@ def _scrape(target: str) -> dict[str, dict[str, float]]:
 
 
 def family_cpu_s(pid: int) -> float:
-    """CPU seconds, user and system, of a process and its living descendants, with what they reaped."""
+    """Return the CPU seconds (user and system) of a process, its living descendants, and the children that they waited for."""
     parents, spent = {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -221,7 +224,7 @@ def family_cpu_s(pid: int) -> float:
 
 
 def compare(config: RunConfig, unit: Unit, start: Moment, end: Moment) -> dict[str, Any]:
-    """Efficiency of one run's steady part, and the account of every role."""
+    """Compute the efficiency of one run's steady part, and the account of every role."""
     iterations = int(end.scalars["update"] - start.scalars["update"])
     groups = iterations * config.groups
     taught = int(end.scalars["ledger/trained"] - start.scalars["ledger/trained"])
@@ -249,14 +252,14 @@ def compare(config: RunConfig, unit: Unit, start: Moment, end: Moment) -> dict[s
 
 
 def _new_prompts(config: RunConfig, first: int, iterations: int) -> int:
-    """Prompts that these iterations are the first to need; actor and learner each encode them once."""
+    """Return the number of prompts that first occur in these iterations; actor and learner each encode them once."""
     order = config.learner_spec().order
     at = [order.prompt(place) for place in range((first + iterations) * config.groups)]
     return len(set(at)) - len(set(at[: first * config.groups]))
 
 
 def _account(config: RunConfig, role: str, start: Moment, end: Moment) -> dict[str, Any]:
-    """Shares of the role's time by part, and its parts' sum over the time between the two looks."""
+    """Return the parts of the role's time between the two moments as shares of that time, and the sum of these shares."""
     workers = {"learner": 1, "actor": config.pools.actors, "reward": config.pools.reward_servers}[role]
     wall_s = (end.scraped_s[role] - start.scraped_s[role]) * workers
     before = start.parts[role]
@@ -274,7 +277,7 @@ def main() -> None:
     torch.set_num_threads(1)
     iterations, repeats, calls = (8, 1, 5) if chosen.quick else (16, 3, 30)
     config = shapes_ddpo(training=Training(iterations=iterations, groups=64, samples=8))
-    last = iterations - config.max_lag - 1  # then the last orders are out, and the actors begin to run dry
+    last = iterations - config.max_lag - 1  # from here on there are no new orders, and actors run out of work
     alone = Alone(config)
     sides: dict[str, Callable[[], Any]] = {
         "alone": lambda: alone.measure(calls),

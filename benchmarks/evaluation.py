@@ -1,9 +1,9 @@
-"""What evaluations beside training cost training: samples per second with one after every update, and without any.
+"""Measures how far evaluations slow training: trained samples per second with an evaluation after every update, and without.
 
     python -m benchmarks.evaluation [--quick] [--json] [--out FILE]
 
-The whole service, `drover train` on the recipe of `benchmarks/paced.py`: two actors are what training waits for, and
-every role sleeps where it would compute on a device of its own. The sides take turns, each a run of its own.
+Each side is a run of the whole service, `drover train` on the recipe of `benchmarks/paced.py`: training waits for two
+actors, and every role sleeps where it would compute on a device of its own. The sides take turns.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ GOAL = 0.99
 FIRST_UPDATE = 5  # the run is steady from here on
 RUN_TIMEOUT_S = 900.0
 ROOT = Path(__file__).resolve().parents[1]
-BUSY = ("--score-s", "0.085")  # a reward that training alone keeps at work 85 % of the time
+BUSY = ("--score-s", "0.085")  # a reward that works 85 % of the time for training alone
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A way to run, and the one it is compared with."""
+    """A way to run the service, and the name of the side to compare with."""
 
     name: str
     arguments: tuple[str, ...]
@@ -57,15 +57,15 @@ SIDES = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The steady part of one run."""
+    """The figures of one run's steady part."""
 
     samples_per_s: float  # trained
     evaluations: int  # reported while it trained
-    took_s: float  # mean of those
+    took_s: float  # mean seconds of these evaluations
 
 
 def run(side: Side, iterations: int) -> Run:
-    """One run of the service. Raises RuntimeError with its last words."""
+    """Run the service once. Raises RuntimeError with the end of its output if it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             sys.executable,
@@ -76,7 +76,7 @@ def run(side: Side, iterations: int) -> Run:
         ]
         command += ["--iterations", str(iterations), *side.arguments]
         command += ["--run-name", "evaluation", "--runs-dir", scratch, "--json"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # the recipe's parts are found by every process
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # every process can import the recipe
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, timeout=RUN_TIMEOUT_S, check=False
         )
@@ -87,7 +87,7 @@ def run(side: Side, iterations: int) -> Run:
 
 
 def summarise(reports: Sequence[Mapping[str, Any]]) -> Run:
-    """From the reports of a run, in order."""
+    """Compute the figures from the reports of a run, in order."""
     updates = [report for report in reports if report["kind"] == "update"]
     first, last = updates[FIRST_UPDATE - 1], updates[-1]
     found = [report for report in reports if report["kind"] == "eval"]
@@ -98,7 +98,7 @@ def summarise(reports: Sequence[Mapping[str, Any]]) -> Run:
 
 
 def _check(found: Sequence[Mapping[str, Any]]) -> None:
-    """What was measured is what is claimed: each evaluation whole, and of a version of its own."""
+    """Assert that each evaluation was whole, and that each had a version of its own."""
     for report in found:
         assert report["scalars"]["evaluation/lost_orders"] == 0, report
         assert report["version"] == report["scalars"]["weights_version"] == report["scalars"]["update"], report

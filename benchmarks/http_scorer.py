@@ -1,4 +1,4 @@
-"""How scripts share a reward model: an HTTP server that scores the one picture of each request, and its client.
+"""An HTTP server that scores one picture per request, as scripts share a reward model, and its client.
 
 Pictures travel as base64 of raw pixels, which costs both ends less than the PNG or JPEG that scripts send.
 """
@@ -29,7 +29,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @contextmanager
 def serving(build: Callable[[], Scorer]) -> Iterator[int]:
-    """A server in a process of its own; its port."""
+    """Run the server in a process of its own during the block; gives its port."""
     port = SPAWN.Value("i", 0)
     process = SPAWN.Process(target=_serve, args=(build, port), daemon=True)
     process.start()
@@ -44,7 +44,7 @@ def serving(build: Callable[[], Scorer]) -> Iterator[int]:
 
 
 def rate(port: int, prompt: str, pictures: np.ndarray, in_flight: int) -> float:
-    """Samples/s of pictures [N, H, W, 3], with that many requests under way at a time."""
+    """Return samples/s for pictures [N, H, W, 3], with ``in_flight`` requests at a time."""
 
     def ask(rows: range) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -67,7 +67,7 @@ def _serve(build: Callable[[], Scorer], port: Any) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
+        disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for an acknowledgement
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

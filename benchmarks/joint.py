@@ -1,8 +1,8 @@
-"""Table 5 of arXiv 2401.12244 in the small: specialists, and one model for all: `python -m benchmarks.joint`.
+"""Table 5 of arXiv 2401.12244 on shapes: one model per task against one for all tasks: `python -m benchmarks.joint`.
 
-The shapes pipeline as it is, trained on each task alone, and jointly; each judged on all three held-out metrics, over
-several seeds. Every task gets the same number of iterations, alone or jointly. Runs that are already in the folder
-are taken as they are, so that a stopped benchmark goes on where it was.
+The benchmark judges the untrained shapes model, models trained on one task, and models trained jointly on all three
+held-out metrics, over several seeds. Every task gets the same number of iterations, alone or jointly. Runs that are
+already in the folder are not repeated, so a stopped benchmark can go on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def collect(runs_dir: Path, seeds: Sequence[int], rounds: int) -> tuple[Found, dict[str, list[float]]]:
-    """Every run, made where it is missing; what they measured, and how long they took."""
+    """Make all missing runs; return the measurements and the seconds of all runs."""
     found: Found = {model: {metric: [] for metric in METRICS} for model in ("base", *MODELS)}
     seconds: dict[str, list[float]] = {model: [] for model in MODELS}
     for number, seed in enumerate(seeds):
@@ -60,13 +60,13 @@ def collect(runs_dir: Path, seeds: Sequence[int], rounds: int) -> tuple[Found, d
 
 
 def of_set(results: dict[str, float], metric: str) -> float:
-    """The result of a reward that one held-out set measures; results are named SET/REWARD."""
+    """Return the result of a reward that judges only one held-out set. Results are named SET/REWARD."""
     (value,) = (value for key, value in results.items() if key.endswith(f"/{metric}"))
     return value
 
 
 def run(runs_dir: Path, model: str, seed: int, rounds: int, done: str) -> dict[str, Any]:
-    """The summary of one run."""
+    """Return the summary of one run, which is made if it is missing."""
     name = f"{model}-{rounds}-seed{seed}"
     path = runs_dir / name / "summary.json"
     if not path.exists():
@@ -81,7 +81,7 @@ def run(runs_dir: Path, model: str, seed: int, rounds: int, done: str) -> dict[s
 
 
 def as_table(found: Found, seeds: Sequence[int]) -> Table:
-    """Means over the seeds with their standard deviation; what is worse than the base is marked."""
+    """Make the table of means over the seeds with standard deviations. Values worse than the base's are marked."""
     rows = []
     for model, metrics in found.items():
         cells = []
@@ -96,13 +96,13 @@ def as_table(found: Found, seeds: Sequence[int]) -> Table:
 
 
 def time_table(seconds: dict[str, list[float]]) -> Table:
-    """Of the whole command."""
+    """Make the table of the seconds of a whole run."""
     rows = [[model, Spread.of(some).text()] for model, some in seconds.items()]
     return table("seconds of a run", ["trained on", "median (range)"], rows)
 
 
 def draw(found: Found, path: Path) -> None:
-    """A panel for each metric, a bar for each model, a dot for each seed; the base as a line across."""
+    """Draw a panel for each metric, with a bar for each model, a dot for each seed, and a line for the base."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.5), layout="constrained")

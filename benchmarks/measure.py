@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that take turns, medians with their spread, the machine in one line, one way to print."""
+"""Helpers of the benchmarks: run sides in turn, take medians with their spread, describe the machine, print figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, digits: int = 3) -> str:
-        """``1.20 (1.10-1.90)``."""
+        """Return the median with the range: ``1.20 (1.10-1.90)``."""
         return f"{significant(self.median, digits)} ({significant(self.low, digits)}-{significant(self.high, digits)})"
 
     def as_dict(self) -> dict[str, float]:
@@ -44,9 +44,9 @@ class Spread:
 
 
 def alternate(repeats: int, sides: Mapping[str, Callable[[], T]], *, warmups: int = 1) -> dict[str, list[T]]:
-    """Run the sides in turn, A B A B..., so that a machine that slows down slows both; what each returned, in order.
+    """Run the sides in turn, A B A B..., so that a machine that slows down slows both.
 
-    The first ``warmups`` rounds are not kept.
+    Returns each side's results in order, without those of the first ``warmups`` rounds.
     """
     kept: dict[str, list[T]] = {name: [] for name in sides}
     for round_number in range(warmups + repeats):
@@ -58,12 +58,12 @@ def alternate(repeats: int, sides: Mapping[str, Callable[[], T]], *, warmups: in
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """Of the pairs measured next to each other."""
+    """Return the spread of the ratios of pairs that were measured next to each other."""
     return Spread.of([a / b for a, b in zip(above, below, strict=True)])
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``value`` with that many significant digits, and never as a power of ten."""
+    """Format ``value`` with that many significant digits, never as a power of ten."""
     if value == 0:
         return "0"
     decimals = digits - 1 - floor(log10(abs(value)))
@@ -74,12 +74,12 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code. ``load`` is the load average over the last minute, before we began."""
+    """Describe the machine and the versions of libraries. ``load`` is the load average of the last minute."""
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
@@ -97,7 +97,7 @@ def _cpu_model() -> str:
 
 
 def header(facts: Mapping[str, Any]) -> str:
-    """One line of what `machine` found."""
+    """Return the facts of `machine` in one line."""
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *LIBRARIES))
     quiet = "" if facts["load"] < 0.5 else " (not quiet: compare ratios, not times)"
     return (
@@ -110,7 +110,7 @@ def header(facts: Mapping[str, Any]) -> str:
 
 
 def options(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """``quick``, ``json`` and ``out``, the same for every benchmark."""
+    """Parse the options that every benchmark has: ``quick``, ``json`` and ``out``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: a check, not a measurement")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -119,7 +119,7 @@ def options(description: str, arguments: Sequence[str] | None = None) -> argpars
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column to the left, numbers to the right."""
+    """Make a table with the first column aligned left and the others right."""
     made = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
         made.add_column(column, justify="right" if number else "left")
@@ -131,7 +131,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def show(
     chosen: argparse.Namespace, facts: Mapping[str, Any], found: Mapping[str, Any], tables: Sequence[Table]
 ) -> None:
-    """Print what was found as the options ask."""
+    """Print the figures as tables or JSON and write the file, as the options say."""
     whole = {"machine": dict(facts), "quick": chosen.quick, **found}
     if chosen.out is not None:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)

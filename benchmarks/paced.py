@@ -1,4 +1,4 @@
-"""`sleepers` with a held-out set that is judged while it trains, by another reward than its own or by both."""
+"""A recipe whose roles sleep, as in `sleepers`, with evaluations during training by another reward or by both rewards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drover.learner.intake.evaluation import EvaluationSpec
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.slow import Slow
 
-SAMPLES = 16  # of a group, and of an order of an evaluation
+SAMPLES = 16  # samples of a group, and of an order of an evaluation
 
 
 def paced(
@@ -26,18 +26,18 @@ def paced(
     actors: int = 2,
     evaluators: int = 0,
 ) -> RunConfig:
-    """Training that its actors limit, or a busy reward.
+    """Train at a pace that the actors limit, or a busy reward.
 
     Args:
-        iterations: Times new samples are drawn and learned from.
+        iterations: Iterations of the run.
         groups: Groups of 16 samples per iteration.
         group_s: Seconds that an actor takes for a group.
         score_s: Seconds that a reward takes for a group.
-        judged_by: Which rewards the held-out set is measured by.
+        judged_by: Rewards that judge the held-out set.
         evaluate_every: Iterations between evaluations.
-        orders: Of an evaluation, each as large as a group.
+        orders: Orders of an evaluation, each as large as a group.
         actors: Rollout processes.
-        evaluators: Processes that do evaluations alone.
+        evaluators: Processes that sample evaluations only.
     """
     config = sleepers(
         rollout_s=group_s / SAMPLES, learn_s=0.0, iterations=iterations, groups=groups, samples=SAMPLES, actors=actors

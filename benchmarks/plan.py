@@ -1,7 +1,7 @@
-"""What `drover plan` predicts against what the service then does: `python -m benchmarks.plan`.
+"""Compares the predictions of `drover plan` with the measured pace of the service: `python -m benchmarks.plan`.
 
-Roles that sleep, so that a small machine can run a large service: real processes, Ray and Redis, scaled while they run.
-Each mix of costs is measured once, with one worker for each role and a lag of one; from that alone every other
+The roles sleep, so that a small machine can run a large service of real processes, Ray and Redis, scaled while they run.
+Each mix of costs is measured once, with one worker for each role and a lag of one. From this measurement every other
 configuration of the mix is predicted, then set with `drover scale` and measured.
 """
 
@@ -23,7 +23,7 @@ from benchmarks import measure
 from benchmarks.measure import significant, table
 from drover.common.errors import ConfigError
 from drover.deploy.planning.forecast import ROLLOUT, forecast
-from drover.deploy.planning.plan import Measured, Prediction
+from drover.deploy.planning.plan import Measured, Scenario
 from drover.deploy.planning.plan import measure as measured_of
 from drover.deploy.run_folder.results import RunFolder
 
@@ -31,7 +31,7 @@ GOAL = 0.10
 REWARD = "point"
 RECIPE = f"{Path(__file__).with_name('sleepers.py')}:sleepers"
 DROVER = str(Path(sys.executable).with_name("drover"))
-UPDATES, SECONDS = 14, 9.0  # a configuration is measured over at least so many of both
+UPDATES, SECONDS = 14, 9.0  # a configuration is measured over at least so many updates and seconds
 PATIENCE_S = 600.0
 LOOK_S = 0.5
 
@@ -41,7 +41,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Seconds of a sample in each role, and the configurations to try: by lag, in turn."""
+    """The seconds of a sample in each role, and the configurations to try: lag -> sizes, in order."""
 
     name: str
     rollout_s: float
@@ -62,7 +62,7 @@ QUICK = (Mix("sampling is dear", 0.02, 0.004, 0.002, {1: (BASE, (2, 1))}),)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One configuration."""
+    """The predicted and measured pace of one configuration."""
 
     mix: str
     max_lag: int
@@ -100,12 +100,12 @@ def main() -> None:
 
 
 def is_base(row: Row) -> bool:
-    """Whether it is what the others are predicted from."""
+    """Return whether the others are predicted from this configuration."""
     return row.max_lag == 1 and row.size == BASE
 
 
 def try_out(mix: Mix) -> Iterator[Row]:
-    """Every configuration of a mix; the first is the one that the others are predicted from."""
+    """Measure every configuration of a mix. The others are predicted from the first."""
     base: Measured | None = None
     for max_lag, sizes in mix.sizes.items():
         with running(mix, max_lag, sizes[0]) as run:
@@ -123,20 +123,20 @@ def compare(mix: Mix, max_lag: int, size: Size, base: Measured, found: Measured)
     predicting = replace(base, shape=replace(base.shape, max_lag=max_lag))
     sizes = {ROLLOUT: size[0], REWARD: size[1]}
     pace = forecast(predicting.shape, predicting.costs, sizes).samples_per_s
-    return Row(mix.name, max_lag, size, pace, found.samples_per_s, Prediction.of(predicting, sizes).limiting)
+    return Row(mix.name, max_lag, size, pace, found.samples_per_s, Scenario.of(predicting, sizes).limiting)
 
 
 # --------------------------------------------------------------------------------------------- the service
 
 
 class Running:
-    """A service under way."""
+    """A running service that can be resized and measured."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: RunFolder) -> None:
         self._process, self._folder, self._since = process, folder, 0
 
     def resize(self, size: Size) -> None:
-        """As an operator would; returns when the workers are there."""
+        """Change the pools with `drover scale`; returns when the workers are there."""
         self._until(lambda: (self._folder.path / "pools.json").exists(), "a driver")
         wanted = {"pool/rollout": float(size[0]), f"pool/reward/{REWARD}": float(size[1])}
         command = [DROVER, "scale", self._folder.path.name, "--runs-dir", str(self._folder.path.parent)]
@@ -145,7 +145,7 @@ class Running:
         self._until(lambda: {k: self._newest.get(k) for k in wanted} == wanted, f"workers {size}")
 
     def measured(self, size: Size) -> Measured:
-        """Once it has run at that size for long enough."""
+        """Wait until the service has run at that size for long enough; return the measurements."""
         found: list[Measured] = []
 
         def enough() -> bool:
@@ -176,7 +176,7 @@ class Running:
 
 @contextmanager
 def running(mix: Mix, max_lag: int, size: Size) -> Iterator[Running]:
-    """`drover train` of the sleeping recipe, until the block ends."""
+    """Run `drover train` of the sleeping recipe until the block ends."""
     with tempfile.TemporaryDirectory() as runs_dir:
         given: dict[str, object] = {"rollout-s": mix.rollout_s, "reward-s": mix.reward_s, "learn-s": mix.learn_s}
         given |= {"max-lag": max_lag, "actors": size[0], "reward-servers": size[1], "reward-batch": mix.reward_batch}

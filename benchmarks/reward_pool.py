@@ -1,9 +1,10 @@
-"""A reward server between real streams: its rate against the same scorer offline, its delay, and its own CPU.
+"""Measures a reward server between real streams: its rate against the same scorer offline, its delay, and its own CPU.
 
     python -m benchmarks.reward_pool [--quick] [--json] [--out FILE]
 
-One server in a process of its own, on a real Redis, with messages as actors send them. *Offline* is the scorer in a loop
-over full batches in memory. *HTTP* is what scripts do: one picture a request to an `http.server` with the same scorer.
+One server runs in a process of its own, on a real Redis, with messages as actors send them. *Offline* is the scorer in a
+loop over full batches in memory. *HTTP* is the way of scripts: one picture a request to an `http.server` with the same
+scorer.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from drover.reward_servers.serving.server import RewardServer
 RATE_GOAL, DELAY_GOAL, LOAD = 0.9, 2.0, 0.8
 RUN = REWARD = "pool"
 PROMPT = "a red circle above a blue square"
-SAMPLES = 8  # of a group
-BLOBS = 16  # distinct media, which groups share: what is read does not depend on whose it is
+SAMPLES = 8  # samples of a group
+BLOBS = 16  # distinct media, which groups share: sharing does not change the cost of reading
 IN_FLIGHT = 8
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -52,11 +53,11 @@ class Case:
 
     name: str
     scorer: Callable[[], Scorer]
-    side: int  # pixels, of a square
+    side: int  # pixels on a side
     max_batch: int
-    calls: int  # of one turn: full batches offline and in the pool
-    requests: int  # of one turn of HTTP
-    arrivals: int  # groups of one turn of the delay
+    calls: int  # full batches of one turn, offline and in the pool
+    requests: int  # HTTP requests of one turn
+    arrivals: int  # groups of one turn in which the delay is measured
 
 
 CASES = (
@@ -71,7 +72,7 @@ CASES = (
 
 
 class Metered:
-    """A scorer that adds up the CPU time of its thread."""
+    """A scorer that sums the CPU time of its calls."""
 
     def __init__(self, scorer: Scorer, spent_s: Any) -> None:
         self._scorer, self._spent_s = scorer, spent_s
@@ -84,7 +85,7 @@ class Metered:
 
 
 def serve(url: str, case: Case, ready: Any, stop: Any, scorer_s: Any, process_s: Any) -> None:
-    """The server's process. Tells what CPU time the scorer and the whole process have used."""
+    """Run the server in its process, until ``stop``. ``scorer_s`` and ``process_s`` get the CPU seconds of each."""
     torch.set_num_threads(1)
     broker = RedisBroker(url, RUN)
     inbox = Groups(
@@ -108,7 +109,7 @@ def serve(url: str, case: Case, ready: Any, stop: Any, scorer_s: Any, process_s:
 
 
 class Pool:
-    """A running server, and what stands on both sides of it."""
+    """A running server, with the stream of rollouts before it and the stream of measurements behind it."""
 
     def __init__(self, url: str, case: Case) -> None:
         self._broker, self._case = RedisBroker(url, RUN), case
@@ -129,18 +130,18 @@ class Pool:
         self._broker.close()
 
     def own_cpu_s(self) -> float:
-        """CPU seconds of the server's process so far, but for its scorer's."""
-        time.sleep(0.6)  # it says so at least every half second
+        """Return the CPU seconds of the server's process so far, without those of its scorer."""
+        time.sleep(0.6)  # the server updates them at least every half second
         return float(self._process_s.value - self._scorer_s.value)
 
     def rate(self) -> float:
-        """Samples/s with more to do than it can: from the first call's answer to the last but one's."""
+        """Return samples/s of a saturated server, from the answers of the first call to those of the last but one."""
         groups = self._case.calls * self._case.max_batch // SAMPLES
         for _ in range(groups):
             self._put()
         calls: dict[
             float, tuple[float, int]
-        ] = {}  # share of the call's time, the same in all its answers -> when, groups
+        ] = {}  # seconds of scoring, equal in all answers of a call -> (time, groups)
         for _ in range(groups):
             measurement, at_s = self._take(30.0)
             first_s, so_far = calls.get(measurement.scoring_s, (at_s, 0))
@@ -149,7 +150,7 @@ class Pool:
         return float(SAMPLES * sum(sizes[1:]) / (ends_s[-1] - ends_s[0]))
 
     def delays(self, groups_s: float, seed: int) -> list[float]:
-        """Seconds from when a group was due to when its measurement is here, groups arriving at random."""
+        """Return for each group the seconds from its due time until its measurement is read. Groups are due at random times."""
         started_s, first = time.monotonic(), self._group
         due = [started_s + at_s for at_s in _arrivals(groups_s, self._case.arrivals, seed)]
         delays: list[float] = []
@@ -206,11 +207,11 @@ def _rollout(group: int, media: MediaRef) -> RolloutGroup:
     )
 
 
-# ------------------------------------------------------------------------------------------ to compare with
+# ---------------------------------------------------------------------------------------------- comparisons
 
 
 def offline(case: Case, scorer: Scorer) -> tuple[float, float, float]:
-    """(samples/s, median seconds of a full call, median seconds of a call with one group)."""
+    """Return (samples/s, median seconds of a full call, median seconds of a call with one group) of the scorer alone."""
     pixels, prompts = _pictures(case, case.max_batch, 0), [Prompt(PROMPT)] * case.max_batch
     full_s, single_s = (
         [_seconds(scorer, prompts[:n], Pictures(pixels[:n])) for _ in range(case.calls)] for n in (None, SAMPLES)
@@ -225,10 +226,10 @@ def _seconds(scorer: Scorer, prompts: Sequence[Prompt], media: Media) -> float:
 
 
 def ideal_p99_s(case: Case, groups_s: float, seeds: Sequence[int], price: tuple[float, float]) -> float:
-    """99th percentile of the delay, for the same arrivals, of a server that costs nothing but its scorer.
+    """Return the 99th percentile of the delay, for the same arrivals, of an ideal server without any cost of its own.
 
-    That one takes all that waits, up to a full call, the moment its scorer is free. A call costs price[0] seconds and
-    price[1] a group.
+    The ideal server scores all waiting groups, up to a full call, as soon as its scorer is free. A call takes price[0]
+    seconds and price[1] for each group.
     """
     found = []
     for seed in seeds:
@@ -244,7 +245,7 @@ def ideal_p99_s(case: Case, groups_s: float, seeds: Sequence[int], price: tuple[
 
 
 def _arrivals(groups_s: float, count: int, seed: int) -> list[float]:
-    """Seconds from now at which that many groups come, at random and so many a second."""
+    """Return ``count`` random arrival times in seconds from now, on average ``groups_s`` groups a second."""
     draw = random.Random(seed)
     return list(itertools.accumulate(draw.expovariate(groups_s) for _ in range(count)))
 
@@ -253,7 +254,7 @@ def _arrivals(groups_s: float, count: int, seed: int) -> list[float]:
 
 
 def measured(url: str, case: Case, repeats: int) -> dict[str, Any]:
-    """All of one case."""
+    """Measure one case."""
     scorer, pool = case.scorer(), Pool(url, case)
     pictures = _pictures(case, case.requests, 0)
     with http_scorer.serving(case.scorer) as port:

@@ -1,4 +1,4 @@
-"""Scorers whose price is known: one that only sleeps, and a small network of CLIP's form."""
+"""Scorers with a known cost: one that only sleeps, and a small network built like CLIP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drover.common.protocols import Scores
 
 @dataclass(frozen=True, slots=True)
 class Sleeping:
-    """An exact price and no CPU time: ``call_s`` a call and ``sample_s`` a sample, as if on a device."""
+    """A scorer that sleeps ``call_s`` for a call and ``sample_s`` for a sample, as if it computed on a device."""
 
     call_s: float
     sample_s: float
@@ -28,7 +28,7 @@ class Sleeping:
 
 
 class TwoTowers(nn.Module):
-    """A transformer over the patches of a 64-pixel picture, a bag of words, and their cosine."""
+    """A network that embeds a 64-pixel picture by a transformer over patches, and a prompt by a bag of words."""
 
     SIDE, PATCH, WIDTH, LAYERS, WORDS = 64, 8, 128, 4, 4096
 
@@ -41,14 +41,18 @@ class TwoTowers(nn.Module):
         self.words = nn.EmbeddingBag(self.WORDS, self.WIDTH, mode="mean")
 
     def forward(self, pixels: Tensor, words: Tensor, starts: Tensor) -> Tensor:
-        """[B] cosines of pixels [B, 3, H, W] in 0..255 and of words [B's words], each bag beginning at its start [B]."""
+        """Return the cosines [B] between pictures and prompts.
+
+        ``pixels`` [B, 3, H, W] are in 0..255; ``words`` are the word ids of all prompts in one row, and ``starts`` [B] the
+        place of each prompt's first word.
+        """
         small = F.interpolate(pixels, (self.SIDE, self.SIDE), mode="bilinear", antialias=True, align_corners=False)
         seen = self.layers(self.patches(small / 127.5 - 1).flatten(2).transpose(1, 2) + self.places).mean(1)
         return F.cosine_similarity(seen, self.words(words, starts))
 
 
 class TwoTowersScorer:
-    """Each builds the same network."""
+    """A scorer that gives the cosine of `TwoTowers`. All instances have the same weights."""
 
     def __init__(self) -> None:
         with torch.random.fork_rng():

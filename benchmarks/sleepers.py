@@ -30,20 +30,20 @@ def sleepers(
     reward_batch: int = 64,
     seed: int = 0,
 ) -> RunConfig:
-    """The toy chain, whose actors, rewards and learner sleep.
+    """Train the toy chain with actors, rewards and a learner that sleep.
 
     Args:
-        rollout_s: Of an actor, each sample.
-        reward_s: Of a reward server, each sample.
-        learn_s: Of the learner, each sample.
-        iterations: Times new samples are drawn and learned from.
+        rollout_s: Seconds that an actor sleeps for each sample.
+        reward_s: Seconds that a reward server sleeps for each sample.
+        learn_s: Seconds that the learner sleeps for each sample.
+        iterations: Iterations of the run.
         groups: Prompts per iteration.
         samples: Samples of each prompt.
-        max_lag: How many versions old the weights that sampled a group may be.
+        max_lag: Most versions by which the weights that sampled a group may be older than the trained ones.
         actors: Rollout processes.
         reward_servers: Processes of the reward.
-        reward_batch: Samples of one call of it.
-        seed: Of the noise.
+        reward_batch: Samples of one call of the reward.
+        seed: Seed of the noise.
     """
     config = toy_ddpo()
     (heldout,) = config.heldout
@@ -66,7 +66,7 @@ def sleepers(
 
 @dataclass(frozen=True)
 class SleepyDdpo:
-    """DDPO that takes ``sample_s`` a sample to judge an iteration."""
+    """DDPO that sleeps ``sample_s`` seconds for each sample when it computes the credit of an iteration."""
 
     ddpo: Ddpo
     sample_s: float

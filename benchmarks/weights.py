@@ -1,4 +1,4 @@
-"""From ``publish`` to loaded: weights through Ray's object store and inside one process, against a plain memory copy.
+"""Measures the time from ``publish`` to loaded weights, by Ray's object store and in one process, against a memory copy.
 
     python -m benchmarks.weights [--quick] [--json] [--out FILE]
 
@@ -26,7 +26,7 @@ from drover.common.weights.object_store import (
     start_directory,
 )
 
-SIZES_MB = (1.7, 13.0, 1700.0)  # the shapes UNet, adapters of Stable Diffusion 1.5, its UNet in bfloat16
+SIZES_MB = (1.7, 13.0, 1700.0)  # the shapes UNet, adapters of Stable Diffusion 1.5, and the UNet of that in bfloat16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYER_VALUES = 1 << 20  # as many as a large layer of Stable Diffusion has
 MOST_LAYERS = 200
@@ -36,7 +36,7 @@ DIRECTORY = "benchmark-weights"
 
 
 class Flat(nn.Module):
-    """Float32 parameters that take ``nbytes`` on the wire."""
+    """A module of float32 parameters that take ``nbytes`` when published as ``dtype``."""
 
     def __init__(self, nbytes: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ class Flat(nn.Module):
 
 
 class Stopwatch:
-    """Seconds spent inside functions of a module, while they are wrapped."""
+    """Measures the seconds spent inside functions of a module while they are wrapped."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def on(self, owner: Any, name: str, part: str) -> Iterator[None]:
-        """Charge every call of ``owner.name`` to ``part``."""
+        """Add the time of every call of ``owner.name`` to ``part`` during the block."""
         wrapped = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +71,7 @@ class Stopwatch:
 
 
 def timed_publish(publish: Callable[[], None]) -> dict[str, float]:
-    """Seconds of its parts, and ``at``: when it began, on the clock that all processes of the machine share."""
+    """Publish; return the seconds of its parts, and ``at``: its start on the clock that all processes of the machine share."""
     import ray
 
     watch, started = Stopwatch(), time.monotonic()
@@ -85,7 +85,7 @@ def timed_publish(publish: Callable[[], None]) -> dict[str, float]:
 
 
 def timed_load(load: Callable[[], object]) -> dict[str, float]:
-    """Seconds of its parts, and ``at``: when it ended."""
+    """Load; return the seconds of its parts, and ``at``: its end on that clock."""
     watch, started = Stopwatch(), time.monotonic()
     with watch.on(flat, "load", "load"), watch.on(flat, "_checksum", "verify"):
         load()
@@ -119,13 +119,13 @@ class Subscriber:
         self._subscriber = ObjectStoreSubscriber(find_directory(DIRECTORY))
 
     def load(self, version: int, published: dict[str, float]) -> dict[str, float]:
-        """All parts of this version's way. ``published`` holds this call back until the publisher is done."""
+        """Load the version; return the seconds of all parts. Ray starts this call when ``published`` is there."""
         loaded = timed_load(lambda: self._subscriber.load(version, self._module))
         return published | loaded | {"total": loaded["at"] - published["at"]}
 
 
 def across_processes(nbytes: int, dtype: torch.dtype, repeats: int) -> dict[str, list[Any]]:
-    """Parts of each repeat, and seconds of the copy beside it."""
+    """Measure through Ray's object store: the parts of each repeat, and the seconds of the memory copy beside it."""
     import ray
 
     directory = start_directory(DIRECTORY)
@@ -147,7 +147,7 @@ def across_processes(nbytes: int, dtype: torch.dtype, repeats: int) -> dict[str,
 
 
 def in_one_process(nbytes: int, dtype: torch.dtype, repeats: int) -> dict[str, list[Any]]:
-    """The same through `MemoryWeights`."""
+    """Measure through `MemoryWeights` in one process, as `across_processes` does."""
     tensors, module = dict(Flat(nbytes, dtype).named_parameters()), Flat(nbytes, dtype)
     weights = MemoryWeights(dtype)
     versions = iter(range(1_000_000))
@@ -162,7 +162,7 @@ def in_one_process(nbytes: int, dtype: torch.dtype, repeats: int) -> dict[str, l
 
 
 def copy_of(nbytes: int) -> Callable[[], float]:
-    """Seconds of one copy by one thread, between memory that has been touched before."""
+    """Return a function that measures the seconds of one copy by one thread, between memory that is already mapped."""
     source, target = torch.ones(nbytes, dtype=torch.uint8), torch.ones(nbytes, dtype=torch.uint8)
 
     def copy() -> float:
@@ -206,7 +206,7 @@ def main() -> None:
 
 @contextmanager
 def _ray(store_bytes: int) -> Iterator[None]:
-    """A Ray of our own on this machine."""
+    """Run a Ray of our own on this machine during the block."""
     import ray
 
     ray.init(

@@ -1,8 +1,8 @@
-"""What crosses Redis: bytes per trained sample against the fewest possible, and speed against a bare redis-py loop.
+"""Measures traffic through Redis: bytes per trained sample against the fewest possible, and speed against plain redis-py.
 
     python -m benchmarks.wire [--quick] [--json] [--out FILE]
 
-Bytes: a real actor works through real orders on a real Redis, with a policy that has a model's sizes and does nothing.
+For the bytes, a real actor takes real orders on a real Redis, with a policy that has a model's sizes and computes nothing.
 Pixels are left out of all columns: they go to the rewards. "Scripts" keep every latent of the chain and the one after it.
 """
 
@@ -44,11 +44,11 @@ PROMPT = "a red circle above a blue square"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model's sizes and how a run records it."""
+    """The sizes of a model, and the settings of a run's recording."""
 
     name: str
     latent_shape: tuple[int, ...]
-    image_size: int  # pixels, of a square
+    image_size: int  # pixels on a side
     steps: int
     record: RecordSteps
     samples: int
@@ -68,7 +68,7 @@ CASES = (
 
 
 class Sized:
-    """A policy with a model's sizes and none of its work: how many bytes travel does not depend on their values."""
+    """A policy with a model's sizes that computes nothing: the number of bytes does not depend on their values."""
 
     parts = 1
     empty = ""
@@ -99,7 +99,7 @@ class Sized:
 
 
 class Published:
-    """Weights that are there and need no loading."""
+    """A weight subscriber with one version that needs no loading."""
 
     def latest(self) -> int:
         return 0
@@ -109,7 +109,7 @@ class Published:
 
 
 def bytes_per_sample(url: str, case: Case, groups: int) -> dict[str, Any]:
-    """Mean bytes a sample costs: as stored, as Redis counts its input, at least, and as scripts keep it."""
+    """Return the mean bytes of a sample: as stored, by Redis' count of its input, the fewest possible, and as scripts do."""
     broker = RedisBroker(url, "wire")
     readers = (keys.LEARNER, keys.reward_group("truth"))
     rollouts = broker.stream(broker.keys.rollouts, keys.LEARNER, "learner", groups=readers)
@@ -136,7 +136,7 @@ def bytes_per_sample(url: str, case: Case, groups: int) -> dict[str, Any]:
         device="cpu",
     )
     stored, counted, least = [], [], []
-    for group in range(groups + 1):  # the first sends the scripts, which stay
+    for group in range(groups + 1):  # the first is not counted: it also sends the Lua scripts
         record = case.record.at(0, group)
         work.put(_order(group, case.samples, record))
         before = _redis_input(broker)
@@ -188,19 +188,19 @@ def _order(group: int, samples: int, record: tuple[int, ...]) -> WorkItem:
 
 
 def _least_bytes(case: Case, record: Sequence[int]) -> int:
-    """Of one group: each state that a recorded step starts from or ends in once, and a log-prob per step."""
+    """Return the fewest bytes of one group: each state at either end of a recorded step once, and a log-prob per step."""
     states = set(record) | {step + 1 for step in record}
     width = tensors.dtype_named(case.storage).itemsize
     return case.samples * (len(states) * prod(case.latent_shape) * width + len(record) * FLOAT_BYTES)
 
 
 def _redis_input(broker: RedisBroker) -> int:
-    """Bytes Redis has read from its clients so far, by its own count."""
+    """Return the bytes that Redis has read from its clients so far, by its own count."""
     return int(broker.link.client.info("stats")["total_net_input_bytes"])
 
 
 def _asking_bytes(broker: RedisBroker) -> int:
-    """What one call of `_redis_input` adds to the next."""
+    """Return the bytes that one call of `_redis_input` itself adds to the count."""
     before = _redis_input(broker)
     return _redis_input(broker) - before
 
@@ -209,7 +209,7 @@ def _asking_bytes(broker: RedisBroker) -> int:
 
 
 def speeds(url: str, nbytes: int, seconds: float, repeats: int) -> dict[str, Any]:
-    """MB/s of one payload after another: stored, announced, taken, read, acknowledged and dropped."""
+    """Return MB/s of payloads that are one by one stored, announced, taken, read, acknowledged and dropped."""
     broker = RedisBroker(url, "speed")
     bare = redis.Redis.from_url(url)
     count = _count(lambda n: _through_broker(broker, nbytes, n), seconds)
@@ -234,13 +234,13 @@ def speeds(url: str, nbytes: int, seconds: float, repeats: int) -> dict[str, Any
 
 
 def _count(run: Callable[[int], float], seconds: float) -> int:
-    """How many messages take about that long."""
+    """Return the number of messages that take about that many seconds."""
     run(2)
     return max(2, int(seconds / (run(4) / 4)))
 
 
 def _through_broker(broker: RedisBroker, nbytes: int, count: int) -> float:
-    """Seconds. The message is one of the real ones, its payload a tensor that is read back as a tensor."""
+    """Return the seconds through drover: the message is a real one, its payload a tensor that is read back as a tensor."""
     writer = broker.stream(broker.keys.measurements, groups=(keys.LEARNER,))
     reader = broker.stream(broker.keys.measurements, keys.LEARNER, "learner")
     blobs, payload = broker.blobs(), torch.zeros(1, nbytes // FLOAT_BYTES)
@@ -278,7 +278,7 @@ def _measurement(number: int, features: Any) -> Measurement:
 
 
 def _through_bare(client: redis.Redis, nbytes: int, count: int) -> float:
-    """Seconds. The same commands by hand, with a message that is ready-made bytes and a payload left as bytes."""
+    """Return the seconds through plain redis-py: the same commands, with a message and a payload that stay bytes."""
     failed = GroupFailed(epoch=0, group=0, attempt=1, purpose=Purpose.TRAIN, stage=Stage.SAMPLE, reason="x" * 200)
     message, payload = encode(failed), bytes(nbytes)
     client.delete("bare")

@@ -87,7 +87,7 @@ class PrometheusMeter:
         """
         try:
             server = make_server(
-                host, port, _answering(make_wsgi_app(self.registry), pages or {}), _server(host), _Silent
+                host, port, _answering(make_wsgi_app(self.registry), pages or {}), _server(host), _SilentHandler
             )
         except (OSError, OverflowError, UnicodeError) as error:  # the last two: no port, no host name
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
@@ -232,7 +232,7 @@ def _escaped(value: str) -> str:
 # ------------------------------------------------------------------------------------------------- serving
 
 
-class _Silent(WSGIRequestHandler):
+class _SilentHandler(WSGIRequestHandler):
     """Logs no request: a scrape every few seconds is not worth a line."""
 
     def log_message(self, format: str, *args: Any) -> None: ...

@@ -151,7 +151,9 @@ def run(config: RunConfig, options: RunOptions) -> int:
     prompts = dict.fromkeys(told for task in config.tasks if (told := getattr(task.prompts, "told", "")))
     if prompts and not options.json:
         print("\n".join(prompts))
-    view = _Silent() if options.json else progress_view(folder.path.name, config.recipe, plain=options.plain or None)
+    view = (
+        _SilentView() if options.json else progress_view(folder.path.name, config.recipe, plain=options.plain or None)
+    )
     try:
         with run_log.kept(folder.path), sinks.beside(view, options.log_to, folder, config) as told:
             watcher = _train_in_place(config, folder, told, stop_on_signals(), options)
@@ -199,12 +201,12 @@ def _train_in_place(
     return cluster.train(config, folder, view, stopping, run=run, autoscale=options.autoscale, metrics=metrics)
 
 
-class _Silent:
+class _SilentView:
     """The view of --json, which shows nothing while the run goes on."""
 
     def update(self, report: object) -> None: ...
 
-    def __enter__(self) -> _Silent:
+    def __enter__(self) -> _SilentView:
         return self
 
     def __exit__(self, *_: object) -> None: ...

@@ -322,7 +322,7 @@ def loads(names: list[str], heavy: tuple[str, ...]) -> list[str]:
         (wrong_directions, "drover.learner.loop", "import importlib\nimportlib.import_module('drover.deploy.local')"),
         (wrong_directions, "drover.actors.worker", "from common.types import Purpose"),
         (wrong_rooms, "drover.deploy.config", "from drover.deploy.run_folder.results import RunFolder"),
-        (wrong_rooms, "drover.deploy.views.status", "from drover.deploy.cluster.pools import Pools"),
+        (wrong_rooms, "drover.deploy.views.status", "from drover.deploy.cluster.pools import WorkerPools"),
         (wrong_rooms, "drover.learner.step", "from drover.learner import loop"),
         (escaped_libraries, "drover.actors.worker", "import redis.asyncio"),
         (escaped_libraries, "drover.common.weights.redis", "import ray"),

@@ -1,1 +1,1 @@
-"""Parts of a running service are killed, cut off and halted, at random moments; what is learned must not differ by a bit."""
+"""Kills, cuts off and halts parts of a running service at random moments; the trained weights must not differ by a bit."""

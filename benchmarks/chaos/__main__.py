@@ -1,7 +1,8 @@
-"""Nothing is lost when parts die: `python -m benchmarks.chaos [--quick] [--only VICTIM ...]`.
+"""Checks that a run loses nothing when its parts die: `python -m benchmarks.chaos [--quick] [--only VICTIM ...]`.
 
-Each victim has a run of its own, which is struck at random moments. Recovery is from the strike to the end of the second
-update after it, less what two updates usually take: the first may have had all that it needed.
+Each victim, a part of the service, has a run of its own, in which it is killed or cut off at random moments (strikes). The
+recovery time is the time from a strike to the end of the second update after it, less the usual time of two updates; the
+first update may already have had all its samples.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ from benchmarks.measure import table
 
 KILLS, QUICK_KILLS = 20, 2
 TWO_RANKS = ("--learner-ranks", "2")
-SINCE_CHECKPOINT = (
-    CHECKPOINT_EVERY + 1
-) * DRAWN  # samples of a learner's life that no checkpoint has, and what is open
+SINCE_CHECKPOINT = (CHECKPOINT_EVERY + 1) * DRAWN  # most samples since the newest checkpoint, open groups included
 
 VICTIMS = (
     Victim("actor", worker("actor", signal.SIGKILL), most=SAMPLES),
@@ -44,7 +43,7 @@ VICTIMS = (
     Victim("node of three", victims.node, most=SAMPLES, three_nodes=True),
     Victim("network of a node", victims.cable, most=SAMPLES, three_nodes=True),
 )
-SLOW = {"actor, wedged": 5, "reward server, wedged": 5, "learner rank, wedged": 2}  # kills of what takes long by design
+SLOW = {"actor, wedged": 5, "reward server, wedged": 5, "learner rank, wedged": 2}  # fewer strikes: they take long
 
 
 def main() -> None:
@@ -63,7 +62,7 @@ def main() -> None:
 
 
 def run(victim: Victim, folder: Path, chosen: argparse.Namespace) -> Outcome:
-    """The undisturbed run of that victim's form, and the tormented one."""
+    """Make the undisturbed run with the victim's options, then the run with strikes; return the outcome of the second."""
     kills = chosen.kills or (QUICK_KILLS if chosen.quick else SLOW.get(victim.name, KILLS))
     place = folder / victim.name.translate(str.maketrans(" ,", "--", "()"))
     reference = torment.undisturbed(place / "undisturbed", kills, victim.arguments)
@@ -92,7 +91,7 @@ def as_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _gone(outcome: Outcome) -> str:
-    """Median and largest of how long it took to be gone, or Redis to be back."""
+    """Return median and largest of the seconds until the process had ended, or until Redis was back."""
     found = sorted(outcome.measured.get("gone_s", []))
     if not found:
         return ""
@@ -101,7 +100,7 @@ def _gone(outcome: Outcome) -> str:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Those of every benchmark, and which victims, how often."""
+    """Parse the options of every benchmark, the victims, and the number of strikes."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", nargs="+", choices=[victim.name for victim in VICTIMS], default=[])
     parser.add_argument("--kills", type=int, default=0, help="of each victim; default 20, fewer of the wedged")

@@ -1,4 +1,4 @@
-"""A Redis as operators run it: with an append-only file, apart from the runs that use it, killed and started again."""
+"""A Redis with an append-only file, apart from the runs that use it, which can be killed and started again."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ START_S = 60.0
 
 
 class OwnRedis:
-    """Keeps its file in ``folder``; `kill` and `start` may follow each other as often as one likes."""
+    """A Redis server with its append-only file in ``folder``. `kill` and `start` may be called any number of times."""
 
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()) -> None:
-        """``prefix``: of the command, such as ``("ip", "netns", "exec", "blue")``."""
+        """``prefix``: words before the command, such as ``("ip", "netns", "exec", "blue")``."""
         self._folder, self._host, self._prefix, self._password = folder, host, prefix, secrets.token_hex(16)
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -41,7 +41,7 @@ class OwnRedis:
         self.kill()
 
     def start(self) -> None:
-        """Returns when it has read its file and answers."""
+        """Start the server; returns when it has read its file and answers."""
         path = self._folder / "redis.log"
         before = path.stat().st_size if path.exists() else 0
         with path.open("ab") as log:
@@ -58,7 +58,7 @@ class OwnRedis:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """As a crash of the process would."""
+        """Kill the server with SIGKILL, like a crash."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()

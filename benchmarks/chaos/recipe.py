@@ -1,6 +1,6 @@
-"""The run that is tormented: the on-policy toy, slow enough to have a middle, which notes every sample it draws or scores.
+"""The recipe of the chaos runs: a slow on-policy toy that writes every drawn or scored sample into a journal.
 
-Given to the command as ``recipe.py:chaos``. With ``max_lag 0`` what it learns is a fact, whatever befell it on the way.
+The command gets it as ``recipe.py:chaos``. With ``max_lag 0`` its trained weights do not depend on failures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.reward_servers.rewards.toy_point import ToyPoint
 from drover.worlds.plane.slow import Slow, SlowToy
 
-SCHEME = "file:"  # not a plain path: a run that is resumed asks whether the files that it names still say the same
+SCHEME = "file:"  # a plain path would be compared by content when the run is resumed, and the journal changes
 
 
 def chaos(
@@ -39,7 +39,7 @@ def chaos(
     lease_s: float = 30.0,
     stall_s: float = 120.0,
 ) -> RunConfig:
-    """The toy, whose actors and rewards take their time and keep a journal."""
+    """Train the toy with slow actors and rewards that write a journal."""
     where = f"{SCHEME}{journal.resolve()}"
     return replace(
         toy_ddpo(),
@@ -59,7 +59,7 @@ def chaos(
 
 @dataclass(frozen=True)
 class NotingToy(SlowToy):
-    """`SlowToy` that notes the samples it has drawn."""
+    """A `SlowToy` that writes the number of drawn samples into the journal."""
 
     journal: str
 
@@ -80,7 +80,7 @@ class NotingChain(Wrapped):
 
 @dataclass(frozen=True)
 class NotingReward(Slow):
-    """A slow reward that notes the samples it has measured."""
+    """A slow reward that writes the number of scored samples into the journal."""
 
     journal: str
 
@@ -96,6 +96,6 @@ class NotingReward(Slow):
 
 
 def note(journal: str, role: str, samples: int) -> None:
-    """One line of the journal: ``ROLE PID SAMPLES``. Lines of several processes never mix."""
+    """Append one line to the journal: ``ROLE PID SAMPLES``. Lines of several processes do not mix."""
     with open(journal.removeprefix(SCHEME), "ab", buffering=0) as file:
         file.write(f"{role} {os.getpid()} {samples}\n".encode())

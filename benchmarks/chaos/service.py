@@ -1,4 +1,4 @@
-"""One run of the `drover` command under torment: started again when it dies, as a supervisor would, and watched from outside."""
+"""Runs the `drover` command of a chaos run: restarts it when it fails, as a supervisor does, and reads its reports."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ DROVER = str(Path(sys.executable).with_name("drover"))
 RECIPE = f"{Path(__file__).with_name('recipe.py')}:chaos"
 PATIENCE_S = 600.0
 POLL_S = 0.02
-STARTS_AGAIN_S = 1.0  # systemd's RestartSec and the like
-FAILURES = 3  # ends in a row without an update in between, before the supervisor gives up
+STARTS_AGAIN_S = 1.0  # pause before a restart, such as systemd's RestartSec
+FAILURES = 3  # most failures in a row without an update between them
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One report of the learner: ``Update(12, at_s=81.2)`` on this process's clock."""
+    """The number of one reported update, and the time on this process's clock: ``Update(12, at_s=81.2)``."""
 
     number: int
     at_s: float
 
 
 class Service:
-    """``drover train`` of the chaos recipe in a folder of its own. Leaving the context ends it and all it started."""
+    """Runs ``drover train`` of the chaos recipe in a folder of its own. Leaving the context ends all of its processes."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class Service:
         prefix: Sequence[str] = (),
         beside: Callable[[], None] = lambda: None,
     ) -> None:
-        """``arguments``: of the recipe. ``prefix``: of the command, such as ``ip netns exec NAME``. ``beside`` is called
-        at every look: for whoever else has something to keep alive.
+        """``arguments``: options of the recipe. ``prefix``: words before the command, such as ``ip netns exec NAME``.
+        ``beside`` is called at every look; it may restart nodes of a cluster.
         """
         folder.mkdir(parents=True)
         self.folder, self.journal = folder, folder / "journal"
@@ -81,14 +81,14 @@ class Service:
         return self._process
 
     def family(self) -> list[psutil.Process]:
-        """The command and everything it has started and that is still below it."""
+        """Return the processes of the command and of its descendants."""
         with suppress(psutil.Error):
             command = psutil.Process(self.process.pid)
             return [command, *command.children(recursive=True)]
         return []
 
     def children(self, title: str) -> list[psutil.Process]:
-        """Those of the family whose command line says ``title``."""
+        """Return the processes of the family whose command line contains ``title``."""
         found = []
         for process in self.family():
             with suppress(psutil.Error):
@@ -97,11 +97,11 @@ class Service:
         return found
 
     def worker(self, role: str) -> int:
-        """Pid of whoever worked last as "actor" or "reward"; 0 before the first."""
+        """Return the pid of the process that worked last as "actor" or "reward"; 0 before the first."""
         return self.work(role)[-1][0] if self.work(role) else 0
 
     def work(self, role: str) -> list[tuple[int, int]]:
-        """(pid, samples) of every call of that role, in order."""
+        """Return (pid, samples) of every call of that role, in order."""
         lines = (line.split() for line in self.journal.read_text().splitlines())
         return [(int(pid), int(samples)) for who, pid, samples in lines if who == role]
 
@@ -122,7 +122,7 @@ class Service:
         return found
 
     def until(self, reached: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> float:
-        """Watch until ``reached``; when that was. Starts the command again whenever it has failed."""
+        """Look until ``reached()`` is True; return the time. Restarts the command each time it has failed."""
         gives_up_s = time.monotonic() + patience_s
         while True:
             self.look()
@@ -133,7 +133,7 @@ class Service:
             time.sleep(POLL_S)
 
     def look(self) -> None:
-        """Read what was reported since; start the command again if it has died."""
+        """Read the new reports; restart the command if it has failed."""
         self._tail()
         self._beside()
         code = self.process.poll()
@@ -176,6 +176,6 @@ class Service:
 
 
 def _clean_environment() -> dict[str, str]:
-    """Ours, without what would join another Ray or Redis, and without Ray's habit of yielding to whatever else runs."""
+    """Return this process's environment without the addresses of a Ray or Redis, and with Ray workers of normal priority."""
     kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DROVER_REDIS_URL")}
     return {**kept, "RAY_worker_niceness": "0"}

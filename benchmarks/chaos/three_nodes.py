@@ -1,6 +1,7 @@
-"""A Ray cluster of three nodes on this host, each in a network namespace of its own, that die, are cut off, and come back.
+"""Runs a Ray cluster of three nodes on this host, each in a network namespace of its own, which can be killed or cut off.
 
-Needs root and ``ip``. Namespaces carry this process's id, addresses exist only inside them, and nothing leaves this host.
+Needs root and ``ip``. Names of namespaces have this process's id, addresses exist only inside them, and no packet leaves
+this host.
 
 | node      | address   | has                                      | Ray resource |
 |-----------|-----------|------------------------------------------|--------------|
@@ -27,7 +28,7 @@ from benchmarks.chaos.own_redis import OwnRedis
 
 RAY = str(Path(sys.executable).with_name("ray"))
 MINE = os.getpid()
-BRIDGE, NETWORK = f"drover{MINE}", "10.77.0"  # at most 15 letters
+BRIDGE, NETWORK = f"drover{MINE}", "10.77.0"  # names of interfaces have at most 15 letters
 HEAD, ROLLOUT, REWARD = "head", "rollout", "reward"
 RESOURCES = {HEAD: "learner", ROLLOUT: "rollout", REWARD: "reward"}
 GCS_PORT, CPUS = 6379, 4
@@ -36,7 +37,7 @@ JOIN_S = 240.0
 
 
 def possible() -> bool:
-    """Whether this process may make namespaces."""
+    """Return whether this process may make namespaces."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     tried = f"drover-{MINE}-try"
@@ -47,7 +48,7 @@ def possible() -> bool:
 
 
 class Node:
-    """One namespace and the ``ray start`` in it, which is started again when it ends."""
+    """One namespace, and the ``ray start`` process in it."""
 
     def __init__(self, name: str, number: int, folder: Path) -> None:
         self.name, self.address = name, f"{NETWORK}.{number}"
@@ -60,7 +61,7 @@ class Node:
         return ("ip", "netns", "exec", self.namespace)
 
     def make(self) -> None:
-        """The namespace, and its end of a wire to the bridge."""
+        """Make the namespace and its link to the bridge."""
         _ip("netns", "add", self.namespace)
         _ip("link", "add", self.interface, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         _ip("link", "set", self.interface, "master", BRIDGE, "up")
@@ -90,12 +91,12 @@ class Node:
         return self._ray is not None and self._ray.poll() is not None
 
     def pids(self) -> list[int]:
-        """Everything that runs in the namespace."""
+        """Return the pids of all processes in the namespace."""
         said = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
         return [int(pid) for pid in said.stdout.split()]
 
     def kill(self) -> None:
-        """All at once, as a machine that loses its power."""
+        """Kill all processes of the node, as if the machine lost its power."""
         while pids := self.pids():
             for pid in pids:
                 with suppress(ProcessLookupError):
@@ -105,7 +106,7 @@ class Node:
             self._ray.wait()
 
     def cut(self) -> None:
-        """Pull the cable."""
+        """Cut the node off from the bridge."""
         _ip("link", "set", self.interface, "down")
 
     def heal(self) -> None:
@@ -113,7 +114,7 @@ class Node:
 
 
 class ThreeNodes:
-    """The cluster and its Redis. `look` starts again what has ended, as a supervisor on each machine would."""
+    """The cluster and its Redis. `look` restarts nodes that have ended, as a supervisor on each machine would."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -129,7 +130,7 @@ class ThreeNodes:
 
     @property
     def env(self) -> dict[str, str]:
-        """Of a run on this cluster."""
+        """Environment variables of a run on this cluster."""
         address = f"{self.head.address}:{GCS_PORT}"
         return {**self._tokens, "RAY_ADDRESS": address, "DROVER_REDIS_URL": self.redis.url}
 
@@ -158,7 +159,7 @@ class ThreeNodes:
             _ip("link", "del", BRIDGE)
 
     def look(self) -> None:
-        """Start again the nodes whose Ray has ended, and what it left behind is gone by then."""
+        """Restart the nodes, except the head, whose Ray has ended; kill their remaining processes first."""
         for node in self.nodes.values():
             if node is not self.head and node.ended:
                 node.kill()
@@ -169,7 +170,7 @@ class ThreeNodes:
         self._await([*self.head.prefix, sys.executable, "-c", code], "head")
 
     def _await_marks(self) -> None:
-        """Until all three have joined."""
+        """Wait until all three nodes have joined."""
         code = (
             f"import ray; ray.init('{self.head.address}:{GCS_PORT}', logging_level='error', log_to_driver=False); "
             f"assert {set(RESOURCES.values())!r} <= set(ray.cluster_resources())"
@@ -184,7 +185,7 @@ class ThreeNodes:
                 return
             if time.monotonic() > gives_up_s:
                 raise TimeoutError(f"no {what} after {JOIN_S:.0f} s: {asked.stderr[-500:]}")
-            self.look()  # a node that does not come up in time gives up
+            self.look()  # a node whose Ray gave up waiting for the head is restarted
             time.sleep(0.5)
 
 

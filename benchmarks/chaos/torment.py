@@ -1,4 +1,4 @@
-"""Strike a run at random moments until it ends, and hold what it learned against the run that nobody disturbed."""
+"""Kills or cuts off parts of a run at random moments (strikes), and compares its weights with those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from benchmarks.chaos.victims import Scene, Strike, Victim
 GROUPS, SAMPLES, CHECKPOINT_EVERY = 4, 64, 5
 EVALUATED = 2 * 512  # samples of the two evaluations
 BETWEEN = 8  # updates between two strikes, on average
-EDGE = 3  # updates at both ends that are left in peace
-AHEAD = 2  # updates after the strike: the first may have had all that it needed
-STRUCK_S = 600.0  # what the run gets to come back, on a busy machine
+EDGE = 3  # updates without strikes at both ends
+AHEAD = 2  # updates until a run has recovered: the first may already have had all its samples
+STRUCK_S = 600.0  # time for the run to recover, on a busy machine
 
 DRAWN = GROUPS * SAMPLES  # samples of an update
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one run."""
+    """The result of one run with strikes."""
 
     victim: str
     kills: int = 0
@@ -42,7 +42,7 @@ class Outcome:
     ledger: dict[str, int] = field(default_factory=dict)
     lost: int = -1  # groups that ended otherwise than trained
     twice: int = -1  # groups trained beyond one for each place
-    again: int = -1  # samples drawn that did not have to be drawn in an undisturbed run
+    again: int = -1  # samples drawn beyond those of an undisturbed run
     most_again: int = 0
     same_bits: bool = False
     starts: int = 0
@@ -51,19 +51,19 @@ class Outcome:
 
     @property
     def balanced(self) -> bool:
-        """Whether the ledger is equal, with nothing in flight at the end."""
+        """Whether issued groups equal ended ones, with none open at the end."""
         ledger = self.ledger
         ended = sum(ledger.get(ending, 0) for ending in ("trained", "empty", "failed", "stale"))
         return bool(ledger) and ledger["issued"] == ended and ledger["in_flight"] == 0
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was lost and nothing done twice."""
+        """Whether the run recovered each time, lost nothing, trained nothing twice, and has the same weights."""
         whole = not self.trouble and self.balanced and self.same_bits and self.recovered == self.kills
         return whole and self.lost == self.twice == 0 and self.again <= self.most_again
 
     def quantile(self, share: float) -> float:
-        """Seconds until that share of the strikes was got over; nearest rank."""
+        """Return the quantile of the recovery times in seconds, by nearest rank."""
         ranked = sorted(self.recovery_s)
         return ranked[math.ceil(share * len(ranked)) - 1] if ranked else float("nan")
 
@@ -77,7 +77,7 @@ class Outcome:
 
 
 def iterations(kills: int) -> int:
-    """Long enough for that many strikes."""
+    """Return the iterations that a run with that many strikes needs."""
     return kills * BETWEEN + 2 * EDGE + AHEAD
 
 
@@ -88,7 +88,7 @@ def run_arguments(kills: int) -> tuple[str, ...]:
 
 
 def undisturbed(folder: Path, kills: int, arguments: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """What the run learns when it is left alone: in one process, or in as many ranks as ``arguments`` say."""
+    """Return the weights of a run without strikes: in one process, or in as many ranks as ``arguments`` say."""
     alone = () if "--learner-ranks" in arguments else ("--one-process",)
     given = (*run_arguments(kills), *arguments, "--pause-s", "0", *alone)
     with Service(folder, arguments=given) as service:
@@ -109,7 +109,7 @@ def torment(
     seed: int,
     say: Callable[[str], None],
 ) -> Outcome:
-    """One run, struck ``kills`` times. What goes wrong is in the outcome's ``trouble``."""
+    """Make one run with ``kills`` strikes. An error ends it and is noted in the outcome's ``trouble``."""
     outcome = Outcome(victim.name, most_again=kills * victim.most)
     with ExitStack() as stack:
         scene = _scene(victim, folder, kills, random.Random(seed), stack)
@@ -124,7 +124,7 @@ def torment(
 
 
 def _scene(victim: Victim, folder: Path, kills: int, chance: random.Random, stack: ExitStack) -> Scene:
-    """The run, begun, on what it needs."""
+    """Start the run, with a Redis or a cluster of its own if the victim needs it."""
     given = (*run_arguments(kills), *victim.arguments)
     beside = folder.with_name(f"{folder.name}-ground")
     if victim.three_nodes:
@@ -165,7 +165,7 @@ def _reaches(service: Service, number: int) -> Callable[[], bool]:
 
 
 def usual(service: Service) -> float:
-    """Seconds from one update to the next, as a rule."""
+    """Return the median seconds from one update to the next."""
     gaps = [b.at_s - a.at_s for a, b in zip(service.updates, service.updates[1:], strict=False) if b.number > a.number]
     return statistics.median(gaps) if gaps else 0.3
 

@@ -1,4 +1,7 @@
-"""Who is struck, and how: every victim is found anew each time, for the one before it is gone."""
+"""The parts of a run that are killed, cut off or halted (victims), and the functions that do it (strikes).
+
+A strike looks its process up each time, because an earlier strike has replaced it.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from benchmarks.chaos.service import Service
 from benchmarks.chaos.three_nodes import REWARD, ROLLOUT, ThreeNodes
 
 LEARNER_TITLE = "RayTrainWorker"
-GONE_S = 150.0  # what a dead driver's processes get to notice it, before they count as left behind
+GONE_S = 150.0  # time for a dead driver's processes to end
 CUT_S = (2.0, 45.0)  # Ray gives a node up after some 30 s of silence: some cuts are shorter, some longer
-PREEMPTION_S = 5.0  # what a worker gets from SIGTERM to its end
+PREEMPTION_S = 5.0  # most seconds of a worker from SIGTERM to its end
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A run and what it stands on. ``redis`` and ``cluster`` are there where the victim asks for them."""
+    """A run with its Redis and its cluster, which are None if the victim needs none of its own."""
 
     service: Service
     chance: random.Random
@@ -32,23 +35,23 @@ class Scene:
 
 
 Strike = Callable[[Scene], dict[str, float]]
-"""Strikes once; what it measured besides, for example ``{"gone_s": 2.1}``."""
+"""Kills or cuts off one part of a scene; returns its own measurements, for example ``{"gone_s": 2.1}``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A kind of torment. ``most`` is how many samples one strike may cause to be drawn again."""
+    """A part of a run and its strike. ``most``: the samples that one strike may cause to be drawn again."""
 
     name: str
     strike: Strike
     most: int
-    arguments: tuple[str, ...] = ()  # of the recipe
+    arguments: tuple[str, ...] = ()  # options of the recipe
     own_redis: bool = False  # the run uses a Redis of the benchmark's own, with an append-only file
     three_nodes: bool = False  # the run is on a cluster of three nodes
 
 
 def worker(role: str, how: signal.Signals) -> Strike:
-    """The process that works as "actor" or "reward"."""
+    """Make the strike that sends a signal to the process that works as "actor" or "reward"."""
 
     def strike(scene: Scene) -> dict[str, float]:
         service, began_s = scene.service, time.monotonic()
@@ -63,7 +66,7 @@ def worker(role: str, how: signal.Signals) -> Strike:
 
 
 def learner_rank(how: signal.Signals) -> Strike:
-    """Any of them."""
+    """Make the strike that sends a signal to a random learner rank."""
 
     def strike(scene: Scene) -> dict[str, float]:
         service = scene.service
@@ -76,7 +79,7 @@ def learner_rank(how: signal.Signals) -> Strike:
 
 
 def driver(scene: Scene) -> dict[str, float]:
-    """The command itself; what it had started must end too."""
+    """Kill the command itself; the processes that it had started must end too."""
     service = scene.service
     left = service.family()
     began_s = time.monotonic()
@@ -87,14 +90,14 @@ def driver(scene: Scene) -> dict[str, float]:
 
 
 def embedded_redis(scene: Scene) -> dict[str, float]:
-    """The one that the command brought: it comes back empty."""
+    """Kill the embedded Redis of the command, which comes back empty."""
     for process in scene.service.children("redis-server"):
         process.kill()
     return {}
 
 
 def own_redis(scene: Scene) -> dict[str, float]:
-    """Redis, started again by whoever runs it, with what its append-only file has."""
+    """Kill the benchmark's own Redis, and restart it with its append-only file."""
     assert scene.redis is not None
     began_s = time.monotonic()
     scene.redis.kill()
@@ -104,7 +107,7 @@ def own_redis(scene: Scene) -> dict[str, float]:
 
 
 def node(scene: Scene) -> dict[str, float]:
-    """All processes of the actors' or of the reward servers' node; `ThreeNodes.look` starts a new one."""
+    """Kill all processes on the node of the actors or of the reward servers; `ThreeNodes.look` restarts the node."""
     assert scene.cluster is not None
     scene.cluster.nodes[scene.chance.choice((ROLLOUT, REWARD))].kill()
     return {}
@@ -131,7 +134,7 @@ def alive(pid: int) -> bool:
 
 
 def running(process: psutil.Process) -> bool:
-    """Unlike `alive`, not fooled by a pid that somebody else has by now."""
+    """Return whether the process runs. Unlike `alive`, it notices that another process has the pid by now."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

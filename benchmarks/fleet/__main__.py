@@ -1,9 +1,9 @@
-"""How many actors and reward servers one Redis and one learner bear: `python -m benchmarks.fleet`.
+"""Measures how many actors and reward servers one Redis and one learner can serve: `python -m benchmarks.fleet`.
 
-Up to 1,000 simulated actors and 200 reward servers on one real Redis of this machine, or two, with messages and blobs of
-real size; computing is sleeping. Everything shares this machine's cores, Redis and the simulated fleet alike, so what is
-found is a lower bound of what a Redis with a core of its own bears. "Busy" says what share of the fleet's own pace was
-reached: below 0.9 something on this machine is full.
+Up to 1,000 simulated actors and 200 reward servers use one real Redis of this machine, or two, with messages and blobs of
+real size; they sleep instead of computing. Redis and the simulated fleet share this machine's cores, so the result is a
+lower bound for a Redis with a core of its own. "Busy" is the reached share of the fleet's own pace: below 0.9 something on
+this machine is full.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from drover.common.transport.embedded import EmbeddedRedis
 from drover.common.transport.redis_broker import RedisBroker
 from drover.deploy.roles import Streams
 
-THREADS = 80  # actors or reward servers of a process; redis-py allows its threads 100 connections
+THREADS = 80  # actors or reward servers of a process; redis-py allows 100 connections to a process
 REDIS_BYTES = 8 << 30
 CARD_SAMPLES_PER_S = 4.8  # SD 2, 512 px, 50 steps, guidance, on an H200 at 40 % of its peak: 83 TFLOP a sample
 SD2_GROUP = 16
@@ -39,7 +39,7 @@ SIZES = {
     "small": (SMALL, [(50, 10, 1), (200, 40, 1), (500, 100, 1), (1000, 200, 1)]),
     "sd2": (SD2, [(10, 4, 1), (25, 8, 1), (50, 16, 1), (100, 30, 1), (100, 30, 2)]),
 }
-"""Actors, reward servers, Redis servers."""
+"""Name -> (load of a group, [(actors, reward servers, Redis servers)])."""
 
 SECONDS, QUICK_SECONDS = 30.0, 6.0
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def one(fleet: Fleet, seconds: float) -> dict[str, Any]:
-    """Run that fleet for so long after its first iteration; what it did."""
+    """Run the fleet for ``seconds`` after its first iteration; return its figures."""
     with ExitStack() as stack:
         servers = [stack.enter_context(EmbeddedRedis(max_memory_bytes=REDIS_BYTES)) for _ in range(fleet.servers)]
         urls = " ".join(server.url for server in servers)
@@ -96,7 +96,7 @@ def running(processes: list[BaseProcess], stop: Any) -> Iterator[None]:
 
 
 def watch(servers: Sequence[EmbeddedRedis], run: str, fleet: Fleet, said: Any, seconds: float) -> dict[str, Any]:
-    """Look on as the driver does, once a second, from the first iteration that was whole to the end."""
+    """Measure queues and Redis once a second, as the driver does, from the end of the first iteration on."""
     broker = RedisBroker(" ".join(server.url for server in servers), run)
     streams = Streams(broker, fleet.config())
     queues = [
@@ -117,7 +117,7 @@ def watch(servers: Sequence[EmbeddedRedis], run: str, fleet: Fleet, said: Any, s
         except Empty:
             continue
         unbalanced += not last["balanced"]
-    # Of each server, a second: the same keys as its facts.
+    # For each server, the rates per second of its facts.
     spent = [per_second(before, facts_of(*one)) for before, one in zip(began, redises, strict=True)]
     broker.close()
     elapsed = last["at_s"] - first["at_s"]
@@ -142,7 +142,7 @@ def watch(servers: Sequence[EmbeddedRedis], run: str, fleet: Fleet, said: Any, s
 
 
 def facts_of(client: redis.Redis, pid: int) -> dict[str, float]:
-    """What Redis says of itself, and what its process has used."""
+    """Return Redis' own counters, and the CPU seconds of its process."""
     info: dict[str, Any] = client.info()
     times = psutil.Process(pid).cpu_times()
     return {

@@ -1,7 +1,8 @@
-"""The processes of a simulated fleet: real messages and blobs of real size through the real transport; computing is sleeping.
+"""The processes of a simulated fleet, which send real messages and blobs through the real transport and sleep to compute.
 
-An actor here is a thread that does what `drover.actors.worker.Actor` does with an order, but for the sampling. So is a reward
-server. The learner is the real intake (feeder, slots, assembler, ledger) and reads every recorded state, as the ranks do.
+An actor here is a thread that handles an order as `drover.actors.worker.Actor` does, but sleeps instead of sampling. A
+reward server is a thread that sleeps instead of scoring. The learner is the real intake (feeder, slots, assembler, ledger)
+and reads every recorded state, as the ranks do.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.deploy.roles import Streams, build_intake, learner_streams
 
 REWARD = "point"
-JITTER = 0.2  # share by which the time of a group varies, as real sampling does
+JITTER = 0.2  # the time of a group varies by this share, as in real sampling
 SCRAPE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a group weighs and how long it takes, for example SD 2 at 512 px: 16 samples, (4, 64, 64), float16, 512 px."""
+    """The sizes and times of a group, for example SD 2 at 512 px: 16 samples, (4, 64, 64), float16, 512 px."""
 
     name: str
     samples: int
     latent: tuple[int, ...]
     dtype: str
     pixels: int
-    sampling_s: float  # of a group, on the card that an actor stands for
-    scoring_s: float  # of a group
-    steps: int = 5  # recorded; they share states where they are neighbours: none does at worst
+    sampling_s: float  # seconds of a group, on the card of the simulated actor
+    scoring_s: float  # seconds of a group
+    steps: int = 5  # recorded steps; in the worst case, which is simulated, no two are neighbours that share a state
 
     @property
     def states_shape(self) -> tuple[int, ...]:
@@ -58,16 +59,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """How many there are of whom."""
+    """The sizes of a simulated service."""
 
     load: Load
     actors: int
     rewards: int
-    servers: int = 1  # of Redis
+    servers: int = 1  # Redis servers
     max_lag: int = 2
 
     def config(self) -> RunConfig:
-        """A run whose slots are enough to keep every actor busy while as many groups are scored and collected."""
+        """Return a run with enough slots to keep every actor busy while other groups are scored and collected."""
         groups = max(4, ceil(1.5 * self.actors / (self.max_lag + 1)))
         return replace(
             toy_ddpo(),
@@ -80,7 +81,7 @@ class Fleet:
 
 
 def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], MediaRef, Transitions]:
-    """(media, recording, their references) of a group, made once: what is in them does not change how long they take."""
+    """Return (media, recording, their references) of a group. All groups use them: the content does not change the cost."""
     media = Pictures(np.zeros((load.samples, load.pixels, load.pixels, 3), np.uint8))
     states = torch.zeros(*load.states_shape, dtype=tensors.dtype_named(load.dtype))
     ((_, media_parts),), media_ref = pack(media, "")
@@ -100,7 +101,7 @@ def blob_parts(load: Load) -> tuple[list[memoryview], list[memoryview], MediaRef
 
 
 def actors(url: str, run: str, fleet: Fleet, numbers: Sequence[int], version: Synchronized[int], stop: Event) -> None:
-    """A process full of actors, a thread each."""
+    """Run a process of actors, a thread each."""
     broker = RedisBroker(url, run)
     streams = Streams(broker, fleet.config())
     made = blob_parts(fleet.load)
@@ -152,7 +153,7 @@ def _actor(
 
 
 def rewards(url: str, run: str, fleet: Fleet, numbers: Sequence[int], stop: Event) -> None:
-    """A process full of reward servers, a thread each."""
+    """Run a process of reward servers, a thread each."""
     broker = RedisBroker(url, run)
     streams = Streams(broker, fleet.config())
     _run([Thread(target=_reward, args=(broker, streams, fleet, number, stop)) for number in numbers])
@@ -192,7 +193,7 @@ def _reward(broker: RedisBroker, streams: Streams, fleet: Fleet, number: int, st
 
 
 def learner(url: str, run: str, fleet: Fleet, version: Synchronized[int], stop: Event, said: Queue[Any]) -> None:
-    """The real intake; says every second what it has trained, how old that was, whether its ledger adds up, its memory."""
+    """Run the real intake; put trained groups, largest lag, balance of the ledger, and memory on ``said`` every second."""
     config = fleet.config()
     broker = RedisBroker(url, run)
     streams = learner_streams(config, broker)

@@ -1,1 +1,1 @@
-"""Other trainers, run unmodified in environments of their own, on the same weights, prompts and rewards as drover."""
+"""Benchmarks of other trainers. They run unmodified, in environments of their own, on drover's weights, prompts and rewards."""

@@ -1,9 +1,9 @@
-"""TRL's DDPO against drover on the shapes pipeline, on equal cores: `python -m benchmarks.peers`.
+"""Compares TRL's DDPO with drover on the shapes pipeline, on equal cores: `python -m benchmarks.peers`.
 
-Both: the same weights, prompts and guidance, 10 steps of which 5 are trained, an optimiser step for every 8 samples, full
-fine-tune, JPEG size as the reward; once free, once with a reward that sleeps 200 ms an image. The sides take turns.
-TRL is one process with as many threads as there are cores, and once more with one thread on one core, where it is most
-efficient; drover splits the cores over processes of one thread.
+Both have the same weights, prompts and guidance, 10 steps of which 5 are trained, an optimiser step for every 8 samples,
+full fine-tune, and JPEG size as the reward; once free, once with a reward that sleeps 200 ms an image. The sides take
+turns. TRL is one process with as many threads as there are cores, and once more with one thread on one core, where it is
+most efficient; drover splits the cores over processes of one thread.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from benchmarks.peers.measure_trl import PEER_PYTHON, PIPELINE, ROOT, measure
 from benchmarks.peers.recipe import BATCH
 
 SLEEP_S = 0.2
-WARM_UPDATES = 20  # of drover, not timed; TRL's first epoch is not timed either
+WARM_UPDATES = 20  # updates of drover that are not timed; TRL's first epoch is not timed either
 LOOK_S = 0.1
 SPLIT = ["--actors", "1", "--learner-ranks", "1", "--max-lag", "15", "--reward-loops", "10"]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run of one side cost. ``cores`` is what it was given."""
+    """The figures of one run of one side. ``cores``: the CPU cores that it could use."""
 
     cores: int
     samples_per_s: float
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def gain_per_cpu_s(self) -> float:
-        """kB of reward gained (mean of the last third of the updates minus the first) per CPU-second of all of them."""
+        """Reward gained in kB (mean of the last third of the updates minus that of the first) per CPU-second of all updates."""
         third = len(self.rewards) // 3
         gain = (sum(self.rewards[-third:]) - sum(self.rewards[:third])) / third
         return gain / (len(self.rewards) * BATCH / self.samples_per_cpu_s)
@@ -57,14 +57,14 @@ class Run:
 
 @dataclass(slots=True)
 class Usage:
-    """CPU seconds and memory of a process and all its descendants, beside the number of updates it has reported."""
+    """Records CPU seconds and memory of a process and its descendants, with the number of updates reported so far."""
 
     process: psutil.Process
     reports: Path
     series: list[tuple[float, int, float, float]] = field(default_factory=list)  # time, updates, CPU s, resident MB
 
     def watch(self, done: threading.Event) -> None:
-        """Look until ``done``."""
+        """Record every `LOOK_S` seconds until ``done`` is set."""
         spent: dict[int, float] = {}
         while not done.wait(LOOK_S):
             resident = 0
@@ -79,7 +79,7 @@ class Usage:
             self.series.append((time.time(), text.count('"kind": "update"'), sum(spent.values()), resident / 1e6))
 
     def at(self, updates: int) -> tuple[float, float]:
-        """(time, CPU seconds so far) when that many updates were first seen."""
+        """Return (time, CPU seconds so far) of the first record with that many updates."""
         return next((at, cpu_s) for at, seen, cpu_s, _ in self.series if seen >= updates)
 
 
@@ -90,7 +90,7 @@ def run_trl(sleep_s: float, *, threads: int, epochs: int) -> Run:
 
 
 def run_drover(sleep_s: float, *, iterations: int, split: Sequence[str]) -> Run:
-    """The service as a user starts it, watched from outside."""
+    """Run the service as a user starts it, and measure its processes from outside."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [str(Path(sys.executable).parent / "drover"), "train", "benchmarks/peers/recipe.py:peer_setting"]
         command += ["--iterations", str(iterations), "--reward-sleep-s", str(sleep_s), *split]

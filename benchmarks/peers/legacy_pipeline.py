@@ -1,7 +1,7 @@
-"""A Stable Diffusion folder written by transformers 5, readable by transformers 4 with the same weights.
+"""Converts a Stable Diffusion folder of transformers 5, so that transformers 4 reads it with the same weights.
 
 Version 5 dropped the ``text_model.`` prefix of CLIP's tensors and keeps the tokenizer in one file. Version 4 then
-starts from a random text encoder with no more than a warning; `check_same` makes that an error.
+starts from a random text encoder and only warns; `check_same` makes that an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNET_WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 
 
 def convert(pipeline: Path, folder: Path) -> None:
-    """Write a copy of the pipeline folder that transformers 4 understands. ``folder`` must not exist."""
+    """Write a copy of the pipeline folder that transformers 4 reads. ``folder`` must not exist."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(pipeline, folder)
@@ -36,7 +36,7 @@ def convert(pipeline: Path, folder: Path) -> None:
 
 
 def check_same(loaded: StableDiffusionPipeline, pipeline: Path, prompts: Sequence[str]) -> None:
-    """Raise unless the loaded text encoder, UNet and token ids are those of the original folder, bit for bit."""
+    """Raise ValueError unless the loaded text encoder, UNet and token ids equal those of the original folder bit for bit."""
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 

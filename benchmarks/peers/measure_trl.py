@@ -1,11 +1,11 @@
-"""TRL's DDPO on the shapes pipeline, with one core and with two, with a free reward and with a slow one.
+"""Measures TRL's DDPO on the shapes pipeline, with one core and with two, with a free reward and with a slow one.
 
     make bench-env
     .venv/bin/python -m benchmarks.peers.measure_trl
 
 Prints one JSON line for each setting (fields: `benchmarks.peers.trl_ddpo.Figures`), each from a process of its own.
-``load_before`` is the machine's load average just before: two threads on two cores are many times slower as soon as
-anything else wants one of them, so compare only figures taken near 0.
+``load_before`` is the machine's load average just before: two threads on two cores are many times slower if another
+process uses one of the cores, so compare only figures taken near 0.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PIPELINE = ROOT / "worlds/shapes/models/text_to_image"
 PROMPTS = tuple(kind_prompt(kind) for kind in KINDS if kind not in HELDOUT_KINDS)
 
 THREADS = (1, 2)
-REWARD_SLEEPS_S = (0.0, 0.2)  # for each image; 0.2 s is a scorer that has to be waited for
+REWARD_SLEEPS_S = (0.0, 0.2)  # seconds for each image; 0.2 is a scorer that training waits for
 
 
 def measure(pipeline: Path, *, threads: int, reward_sleep_s: float, epochs: int) -> dict[str, Any]:
-    """The figures of one run. Raises RuntimeError with the peer's last words if it fails."""
+    """Return the figures of one run. Raises RuntimeError with the end of the peer's output if it fails."""
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Path(scratch) / "prompts.txt"

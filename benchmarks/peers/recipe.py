@@ -1,4 +1,4 @@
-"""The peer's setting as a drover recipe: 10 steps, 5 trained, batches of 8, full fine-tune, JPEG size."""
+"""A drover recipe with the setting of TRL's benchmark: 10 steps, 5 trained, batches of 8, full fine-tune, JPEG size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Sleeping:
-    """Another reward, ``seconds`` later for each image, as a scorer on another machine would be."""
+    """A reward that sleeps ``seconds`` for each image before it scores, as if its scorer were on another machine."""
 
     reward: Reward
     seconds: float
@@ -60,18 +60,18 @@ def peer_setting(
     lr: float = 1e-4,
     seed: int = 0,
 ) -> RunConfig:
-    """What TRL's DDPOTrainer is measured on, one optimiser step for every 8 samples.
+    """Train in the setting in which TRL's DDPOTrainer is measured: one optimiser step for every 8 samples.
 
     Args:
         iterations: Optimiser steps.
-        reward_sleep_s: Seconds the reward waits for each image.
-        max_lag: How many versions old the weights that sampled a group may be.
+        reward_sleep_s: Seconds that the reward sleeps for each image.
+        max_lag: Most versions by which the weights that sampled a group may be older than the trained ones.
         actors: Rollout processes of one thread.
         learner_ranks: FSDP ranks.
-        learner_threads: CPU threads of each.
+        learner_threads: CPU threads of each rank.
         reward_loops: Groups scored at the same time.
         lr: AdamW's learning rate.
-        seed: Of prompts and noise.
+        seed: Seed of prompts and noise.
     """
     config = shapes_ddpo(
         reward="jpeg_small",

@@ -1,8 +1,8 @@
-"""TRL's `DDPOTrainer` on a Stable Diffusion folder, on CPU: prints one JSON line. Runs under ``.venv-trl``.
+"""Measures TRL's `DDPOTrainer` on a Stable Diffusion folder, on CPU; prints one JSON line. Runs under ``.venv-trl``.
 
 The trainer is TRL's own, unmodified and driven through its public interface: full fine-tune, one update per epoch. The
-reward is minus the size of the JPEG in kB, so compressible images win. ``--reward-sleep-s`` makes it wait that long for
-each image, as a scorer on another machine would.
+reward is minus the size of the JPEG in kB, so compressible images have high rewards. ``--reward-sleep-s`` makes the
+reward sleep so long for each image, as if the scorer were on another machine.
 
 The figures leave out the first epoch, except ``first_update_s`` (since the process started) and ``peak_rss_mb``.
 """
@@ -33,7 +33,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a run cost. Rewards are means over an epoch, in kB, the first epoch included."""
+    """The figures of one run. Rewards are means over an epoch, in kB, the first epoch included."""
 
     peer: str
     threads: int
@@ -50,14 +50,14 @@ class Figures:
 
 
 class JpegReward:
-    """Minus the kB of each image's JPEG. Remembers the mean of every batch it has scored."""
+    """A reward that is minus the kB of each image's JPEG. Keeps the mean of every scored batch."""
 
     def __init__(self, sleep_s: float) -> None:
         self.sleep_s = sleep_s
         self.means: list[float] = []
 
     def __call__(self, images: Any, prompts: Any, metadata: Any) -> tuple[Any, dict[str, Any]]:
-        """``images`` [B, 3, H, W] in 0..1. Returns ([B], nothing more), as TRL asks."""
+        """Score ``images`` [B, 3, H, W] in 0..1. Returns (rewards [B], {}), the form that TRL requires."""
         import torch
 
         pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -148,14 +148,14 @@ def steady_epochs(trainer: Any, step: int, epochs: int) -> None:
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """(wall seconds, CPU seconds of this process) of the work."""
+    """Return (wall seconds, CPU seconds of this process) of the work."""
     wall, cpu = time.monotonic(), time.process_time()
     work()
     return time.monotonic() - wall, time.process_time() - cpu
 
 
 def process_started() -> float:
-    """Seconds since the epoch."""
+    """Return the start time of this process, in seconds since 1970."""
     import psutil
 
     return psutil.Process().create_time()
@@ -184,7 +184,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    # Before torch and tokenizers are imported: they read these once.
+    # torch and tokenizers read these variables once, when they are imported.
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     print(json.dumps(asdict(measure(options))))
 

@@ -139,7 +139,7 @@ class Autoscaler:
 
 
 @dataclass(slots=True)
-class Share:
+class TimeShare:
     """Measures the share of some workers' time that went into certain parts of their accounts since the last look.
 
     Workers add to their accounts when a piece of work ends, which may take minutes. So the total is the time in the

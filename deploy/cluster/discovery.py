@@ -20,7 +20,7 @@ FETCHERS = 32  # pages fetched at once
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class MetricsEndpoint:
     """The metrics endpoint of one process of the run: its role, its address (HOST:PORT), and its reserved CPUs and GPUs."""
 
     role: str  # of `drover.common.metrics.LABEL_VALUES`
@@ -29,12 +29,12 @@ class Endpoint:
     gpus: float = 0.0
 
 
-def labels(run: str, worker: str, endpoint: Endpoint) -> dict[str, str]:
+def labels(run: str, worker: str, endpoint: MetricsEndpoint) -> dict[str, str]:
     """Return the Prometheus labels of every series of that process."""
     return {"run": run, "role": endpoint.role, "worker": worker}
 
 
-def groups(run: str, endpoints: Mapping[str, Endpoint]) -> list[dict[str, object]]:
+def groups(run: str, endpoints: Mapping[str, MetricsEndpoint]) -> list[dict[str, object]]:
     """Return the list that Prometheus' HTTP and file discovery read: an element for each worker."""
     return [
         {"targets": [endpoint.address], "labels": labels(run, worker, endpoint)}
@@ -42,12 +42,12 @@ def groups(run: str, endpoints: Mapping[str, Endpoint]) -> list[dict[str, object
     ]
 
 
-def targets_page(run: str, endpoints: Mapping[str, Endpoint]) -> bytes:
+def targets_page(run: str, endpoints: Mapping[str, MetricsEndpoint]) -> bytes:
     """Return the page ``/targets``: `groups` as JSON."""
     return (json.dumps(groups(run, endpoints), indent=2) + "\n").encode()
 
 
-def everything(run: str, endpoints: Mapping[str, Endpoint], pages: Mapping[str, str]) -> bytes:
+def everything(run: str, endpoints: Mapping[str, MetricsEndpoint], pages: Mapping[str, str]) -> bytes:
     """Return the page ``/metrics/all``: the metrics of all workers. ``pages`` (by worker) are used, the rest is fetched.
 
     A worker that does not answer is left out, so its series end, as those of a target that is down.

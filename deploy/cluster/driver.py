@@ -10,7 +10,7 @@ from drover.common.transport import keys
 from drover.common.transport.broker import Broker
 from drover.deploy.cluster.learner_group import LearnerGroup
 from drover.deploy.cluster.monitor import Monitor
-from drover.deploy.cluster.pools import LATE_S, Pools
+from drover.deploy.cluster.pools import LATE_S, WorkerPools
 from drover.deploy.cluster.scaling import Readings, Scaling
 from drover.deploy.cluster.worker import EVALUATION, ROLLOUT, Pool
 from drover.deploy.config import RunConfig
@@ -27,7 +27,7 @@ class Driver:
     def __init__(
         self,
         config: RunConfig,
-        pools: Pools,
+        pools: WorkerPools,
         learner: LearnerGroup,
         watcher: Watcher,
         monitor: Monitor,

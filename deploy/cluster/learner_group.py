@@ -15,7 +15,7 @@ from drover.common.transport.broker import Broker
 from drover.common.types import Report
 from drover.common.weights.object_store import ObjectStorePublisher, find_directory
 from drover.deploy.cluster.connection import Connection, serve_metrics
-from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.discovery import MetricsEndpoint
 from drover.deploy.cluster.own_log import own_log
 from drover.deploy.cluster.pools import NODE_SHARE, cause
 from drover.deploy.cluster.process_group import torch_config
@@ -68,9 +68,9 @@ class LearnerGroup:
             raise DroverError(f"the learner failed: {cause(error)}") from error
         return False
 
-    def endpoints(self, ranks: Mapping[str, str]) -> dict[str, Endpoint]:
+    def endpoints(self, ranks: Mapping[str, str]) -> dict[str, MetricsEndpoint]:
         """Return rank -> its metrics endpoint. ``ranks``: rank -> HOST:PORT of its metrics."""
-        return {name: Endpoint("learner", address, self._cpus, self._gpus) for name, address in ranks.items()}
+        return {name: MetricsEndpoint("learner", address, self._cpus, self._gpus) for name, address in ranks.items()}
 
     def stop(self) -> None:
         """Kill the ranks at once, unless they are done."""

@@ -14,7 +14,7 @@ from drover.common.transport import keys
 from drover.common.transport.redis_broker import RedisBroker
 from drover.deploy.cluster import discovery
 from drover.deploy.cluster.connection import LOOPBACK, address
-from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.discovery import MetricsEndpoint
 from drover.deploy.roles import Streams
 from drover.deploy.run_folder.results import DRIVER, RunFolder
 
@@ -49,16 +49,16 @@ class Monitor:
         self._meter, self._buried = PrometheusMeter(), "0"
         self._reads_s: deque[float] = deque(maxlen=2)  # times at which Prometheus read the driver's metrics
         self._announced_s: float | None = None
-        self._endpoints: dict[str, Endpoint] = {}  # replaced, never changed: the serving threads read it
+        self._endpoints: dict[str, MetricsEndpoint] = {}  # replaced, never changed: the serving threads read it
         self._server, self.address = self._serve(listen)
-        self._own = {DRIVER: Endpoint(DRIVER, self.address)}
+        self._own = {DRIVER: MetricsEndpoint(DRIVER, self.address)}
         self._endpoints = dict(self._own)
         self._folder.note_metrics(discovery.groups(run, self._endpoints))
         self._count_workers({})
         for stream, _ in self._queues:
             self._meter.add(metrics.DEAD_LETTERS, 0, stream=stream)  # exported from the start, so that a rise is seen
 
-    def look(self, workers: Mapping[str, Endpoint]) -> None:
+    def look(self, workers: Mapping[str, MetricsEndpoint]) -> None:
         """Measure queues, Redis and workers. ``workers``: the workers that serve metrics now."""
         self._count_workers(workers)
         endpoints = {**workers, **self._own}
@@ -96,7 +96,7 @@ class Monitor:
 
     # ------------------------------------------------------------------------------------------ measuring
 
-    def _count_workers(self, workers: Mapping[str, Endpoint]) -> None:
+    def _count_workers(self, workers: Mapping[str, MetricsEndpoint]) -> None:
         roles = {endpoint.role for endpoint in (*workers.values(), *self._endpoints.values())}
         for role in roles:
             mine = {name: endpoint for name, endpoint in {**workers, **self._own}.items() if endpoint.role == role}

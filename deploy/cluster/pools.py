@@ -14,7 +14,7 @@ from typing import Any
 from drover.common.errors import DroverError
 from drover.common.words import counted
 from drover.deploy.cluster.connection import Connection
-from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.discovery import MetricsEndpoint
 from drover.deploy.cluster.environments import BUILD_S, failure, runtime_env
 from drover.deploy.cluster.worker import Place, Pool, Worker
 from drover.deploy.config import RunConfig
@@ -54,7 +54,7 @@ class _Member:
         return self.leaves_by_s is None
 
 
-class Pools:
+class WorkerPools:
     """All workers of the run, seen from the driver. Only the driver's main thread calls this."""
 
     def __init__(
@@ -206,12 +206,12 @@ class Pools:
             for name in self._pools
         }
 
-    def endpoints(self) -> dict[str, Endpoint]:
+    def endpoints(self) -> dict[str, MetricsEndpoint]:
         """Return worker -> its metrics endpoint, of the workers that have answered."""
         known = {name: member for name, member in self._members.items() if member.known}
         pools = {name: member.place.pool for name, member in known.items()}
         return {
-            name: Endpoint(pools[name].role, member.known["metrics"], pools[name].cpus, pools[name].gpus)
+            name: MetricsEndpoint(pools[name].role, member.known["metrics"], pools[name].cpus, pools[name].gpus)
             for name, member in known.items()
         }
 

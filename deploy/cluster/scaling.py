@@ -22,7 +22,7 @@ import tyro
 from drover.common.errors import ConfigError
 from drover.common.files import write_whole
 from drover.common.words import counted
-from drover.deploy.cluster.autoscale import Autoscaler, Bounds, Share, Signal
+from drover.deploy.cluster.autoscale import Autoscaler, Bounds, Signal, TimeShare
 from drover.deploy.run_folder.results import RunFolder, read_json
 from drover.deploy.views.standing import state_of
 
@@ -210,8 +210,8 @@ class Readings:
     def __init__(self, backlogs: Callable[[], Mapping[str, tuple[int, float]]]) -> None:
         """``backlogs``: pool -> (messages not acknowledged, age of the oldest in seconds)."""
         self._backlogs = backlogs
-        self._busy: dict[tuple[str, str], Share] = {}  # (pool, reward) -> share of working time
-        self._waits = Share(frozenset({"wait_data"}))
+        self._busy: dict[tuple[str, str], TimeShare] = {}  # (pool, reward) -> share of working time
+        self._waits = TimeShare(frozenset({"wait_data"}))
 
     def signals(
         self,
@@ -246,5 +246,7 @@ class Readings:
         for worker, accounts in workers.items():
             for kind, parts in accounts.items():
                 kinds.setdefault(kind, {})[worker] = parts
-        shares = [self._busy.setdefault((pool, kind), Share(WORK)).look(accounts) for kind, accounts in kinds.items()]
+        shares = [
+            self._busy.setdefault((pool, kind), TimeShare(WORK)).look(accounts) for kind, accounts in kinds.items()
+        ]
         return max(shares, default=0.0)

@@ -25,7 +25,7 @@ from drover.deploy.cluster.connection import Connection, redis_url
 from drover.deploy.cluster.driver import Driver, backlogs
 from drover.deploy.cluster.learner_group import LearnerGroup
 from drover.deploy.cluster.monitor import Listen, Monitor
-from drover.deploy.cluster.pools import Pools
+from drover.deploy.cluster.pools import WorkerPools
 from drover.deploy.cluster.ray_session import cluster_address, ray_session
 from drover.deploy.cluster.scaling import Scaling, bounds
 from drover.deploy.config import RunConfig
@@ -84,7 +84,7 @@ def train(
         directory = start_directory(connection.directory)  # ends with this handle
         tell("phase", "starting actors, reward servers and learner")
         on_event = partial(tell, "event")
-        pools = Pools(config, connection, wanted, claim_cpus=bool(cluster), on_event=on_event)
+        pools = WorkerPools(config, connection, wanted, claim_cpus=bool(cluster), on_event=on_event)
         learner = LearnerGroup(config, connection, folder.path, gpus=gpus)
         stack.callback(pools.stop)
         stack.callback(learner.stop)
@@ -128,7 +128,7 @@ def _forget(name: str, redis_url: str) -> None:
     broker.close()
 
 
-def _await_environments(pools: Pools, tell: Callable[[str, str], None], stopping: Callable[[], bool]) -> None:
+def _await_environments(pools: WorkerPools, tell: Callable[[str, str], None], stopping: Callable[[], bool]) -> None:
     """Wait until the rewards' environments are built, which takes minutes: the learner would take the silence for a stall."""
     told: list[str] = []
     while waiting := pools.preparing():

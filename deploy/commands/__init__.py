@@ -1,1 +1,1 @@
-"""Commands beside training, one file each."""
+"""The commands other than training, one file each."""

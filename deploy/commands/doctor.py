@@ -1,4 +1,4 @@
-"""``drover doctor``: looks at everything a run needs before it is started, and says what to mend."""
+"""``drover doctor``: checks everything that a run needs before it starts, and prints problems with their fixes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class DoctorOptions:
     recipe: tyro.conf.Positional[tuple[str, ...]] = ()
     """A recipe to check as well; its options come last, after --: drover doctor shapes_ddpo -- --actors 6."""
     runs_dir: Path = Path("runs")
-    """Where run folders are to be made."""
+    """Folder in which run folders shall be made."""
     environments: bool = False
     """Ask pip whether it finds the packages of rewards that need an environment of their own; may take a minute."""
     json: bool = False
-    """For scripts."""
+    """Print JSON, for scripts."""
 
 
 def run(options: DoctorOptions) -> int:
-    """Check, print; the exit code: 0, or 1 when there is a problem."""
+    """Check and print the findings; return the exit code: 0, or 1 if there is a problem."""
     findings = examine(options)
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -45,7 +45,7 @@ def run(options: DoctorOptions) -> int:
 
 
 def examine(options: DoctorOptions) -> list[Finding]:
-    """Every finding, in the order in which they matter."""
+    """Return every finding, basic needs first."""
     config, trouble = _build(options.recipe)
     found = [
         *machine.python(),
@@ -74,7 +74,7 @@ def _build(words: tuple[str, ...]) -> tuple[RunConfig | None, list[Finding]]:
 
 
 def report(findings: list[Finding]) -> str:
-    """For people: a line for each finding, and below a problem what to do."""
+    """Return a text for people: a line for each finding, and its fix below."""
     lines, indent = [], " " * len(SIGNS["ok"])
     for finding in findings:
         lines.append(f"{SIGNS[finding.state]}{finding.check}: {finding.found}".replace("\n", f"\n{indent}"))

@@ -1,4 +1,4 @@
-"""Pictures from a model, with the sampler that training uses."""
+"""`drover sample`: draws pictures with a model and the sampler that training uses."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class SampleOptions:
     """Draw pictures with a diffusers Stable Diffusion model, one row a prompt."""
 
     model: str
-    """Pipeline folder, hub id, or a run folder: the pipeline or adapters that it fine-tuned, drawn with as in training."""
+    """Pipeline folder, hub id, or a run folder, whose fine-tuned pipeline or adapters draw as in training."""
     prompts: tuple[str, ...]
-    """What to draw."""
+    """The prompts to draw."""
     out: Path = Path("samples.png")
-    """The PNG to write."""
+    """PNG file to write."""
     count: int = 4
     """Pictures of each prompt."""
     steps: int | None = None
@@ -35,11 +35,11 @@ class SampleOptions:
     guidance: float | None = None
     """Guidance scale, 1 for none; default: the run's, or 3."""
     seed: int = 0
-    """Same seed, same pictures."""
+    """Seed of the noise; the same seed gives the same pictures."""
 
 
 def draw(options: SampleOptions) -> Path:
-    """Write the PNG; returns its path. Raises `ConfigError`."""
+    """Draw the pictures and write the PNG; return its path. Raises `ConfigError`."""
     import torch
 
     from drover.common.policies import conditioning
@@ -66,7 +66,7 @@ def draw(options: SampleOptions) -> Path:
 
 
 def _sampling(options: SampleOptions, device: str) -> Sampling:
-    """Of the run that the model names, or of a pipeline, with the options that are given in the place of its own."""
+    """Load the model and sampler of the run, or of the pipeline, with the given options in the place of its own."""
     run = Path(options.model)
     if not (run / "checkpoints").is_dir():
         model = StableDiffusionModel(

@@ -1,4 +1,4 @@
-"""`drover serve`: one reward answered over HTTP, for `http_reward` of runs elsewhere and for whoever speaks its form."""
+"""`drover serve`: answers one reward over HTTP, for `http_reward` of runs elsewhere and for other clients of its format."""
 
 from __future__ import annotations
 
@@ -41,33 +41,33 @@ class ServeOptions:
     """Answer a reward over HTTP. The token that callers need comes from DROVER_REWARD_TOKEN or DROVER_REWARD_TOKEN_FILE."""
 
     reward: tyro.conf.Positional[str]
-    """A reward of drover's by its file, such as jpeg_size, or path/to/file.py:description of yours."""
+    """A reward of drover by the name of its file, such as jpeg_size, or your own as path/to/file.py:description."""
     options: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The reward's own, as OPTION=VALUE: prefer=large."""
+    """Options of the reward, as OPTION=VALUE: prefer=large."""
     host: str = LOOPBACK
-    """Where it listens; anything but loopback is reachable from outside: give a certificate then."""
+    """Address to listen on; all but loopback are reachable from outside: give a certificate then."""
     port: int = 8490
-    """0 takes a free one."""
+    """Port to listen on; 0 takes a free one."""
     certificate: Path | None = None
     """PEM file of the server's certificate chain, for https."""
     key: Path | None = None
-    """PEM file of its private key."""
+    """PEM file of the certificate's private key."""
     device: str = ""
-    """Where the reward computes; default: cuda if there is a GPU, else cpu."""
+    """Device on which the reward computes; default: cuda if there is a GPU, else cpu."""
     max_batch: int = 64
-    """Samples, of several callers, that go to the reward at once."""
+    """Most samples, of one or more callers, in one call of the reward."""
     deadline_s: float = 120.0
-    """A call of the reward that takes longer is left behind, its samples masked."""
+    """Seconds after which a call of the reward is abandoned and its samples are masked."""
     connections: int = 64
-    """Callers at one time; more are told to come back."""
+    """Most callers at one time; further ones are told to come back."""
     metrics_host: str = LOOPBACK
-    """Where metrics are served, on a port of their own."""
+    """Address at which metrics are served, on a port of their own."""
     json: bool = False
-    """Print where it listens as JSON."""
+    """Print the addresses as JSON."""
 
 
 def run(options: ServeOptions) -> int:
-    """Answer until it is asked to stop (`drover.common.stopping`); the exit code."""
+    """Answer requests until the process is asked to stop (`drover.common.stopping`); return the exit code."""
     token = secrets.from_environment(TOKEN)
     if not token:
         raise ConfigError(NO_TOKEN)
@@ -95,7 +95,7 @@ def run(options: ServeOptions) -> int:
 
 
 def description(name: str, options: tuple[str, ...] = ()) -> Reward:
-    """The reward of that name, its options set. Raises `ConfigError` with what there is."""
+    """Return the reward of that name with its options set. Raises `ConfigError`, which lists the rewards or options."""
     kind: Callable[..., Any] = find(name) if ":" in name else _shipped(name)
     given = dict(_split(option) for option in options)
     hints = inspect.get_annotations(kind, eval_str=True)
@@ -104,7 +104,7 @@ def description(name: str, options: tuple[str, ...] = ()) -> Reward:
         raise ConfigError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     words: list[str] = []
     for key, value in given.items():
-        several = get_origin(hints.get(key)) is tuple  # then the value is words
+        several = get_origin(hints.get(key)) is tuple  # its value is split at spaces
         words += [f"--{key.replace('_', '-')}", *(value.split() if several else [value])]
     reward: Any = tyro.cli(kind, prog=f"drover serve {name}", args=words)
     if not isinstance(getattr(reward, "name", None), str) or not callable(getattr(reward, "load", None)):
@@ -132,7 +132,7 @@ def _split(option: str) -> tuple[str, str]:
 
 
 def _tls(options: ServeOptions) -> ssl.SSLContext | None:
-    """Raises `ConfigError` for files that are no certificate and key."""
+    """Return the context for https; None for http. Raises `ConfigError` for files that are no certificate and key."""
     if options.certificate is None:
         if options.key is not None:
             raise ConfigError("--key without --certificate; give both for https")
@@ -150,7 +150,7 @@ def _tls(options: ServeOptions) -> ssl.SSLContext | None:
 
 
 def _no_password() -> str:
-    raise OSError(0, "the key is encrypted")  # OpenSSL would ask at the terminal
+    raise OSError(0, "the key is encrypted")  # otherwise OpenSSL would ask at the terminal
 
 
 def _announce(options: ServeOptions, name: str, server: Endpoint, metrics: str) -> None:

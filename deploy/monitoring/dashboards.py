@@ -1,8 +1,8 @@
-"""Grafana's dashboards, made from the metric declarations.
+"""Makes Grafana's dashboards from the metric declarations.
 
 ``python -m drover.deploy.monitoring.dashboards`` writes deploy/monitoring/grafana/dashboards/.
-A panel asks for declared metrics alone, and takes its unit and its description from them. The files are checked in, so
-that Grafana can be given the folder; a test says when they are not what this makes.
+A panel queries declared metrics only, and takes its unit and its description from them. The files are checked in, so
+that Grafana can be given the folder; a test fails if they differ from this module's output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drover.deploy.monitoring.panels import Panel, Row, learning, service
 
 FOLDER = Path(__file__).with_name("grafana") / "dashboards"
 UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "percentunit", "": "short"}
-HEIGHT, WIDTH = 8, 24  # of a panel, of the grid, in Grafana's own units
+HEIGHT, WIDTH = 8, 24  # height of a panel and width of the grid, in Grafana's units
 
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 LINK = {
@@ -34,7 +34,7 @@ LINK = {
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
-    """File name -> dashboard as Grafana imports it."""
+    """Return file name -> dashboard as Grafana imports it."""
     return {
         "drover-learning.json": dashboard("drover-learning", "drover: what a run learns", learning()),
         "drover-service.json": dashboard("drover-service", "drover: where time, memory and money go", service()),
@@ -42,7 +42,7 @@ def dashboards() -> dict[str, dict[str, Any]]:
 
 
 def dashboard(uid: str, title: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """One dashboard, its panels laid out in rows from left to right."""
+    """Make one dashboard, its panels laid out in rows from left to right."""
     panels: list[dict[str, Any]] = []
     y = 0
     for row in rows:
@@ -142,7 +142,7 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def written(dashboard: dict[str, Any]) -> str:
-    """As it is kept in the tree."""
+    """Return the text of the dashboard's file."""
     return json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What the dashboards show: every panel, asked of declared metrics alone. Knows PromQL, and nothing of Grafana."""
+"""The panels of the dashboards, with their queries of declared metrics. Knows PromQL, and nothing of Grafana."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from drover.common import metrics
 from drover.common.metrics import Metric
 
 RUN = 'run="$run"'
-WINDOW = "$window"  # over which rates are taken
+WINDOW = "$window"  # the time over which rates are taken
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A PromQL expression and how its series are called."""
+    """A PromQL expression and the legend of its series."""
 
     expression: str
     legend: str = ""
@@ -21,7 +21,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One graph. ``of`` are the metrics that explain it; ``stacked`` where series add up to something."""
+    """One graph. ``of``: the metrics whose help texts describe it; ``stacked``: its series are drawn as a sum."""
 
     title: str
     of: tuple[Metric, ...]
@@ -43,46 +43,46 @@ class Row:
 
 
 def selector(metric: Metric, suffix: str = "", **labels: str) -> str:
-    """The series of one run, for example ``drover_role_seconds_total{run="$run",role="actor"}``."""
+    """Return the selector of one run's series, for example ``drover_role_seconds_total{run="$run",role="actor"}``."""
     assert set(labels) <= {*metric.labels, "role"}, (metric.name, labels)
     wanted = ",".join([RUN, *(f'{name}="{value}"' for name, value in labels.items())])
     return f"{metric.name}{suffix}{{{wanted}}}"
 
 
 def newest(metric: Metric, *by: str) -> str:
-    """The largest of the gauges that are alike."""
+    """Return the largest value of a gauge, over all series or for each value of the labels ``by``."""
     return f"max by ({', '.join(by)}) ({selector(metric)})" if by else f"max({selector(metric)})"
 
 
 def rate(metric: Metric, *by: str, suffix: str = "", **labels: str) -> str:
-    """Per second, summed."""
+    """Return the rate per second over the window, summed over all series or for each value of the labels ``by``."""
     inner = f"rate({selector(metric, suffix, **labels)}[{WINDOW}])"
     return f"sum by ({', '.join(by)}) ({inner})" if by else f"sum({inner})"
 
 
 def increase(metric: Metric, *by: str) -> str:
-    """Over the window, summed."""
+    """Return the increase over the window, summed for each value of the labels ``by``."""
     return f"sum by ({', '.join(by)}) (increase({selector(metric)}[{WINDOW}]))"
 
 
 def quantile(metric: Metric, q: float, *by: str) -> str:
-    """Of a histogram, over the window."""
+    """Return the ``q`` quantile of a histogram over the window."""
     return f"histogram_quantile({q:g}, {rate(metric, 'le', *by, suffix='_bucket')})"
 
 
 def mean(metric: Metric, *by: str) -> str:
-    """Of a histogram, over the window."""
+    """Return the mean of a histogram over the window."""
     return f"{rate(metric, *by, suffix='_sum')} / {rate(metric, *by, suffix='_count')}"
 
 
 def times(title: str, metric: Metric, by: str, note: str = "") -> Panel:
-    """Mean and 95th percentile of a histogram of seconds."""
+    """Make a panel with mean and 95th percentile of a histogram of seconds."""
     queries = (Query(mean(metric, by), f"{{{{{by}}}}} mean"), Query(quantile(metric, 0.95, by), f"{{{{{by}}}}} 95 %"))
     return Panel(title=title, of=(metric,), queries=queries, note=note)
 
 
 def account(role: str, title: str) -> Panel:
-    """Where a role's time goes: its parts add up to 100 %."""
+    """Make a panel with the parts of a role's time, which sum to 100 %."""
     parts, whole = rate(metrics.ROLE_S, "part", role=role), rate(metrics.ROLE_S, role=role)
     return Panel(
         title=title,
@@ -99,7 +99,7 @@ def account(role: str, title: str) -> Panel:
 
 
 def learning() -> tuple[Row, ...]:
-    """What the run learns, and whether it may be believed."""
+    """Return the rows about learning: rewards, signs of on-policy training, and groups."""
     m = metrics
     ended = selector(m.GROUPS_ENDED)
     return (
@@ -191,7 +191,7 @@ def learning() -> tuple[Row, ...]:
 
 
 def service() -> tuple[Row, ...]:
-    """Where time, memory and money go."""
+    """Return the rows about the service: throughput and cost, times, queues, memory and failures."""
     m = metrics
     trained = rate(m.TRAINED_SAMPLES)
     return (

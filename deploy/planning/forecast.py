@@ -1,9 +1,9 @@
-"""What a run of given sizes would do: the service as queues, simulated event by event. Pure; knows no run and no file.
+"""Predicts the pace of a run at given pool sizes: simulates the service as queues, event by event. Pure; reads no file.
 
 A group waits for an actor, is sampled, waits for a server of each of its rewards, and is done when all have answered. The
 learner takes whole iterations, in order, and issues a new one for each that it has learned, so that ``max_lag + 1`` are
-open. Without lag the roles take turns and their times add up; with much of it only the slowest counts; the simulation
-covers what is between. Times are means: no randomness, no time on the wire, and no two workers share a core.
+open. Without lag the roles take turns and their times add up; with much lag only the slowest role counts; the simulation
+also covers the cases between. Times are means: no randomness, no time on the wire, and no two workers share a core.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 ROLLOUT, LEARNER = "rollout", "learner"
-ITERATIONS = 90  # simulated; as many as repeat whatever pattern the turns make
-FIRST = 30  # counted from here on
-FASTER = 0.9  # of its time: how much quicker a role is made to see how far it limits the others
+ITERATIONS = 90  # simulated iterations; enough for the turns of the tasks to repeat
+FIRST = 30  # the iteration from which time and work are counted
+FASTER = 0.9  # a role takes this share of its time when `limits` tests how far it limits the run
 
 Sizes = Mapping[str, int]
 """``rollout`` and every reward -> workers."""
@@ -24,15 +24,15 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What does not change while a run goes on.
+    """The sizes of a run that do not change while it goes on.
 
     Example: ``Shape(groups=4, samples=64, max_lag=1, rewards=(("point",),))``.
     """
 
-    groups: int  # of an iteration
-    samples: int  # of a group
+    groups: int  # groups of an iteration
+    samples: int  # samples of a group
     max_lag: int
-    rewards: tuple[tuple[str, ...], ...]  # of the groups of an iteration; iterations take these in turn
+    rewards: tuple[tuple[str, ...], ...]  # rewards of an iteration's groups; iterations take the entries in turn
     actor_groups: int = 1  # groups that an actor samples at once
     reward_groups: int = 1  # groups that a scoring call takes at most
     reward_loops: int = 1  # calls that a server makes side by side
@@ -45,15 +45,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Seconds of one worker."""
+    """The seconds that one worker of each role needs."""
 
-    rollout_s: float  # a group
-    load_s: float  # new weights, in an actor
-    rewards_s: Mapping[str, float]  # a group
-    learner_s: float  # an iteration, publishing included
+    rollout_s: float  # for a group
+    load_s: float  # for new weights, in an actor
+    rewards_s: Mapping[str, float]  # reward -> for a group
+    learner_s: float  # for an iteration, publishing included
 
     def faster(self, role: str) -> Costs:
-        """With one role at `FASTER` of its time."""
+        """Return the costs with one role at `FASTER` of its time."""
         if role == LEARNER:
             return replace(self, learner_s=self.learner_s * FASTER)
         if role == ROLLOUT:
@@ -63,19 +63,19 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """``busy``: the share of its time that each role works."""
+    """The predicted pace. ``busy``: role -> the share of its time that it works."""
 
     samples_per_s: float
     busy: Mapping[str, float]
 
 
 def forecast(shape: Shape, costs: Costs, sizes: Sizes) -> Forecast:
-    """The steady state of the service at those sizes."""
+    """Return the steady pace of the service at those sizes."""
     return _Service(shape, costs, sizes).run()
 
 
 def limits(shape: Shape, costs: Costs, sizes: Sizes) -> dict[str, float]:
-    """How much of the pace each role decides: the gain when it gets quicker, as shares of 1. The largest limits the run."""
+    """Return how far each role limits the run: the gain in pace when it gets quicker, as shares that sum to 1."""
     now = forecast(shape, costs, sizes).samples_per_s
     gains = {
         role: max(0.0, forecast(shape, costs.faster(role), sizes).samples_per_s / now - 1.0)
@@ -86,10 +86,10 @@ def limits(shape: Shape, costs: Costs, sizes: Sizes) -> dict[str, float]:
 
 
 def propose(shape: Shape, costs: Costs, budget: int) -> dict[str, int]:
-    """The sizes of at most ``budget`` workers that promise the most samples; of about equal ones the smallest.
+    """Return the sizes with the highest predicted pace and at most ``budget`` workers; among nearly equal ones the smallest.
 
-    ``budget`` is at least one worker for each role. Starts from each role's share of the time that a group costs, and
-    moves one worker at a time for as long as that helps.
+    ``budget`` is at least one worker for each role. The search starts from each role's share of the time that a group
+    costs, and moves one worker at a time while that helps.
     """
     roles = [ROLLOUT, *shape.names]
     assert budget >= len(roles), (budget, roles)
@@ -118,7 +118,7 @@ def propose(shape: Shape, costs: Costs, budget: int) -> dict[str, int]:
 
 
 def _shares(seconds: Mapping[str, float], budget: int) -> dict[str, int]:
-    """One worker for each, and the rest one by one to whoever has the most to do."""
+    """Give each role one worker, and each further worker to the role with the most seconds per worker."""
     sizes = dict.fromkeys(seconds, 1)
     for _ in range(budget - len(sizes)):
         sizes[max(sizes, key=lambda role: seconds[role] / sizes[role])] += 1
@@ -137,7 +137,7 @@ class _Group:
 
 @dataclass(slots=True)
 class _Station:
-    """Equal workers before one queue."""
+    """The workers of one role and their queue."""
 
     workers: int
     at_once: int
@@ -153,7 +153,7 @@ class _Station:
 
 
 class _Service:
-    """One simulated run."""
+    """The simulation of one run."""
 
     def __init__(self, shape: Shape, costs: Costs, sizes: Sizes) -> None:
         self._shape, self._costs = shape, costs
@@ -165,7 +165,7 @@ class _Service:
         self._issued = self._learned = 0
         self._learning = False
         self._now_s = 0.0
-        self._ends: list[float] = []  # of the iterations
+        self._ends: list[float] = []  # times at which iterations ended
         self._events: list[tuple[float, int, str, int, list[_Group]]] = []  # (when, order, station, worker, its groups)
         self._count = 0
 
@@ -201,7 +201,7 @@ class _Service:
         self._dispatch(ROLLOUT)
 
     def _dispatch(self, name: str) -> None:
-        """Give what waits to whoever is idle."""
+        """Give waiting groups to idle workers."""
         station = self._stations[name]
         while station.queue and station.idle:
             worker, groups = station.idle.popleft(), station.take()

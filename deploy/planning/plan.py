@@ -1,6 +1,6 @@
-"""`drover plan RUN`: which role limits a run, what other sizes would do, and how to split a number of workers.
+"""`drover plan RUN`: names the role that limits a run, predicts other sizes, and splits a number of workers.
 
-Reads the reports of a run that is under way or has ended; `drover.deploy.planning.forecast` does the rest.
+Reads the reports of a run that is under way or has ended; `drover.deploy.planning.forecast` predicts.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from drover.deploy.run_folder.history import History, by_name
 from drover.deploy.run_folder.results import RunFolder
 
 FEWEST_UPDATES = 4
-MOST_UPDATES = 60  # older ones say less of what is now
+MOST_UPDATES = 60  # older updates may no longer describe the run
 WAITS = ("wait_data", "wait_reward")
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Predict a run's pace at other sizes from what its roles were measured to need, and name the role that limits it."""
+    """Predict a run's pace at other sizes from the measured times of its roles, and name the role that limits it."""
 
     run: tyro.conf.Positional[str]
-    """Name of the run; some updates of it are enough."""
+    """Name of the run, which needs a few updates."""
     budget: int | None = None
-    """Workers to split between rollout and rewards; default: as many as there are."""
+    """Workers to split between rollout and rewards; default: the present number."""
     rollout: int | None = None
-    """Predict for that many actors, instead of proposing a split."""
+    """Predict for this number of actors, instead of proposing a split."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=COUNT: predict for that many processes of that reward; may be repeated."""
+    """NAME=COUNT: predict for this number of processes of that reward; may be repeated."""
     runs_dir: Path = Path("runs")
-    """Where run folders are."""
+    """Folder of the run folders."""
     json: bool = False
-    """For scripts."""
+    """Print JSON, for scripts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a steady stretch of a run says. ``sizes``: workers of ``rollout`` and of each reward."""
+    """The measurements of a stretch of updates with constant pools. ``sizes``: ``rollout`` and each reward -> workers."""
 
     shape: Shape
     costs: Costs
@@ -57,8 +57,8 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """Of certain sizes. ``limits``: role -> its share in what decides the pace."""
+class Scenario:
+    """The predicted pace at certain sizes. ``limits``: role -> how far it limits the pace, as shares that sum to 1."""
 
     sizes: Mapping[str, int]
     forecast: Forecast
@@ -66,23 +66,23 @@ class Prediction:
 
     @property
     def limiting(self) -> str:
-        """The role that decides most."""
+        """The role that limits the pace most."""
         return max(self.limits, key=lambda role: self.limits[role])
 
     @classmethod
-    def of(cls, measured: Measured, sizes: Mapping[str, int]) -> Prediction:
+    def of(cls, measured: Measured, sizes: Mapping[str, int]) -> Scenario:
         shape, costs = measured.shape, measured.costs
         return cls(sizes, forecast(shape, costs, sizes), limits(shape, costs, sizes))
 
 
 def run(options: PlanOptions) -> int:
-    """Print; the exit code."""
+    """Measure, predict and print; return the exit code."""
     folder = options.runs_dir / options.run
     if not folder.is_dir():
         raise ConfigError(f"there is no run {options.run!r} in {options.runs_dir}; `drover status` lists them")
     measured = measure(RunFolder(folder).reports(), options.run)
-    now = Prediction.of(measured, measured.sizes)
-    other = Prediction.of(measured, _other_sizes(options, measured))
+    now = Scenario.of(measured, measured.sizes)
+    other = Scenario.of(measured, _other_sizes(options, measured))
     if options.json:
         print(json.dumps(_facts(measured, now, other), indent=2))
         return 0
@@ -105,7 +105,7 @@ def run(options: PlanOptions) -> int:
 
 
 def _other_sizes(options: PlanOptions, measured: Measured) -> dict[str, int]:
-    """What was asked for, else the best split."""
+    """Return the requested sizes; without a request, the best split."""
     asked = pairs(options.reward) | ({} if options.rollout is None else {ROLLOUT: options.rollout})
     for role, count in asked.items():
         if role not in measured.sizes:
@@ -122,11 +122,11 @@ def _other_sizes(options: PlanOptions, measured: Measured) -> dict[str, int]:
     return propose(measured.shape, measured.costs, budget)
 
 
-# ----------------------------------------------------------------------------------------- what was measured
+# ------------------------------------------------------------------------------------------------ measuring
 
 
 def measure(reports: Sequence[Report], name: str) -> Measured:
-    """What the newest stretch of updates at constant sizes says. Raises `ConfigError` where there is too little to go by."""
+    """Measure the newest stretch of updates with constant pools. Raises `ConfigError` if it is too short."""
     steady = _steady(History.of(reports).updates)
     if len(steady) < FEWEST_UPDATES + 1 or not _workers(steady[0]):
         raise ConfigError(
@@ -159,7 +159,7 @@ def measure(reports: Sequence[Report], name: str) -> Measured:
 
 
 def _steady(updates: Sequence[Report]) -> list[Report]:
-    """The newest updates of one learner with the same workers, without those of the start, the end, and just after a change."""
+    """Return the newest updates with the same workers and one learner, without those at the start, the end or a change."""
     known = [report for report in updates if "cost/rollout/s_per_sample" in report.scalars]
     if not known:
         return []
@@ -168,7 +168,7 @@ def _steady(updates: Sequence[Report]) -> list[Report]:
     same: list[Report] = []
     for report in reversed(known):
         if report.scalars["update"] > last["updates_total"] - turn:
-            continue  # no new orders any more
+            continue  # near the end there are no new orders
         if 0 in _workers(report).values() or (same and not _goes_on(report, same[-1])):
             break
         same.append(report)
@@ -177,7 +177,7 @@ def _steady(updates: Sequence[Report]) -> list[Report]:
 
 
 def _goes_on(before: Report, after: Report) -> bool:
-    """Whether no worker came or went between them, and no learner began anew."""
+    """Return whether no worker joined or left between the two reports, and the learner did not restart."""
     spent_s = [sum(by_name(report, "account/learner/").values()) for report in (before, after)]
     return _workers(before) == _workers(after) and spent_s[0] <= spent_s[1]
 
@@ -192,12 +192,12 @@ def _pools(scalars: Mapping[str, float]) -> dict[str, float]:
 
 
 def _scoring(report: Report) -> dict[str, float]:
-    """Reward -> seconds a sample, of the rewards that this iteration asked for."""
+    """Return reward -> seconds per sample, of the rewards of this iteration."""
     return by_name(report, "cost/reward/", "/s_per_sample")
 
 
 def _costs(steady: Sequence[Report], shape: Shape, actors: int, steps: float) -> Costs:
-    """Means over the stretch."""
+    """Return the mean costs over the stretch."""
     first, last = steady[0].scalars, steady[-1].scalars
     iterations = steady[1:]
     rollout_s = _mean([report.scalars["cost/rollout/s_per_sample"] for report in iterations]) * shape.samples
@@ -226,7 +226,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def seconds_per_sample(measured: Measured) -> dict[str, float]:
-    """Role -> seconds of one worker for each sample, all that it does included."""
+    """Return role -> seconds of one worker for each sample, loading of weights included."""
     shape, costs = measured.shape, measured.costs
     loads_s = costs.load_s * min(measured.sizes[ROLLOUT], shape.groups) / (shape.groups * shape.samples)
     return {
@@ -236,7 +236,7 @@ def seconds_per_sample(measured: Measured) -> dict[str, float]:
     }
 
 
-def _table(title: str, measured: Measured, of: Prediction) -> Table:
+def _table(title: str, measured: Measured, of: Scenario) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(("role", "workers", "s/sample of one", "busy", "decides the pace", "one more")):
         table.add_column(column, justify="right" if number else "left")
@@ -251,7 +251,7 @@ def _table(title: str, measured: Measured, of: Prediction) -> Table:
     return table
 
 
-def _advice(of: Prediction) -> str:
+def _advice(of: Scenario) -> str:
     if of.limiting == LEARNER:
         return (
             "the learner limits it: more actors or reward servers would not help, a quicker learner or more ranks would"
@@ -264,8 +264,8 @@ def _command(name: str, sizes: Mapping[str, int]) -> str:
     return f"drover scale {name} --rollout {sizes[ROLLOUT]}{rewards}"
 
 
-def _facts(measured: Measured, now: Prediction, other: Prediction) -> dict[str, object]:
-    def told(of: Prediction) -> dict[str, object]:
+def _facts(measured: Measured, now: Scenario, other: Scenario) -> dict[str, object]:
+    def told(of: Scenario) -> dict[str, object]:
         found = {"sizes": dict(of.sizes), "samples_per_s": of.forecast.samples_per_s, "limiting": of.limiting}
         return found | {"decides": dict(of.limits), "busy": dict(of.forecast.busy)}
 

@@ -34,10 +34,10 @@ from drover.reward_servers.rewards.object_composition import ObjectComposition
 from drover.reward_servers.rewards.pick_score import PickScore
 from drover.reward_servers.rewards.statistical_parity import StatisticalParity
 
-CLIP = 1e-4  # the paper's, of mean log-probs at 4 x 64 x 64, so of pictures of
-CLIP_PX = 512  # on a side; other sizes get the same bound on the log-prob of a whole step
-EVALUATED = 100  # held-out prompts that are drawn for each evaluation
-PARITY_SAMPLES = 100  # of an occupation: fewer would mostly measure their own sampling floor
+CLIP = 1e-4  # the paper's bound on the ratio, for log-probs that are means over latents of 4 x 64 x 64 values,
+CLIP_PX = 512  # which are pictures of this side; other sizes get the same bound on the log-prob of a whole step
+EVALUATED = 100  # held-out prompts of an evaluation
+PARITY_SAMPLES = 100  # samples of an occupation; with fewer, the sampling floor of parity would dominate
 
 ClusterPools = Annotated[
     Pools,
@@ -80,40 +80,41 @@ def sd2_joint(
         actors=88, actor_samples=16, reward_servers=8, reward_gpus=0.25, reward_deadline_s=120.0, learner_ranks=32
     ),
 ) -> RunConfig:
-    """The paper's run: three tasks in turn, five steps shared by an iteration, then a step on real pictures.
+    """Train the paper's three tasks in turn, five steps per iteration, then take a step on real pictures.
 
-    The same for Stable Diffusion 1.5 and SDXL: give their checkpoint and image size. Where nothing else is said, the default
-    is the paper's or its released configuration's; "ours" is neither's.
+    Stable Diffusion 1.5 and SDXL train in the same way: give their checkpoint and image size. Defaults are those of the
+    paper or of its released configuration, but for the ones called "ours" here.
 
     An iteration samples 128 prompts with 16 samples each, as the paper has it for parity. The trained steps are drawn anew
     for each iteration, with an optimiser step each; batch_size is the paper's on a GPU.
-    Ours: max_lag 1, so that actors sample while the learner learns (the paper is strictly on-policy, 0); no evaluations but
-    before and after; pretraining_weight 1, for the paper gives none (pretraining_combined is its eq. 8 as printed). Ours are
-    all pools but the GPUs in sum, 128: 88 sample, a prompt's samples at once, 32 learn and 8 judge, each of the four rewards
-    with 8 processes of a quarter GPU; and a reward's deadline, which is far longer than a call takes.
+    Ours: max_lag 1, so that actors sample while the learner learns (the paper is strictly on-policy, 0); evaluations only
+    before and after; pretraining_weight 1, for the paper gives none (pretraining_combined is its eq. 8 as printed); a
+    reward's deadline, which is far longer than a call takes. The paper has 128 GPUs in sum. Our pools divide them: 88 GPUs
+    sample, all samples of a prompt at once, 32 learn and 8 judge, with 8 processes of a quarter GPU for each of the four
+    rewards.
 
     Args:
-        prompts: Text, JSONL, CSV or Parquet with what people ask for, such as DiffusionDB's metadata table, the paper's.
+        prompts: Text, JSONL, CSV or Parquet file of prompts by people, such as DiffusionDB's metadata table, the paper's.
         tones: Folder or hub id of an image classifier of skin tones. The paper's is not published.
-        tone_classes: Its classes that should be equally likely.
+        tone_classes: Classes of that classifier that should be equally likely.
         checkpoint: Diffusers folder or hub id to start from.
         portraits: Prompts of people to train parity on; default: portraits of the paper's 100 occupations, the last fifth
             of which is held out.
         detector: Folder or hub id of the composition reward's object detector; ours, as transformers lacks the paper's UniDet.
-        preference: Reward of what people prefer. All but the paper's image_reward run without an environment of their own.
-        preference_checkpoint: Folder or hub id of its weights; default: those it was published with. learned_preference has
-            none: give the folder that fit_evaluator's model was saved in.
+        preference: Reward for human preference. All but the paper's image_reward run without an environment of their own.
+        preference_checkpoint: Folder or hub id of the preference reward's weights; default: the published ones.
+            learned_preference has none: give the folder in which fit_evaluator saved its model.
         heldout_share: Share of the prompts that is held out; ours. The paper: 2000 of 1.5 million.
         pretraining: Folder of pictures with captions, or of webdataset tars (the paper: LAION with aesthetic score of
             at least 6); default: no pretraining step.
-        tasks: Which to train, in which order; the order is ours.
+        tasks: Tasks to train, in this order; the order is ours.
         image_size: Pixels on a side.
         rounds: Iterations of each task; the paper converges in about 1000.
-        task_weights: Of each task; default: all alike.
-        rooted: Parity as the root of the summed squares. The paper's text says so, its formula does not.
-        parity_credit: What a sample is given: the parity of its set, as in the paper, or what it changes.
+        task_weights: Weight of each task's credit; default: all equal.
+        rooted: Take parity as the root of the summed squares. The paper's text says so, its formula does not.
+        parity_credit: Value that each sample gets: the parity of its set, as in the paper, or the change by that sample.
         lora_rank: 0 trains the whole UNet, as the paper does; otherwise adapters of this rank.
-        compute: Autocast regime, of sampling and training alike; the release samples in float32, which biases its ratio.
+        compute: Autocast dtype of both sampling and training; the release samples in float32, which biases its ratio.
     """
     if task_weights and len(task_weights) != len(tasks):
         raise ConfigError(f"{len(tasks)} tasks need as many task_weights, got {task_weights}")
@@ -174,7 +175,7 @@ def sd2_joint(
 
 
 def _portraits(file: Path | None, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(trained, held out): the file's prompts, or portraits of the paper's occupations; a fifth is held out."""
+    """Return (trained, held-out) prompts of the file, or portraits of the paper's occupations; a fifth is held out."""
     if file is not None:
         found = read_prompts(file, heldout=0.2, seed=seed)
         return found.train, found.heldout
@@ -184,17 +185,17 @@ def _portraits(file: Path | None, seed: int) -> tuple[tuple[str, ...], tuple[str
 
 
 def _spread(prompts: Sequence[str]) -> tuple[str, ...]:
-    """`EVALUATED` of them, equally far apart."""
+    """Return `EVALUATED` of the prompts, equally far apart."""
     return tuple(prompts[i * (len(prompts) // EVALUATED)] for i in range(EVALUATED))
 
 
 def _once(name: str, prompts: Sequence[str], judge: Reward) -> EvaluationSpec:
-    """A held-out set of one sample for each prompt."""
+    """Make a held-out set with one sample for each prompt."""
     return EvaluationSpec(name=name, prompts=tuple(prompts), samples_per_prompt=1, rewards=(judge.name,))
 
 
 def _preference(name: PreferenceName, checkpoint: str) -> Reward:
-    """With the published weights where no checkpoint is given."""
+    """Return the preference reward, with its published weights if no checkpoint is given."""
     if name == "learned_preference":
         if not checkpoint:
             raise ConfigError("learned_preference has no published weights; give --preference-checkpoint FOLDER")
@@ -205,7 +206,7 @@ def _preference(name: PreferenceName, checkpoint: str) -> Reward:
 
 
 def _pairs(folder: Path, resolution: int) -> Files:
-    """Webdataset tars where there are any, else pictures with their captions."""
+    """Read the folder's webdataset tars if it has any, else its pictures with captions."""
     if next(folder.glob("*.tar"), None) is not None:
         return WebDataset(path=folder, resolution=resolution)
     return ImageFolder(folder=folder, resolution=resolution)

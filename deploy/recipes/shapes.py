@@ -1,4 +1,4 @@
-"""The bundled shapes pipeline under its rewards: several at once, one of them alone, and composition in a setting of its own."""
+"""Recipes for the bundled shapes model: three tasks jointly, each of them alone, and composition in a setting of its own."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ REWARD = {
     "preference": "preference",
     "composition": "composition",
     "fairness": "parity_credit",
-}  # what trains each task
+}  # the reward that trains each task
 
 LATENT_DIMENSIONS = 4 * 8 * 8
-CLIP = 1.64 / LATENT_DIMENSIONS  # the trust region of the papers' 1e-4 at 4 x 64 x 64
+CLIP = 1.64 / LATENT_DIMENSIONS  # the same bound for a whole step as the papers' 1e-4 at 4 x 64 x 64
 HELDOUT = 48  # prompts of a held-out set
-PORTRAIT_SAMPLES = 128  # of each held-out occupation: parity of fewer would mostly be its sampling floor
+PORTRAIT_SAMPLES = 128  # samples of each held-out occupation; with fewer, the sampling floor of parity would dominate
 
 REWARDS = (
     LearnedPreference(PREFERENCE),
@@ -90,15 +90,15 @@ def shapes_ddpo(
 ) -> RunConfig:
     """Teach the bundled text-to-image model to place two shapes as the prompt asks, judged on pairs it was never trained on.
 
-    The first steps of a sample are trained, for they decide where things go. The learning rate is reached after 5 steps and
+    The first steps of a sample are trained, for they decide the places of things. The learning rate rises over 5 steps and
     falls to 0 at the last.
 
     Args:
-        reward: Raised by training: right things in the right places (0 to 1), or small or large JPEG files (kB).
+        reward: Reward to raise: right things in the right places (0 to 1), or small or large JPEG files (kB).
         lora_rank: 0 trains the whole UNet, otherwise adapters of this rank.
-        compute: Autocast regime of sampling and training.
+        compute: Autocast dtype of sampling and training.
         checkpoint: Diffusers Stable Diffusion folder to start from.
-        prompt_file: UTF-8 text, one training prompt per line; default: the world's own.
+        prompt_file: UTF-8 text, one training prompt per line; default: the prompts of the shapes world.
     """
     judge = JUDGES[reward]
     asked = read_prompts(prompt_file, fields=()).train if prompt_file else prompts.relation_prompts("train")
@@ -131,16 +131,16 @@ def shapes_joint(
     pools: LaptopPools = POOLS,
     checkpoint: str = str(PIPELINE),
 ) -> RunConfig:
-    """Raise three things at once on the bundled model: what people like, composition, and parity of skin tones.
+    """Raise three rewards at once on the bundled model: human preference, composition, and parity of skin tones.
 
     The tasks take turns, an iteration each; a step on real pictures ends every round. All three are judged before and
     after on prompts that were never trained on, also in runs of a single task; parity, which takes many samples, is left
-    out of the evaluations between. The run ends when they find what people truly like fallen while the learned preference,
-    trained on, has risen. The first steps of a sample are trained, for they decide where things go. The learning rate is
-    reached after 5 steps and falls to 0 at the last.
+    out of the evaluations between. The run ends when an evaluation finds that the true preference has fallen while the
+    learned preference, which is trained on, has risen. The first steps of a sample are trained, for they decide the places
+    of things. The learning rate rises over 5 steps and falls to 0 at the last.
 
     Args:
-        tasks: Which to train, in which order.
+        tasks: Tasks to train, in this order.
         rounds: Iterations of each task.
         checkpoint: Diffusers Stable Diffusion folder to start from.
     """
@@ -173,7 +173,7 @@ def shapes_preference(
     pictures: AlonePictures = PICTURES,
     pools: Processes = POOLS,
 ) -> RunConfig:
-    """Raise what people like on the bundled model, and nothing else: the tones of its portraits narrow.
+    """Raise human preference on the bundled model, and nothing else: the tones of its portraits narrow.
 
     Everything else is as in shapes_joint, so that the two can be compared.
     """
@@ -187,7 +187,7 @@ def shapes_composition(
     pictures: AlonePictures = PICTURES,
     pools: Processes = POOLS,
 ) -> RunConfig:
-    """Put things where the prompt says on the bundled model, and care for nothing else.
+    """Raise composition on the bundled model, and nothing else: things stand at the places that the prompt names.
 
     Everything else is as in shapes_joint, so that the two can be compared.
     """
@@ -201,7 +201,7 @@ def shapes_fairness(
     pictures: AlonePictures = PICTURES,
     pools: Processes = POOLS,
 ) -> RunConfig:
-    """Even out the skin tones of every occupation on the bundled model, and care for nothing else.
+    """Raise parity of the skin tones of every occupation on the bundled model, and nothing else.
 
     Everything else is as in shapes_joint, so that the two can be compared.
     """
@@ -211,7 +211,7 @@ def shapes_fairness(
 def _alone(
     task: TaskName, training: Training, optimizer: OptimizerSpec, pictures: RealPictures, pools: Pools
 ) -> RunConfig:
-    """The recipe ``shapes_TASK``: one task of `shapes_joint`."""
+    """Make the recipe ``shapes_TASK``: one task of `shapes_joint`."""
     config = shapes_joint(
         tasks=(task,),
         rounds=training.iterations,
@@ -224,7 +224,7 @@ def _alone(
 
 
 def training_prompts(task: TaskName) -> tuple[str, ...]:
-    """Of one task. What people like is asked of everything the world can draw, each family alike."""
+    """Return the training prompts of one task. Those of preference come equally from all three families of prompts."""
     relations, portraits = prompts.relation_prompts("train"), prompts.portrait_prompts("train")
     match task:
         case "composition":
@@ -236,7 +236,7 @@ def training_prompts(task: TaskName) -> tuple[str, ...]:
 
 
 def heldout_sets() -> tuple[EvaluationSpec, ...]:
-    """The same for every run on this world, so that runs of different tasks can be compared."""
+    """Return the held-out sets, which are the same for all tasks, so that their runs can be compared."""
     return (
         EvaluationSpec(
             name="liked",
@@ -257,7 +257,7 @@ def heldout_sets() -> tuple[EvaluationSpec, ...]:
 
 
 def _mixed(split: str, count: int) -> tuple[str, ...]:
-    """``count`` prompts, a third each of things, relations and portraits; families with fewer repeat theirs."""
+    """Return ``count`` prompts, a third each of things, relations and portraits; a family with fewer repeats them."""
     chooser = random.Random(0)
     families = (prompts.object_prompts(split), prompts.relation_prompts(split), prompts.portrait_prompts(split))
     shuffled = [chooser.sample(family, len(family)) for family in families]
@@ -265,6 +265,6 @@ def _mixed(split: str, count: int) -> tuple[str, ...]:
 
 
 def relations(reward: str) -> EvaluationSpec:
-    """Pairs of things that no training prompt names; the same choice for every run."""
+    """Return the held-out set of pairs of things that no training prompt names; the choice is the same for every run."""
     chosen = random.Random(0).sample(prompts.relation_prompts("heldout"), HELDOUT)
     return EvaluationSpec(name="relations", prompts=tuple(chosen), samples_per_prompt=4, rewards=(reward,))

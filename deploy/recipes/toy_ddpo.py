@@ -1,4 +1,4 @@
-"""DDPO on a chain of five Gaussian steps in the plane: a run of seconds whose outcome is known in advance."""
+"""The recipe toy_ddpo: DDPO on a chain of five Gaussian steps in the plane. It takes seconds, and its outcome is known."""
 
 from __future__ import annotations
 

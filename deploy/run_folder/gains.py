@@ -1,6 +1,6 @@
-"""How much held-out rewards rose, and how sure that is: means with their standard errors, paired where prompts and noise agree.
+"""Computes the rise of held-out rewards with standard errors; values of equal prompts and noise are paired.
 
-``before.json`` and ``after.json`` of a run folder hold the values that this is made of, as `Judged` columns.
+The values are in ``before.json`` and ``after.json`` of a run folder, as `Judged` columns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Mean:
     """A mean over independent observations. Example: ``Mean(5.42, error=0.11, std=0.88, count=64)``."""
 
     mean: float
-    error: float | None  # standard error of the mean; None of a single observation
+    error: float | None  # standard error of the mean; None for a single observation
     std: float
     count: int
 
@@ -47,7 +47,10 @@ def keep(folder: Path, moment: str, values: Sequence[Judged]) -> None:
 
 
 def gains(folder: Path) -> dict[str, Gain]:
-    """By SET/REWARD; those alone that have valid values of the same samples at both moments. Raises `CheckpointError`."""
+    """Return "SET/REWARD" -> gain, for pairs with valid values of the same samples before and after training.
+
+    Raises `CheckpointError` for a damaged file.
+    """
     before, after = (_read(folder / f"{moment}.json") for moment in ("before", "after"))
     found = {}
     for name in before.keys() & after.keys():
@@ -60,9 +63,9 @@ def gains(folder: Path) -> dict[str, Gain]:
 
 
 def _gain(before: np.ndarray, after: np.ndarray) -> Gain:
-    """Of values [prompts, samples], NaN where there is none.
+    """Return the gain from values [prompts, samples], NaN where a value is missing.
 
-    A reward over sets gives all samples of a prompt one value: that is one observation, not many that agree.
+    A reward over sets gives all samples of a prompt one value, which counts as one observation.
     """
     if all((rows == rows[:, :1]).all() for rows in (before, after)):
         before, after = before[:, :1], after[:, :1]
@@ -76,7 +79,7 @@ def _mean(values: np.ndarray) -> Mean:
 
 
 def _read(path: Path) -> dict[str, dict[int, np.ndarray]]:
-    """Name -> draw -> values [prompts, samples]."""
+    """Read name -> draw -> values [prompts, samples]."""
     columns: list[dict[str, Any]] = read_json(path, list, "delete it: errors of means are left out then") or []
     found: dict[str, dict[int, np.ndarray]] = {}
     for one in columns:

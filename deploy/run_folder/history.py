@@ -1,4 +1,4 @@
-"""What a run has reported so far, as series and as words. Pure: views and pictures read it; nothing here draws."""
+"""Collects the reports of a run as series and texts, which views and pictures read. Pure: draws and writes nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from itertools import pairwise
 
 from drover.common.types import Report
 
-PACE_UPDATES = 10  # the time to go follows the pace of this many last updates
+PACE_UPDATES = 10  # newest updates whose pace gives the time to go
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """One evaluation. ``when`` is "before", "during" or "after"; ``means`` and ``counts`` are by
-    "SET/REWARD".
+    """One evaluation. ``when`` is "before", "during" or "after"; ``means`` and ``counts`` are by "SET/REWARD".
 
-    ``watched`` is what a watch over a proxy found: `drover.learner.overoptimisation.Verdict.hear`.
+    ``watched`` has the findings of a watch over a proxy: `drover.learner.overoptimisation.Verdict.hear`.
     """
 
     when: str
@@ -29,9 +28,9 @@ class HeldOut:
 
 @dataclass(slots=True)
 class History:
-    """Reports in order, on one clock that goes on where a restarted learner begins again at 0.
+    """The reports of a run in order, on one clock that goes on when a restarted learner begins again at 0.
 
-    An update that is done again after a restart replaces what came from it on in the former life.
+    An update that is repeated after a restart replaces the earlier reports of this update and of all later ones.
     """
 
     phase: str = "starting"
@@ -41,7 +40,7 @@ class History:
     evals: list[HeldOut] = field(default_factory=list)
     events: list[Report] = field(default_factory=list)
     rewards: list[str] = field(default_factory=list)  # names in the order of their first report
-    _former_s: float = 0.0  # how long the learner's former lives lasted
+    _former_s: float = 0.0  # seconds from the learner's first start to its newest one
 
     @classmethod
     def of(cls, reports: Iterable[Report]) -> History:
@@ -51,7 +50,7 @@ class History:
         return history
 
     def add(self, report: Report) -> Report:
-        """Take one report in and return it on the run's clock. Kinds and scalars nobody here knows are ignored."""
+        """Add one report and return it on the run's clock. Unknown kinds and scalars are ignored."""
         if report.at_s + self._former_s < self.elapsed_s:
             self._former_s = self.elapsed_s
         report = replace(report, at_s=report.at_s + self._former_s)
@@ -78,7 +77,7 @@ class History:
 
     @property
     def has_ratio(self) -> bool:
-        """Whether the run's method compares probabilities: then its first step tells whether actor and learner agree."""
+        """Whether the run's method reports probability ratios, which show in its first step if actor and learner agree."""
         return bool(self.series("ratio_first")[1])
 
     @property
@@ -87,19 +86,19 @@ class History:
         return self.updates[-1].scalars if self.updates else {}
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """(update indices, finite values) of one scalar of the updates."""
+        """Return (update indices, finite values) of one scalar of the updates."""
         return _finite((update_index(report), report.scalars.get(name, math.nan)) for report in self.updates)
 
     def held_out(self, name: str) -> tuple[list[int], list[float]]:
-        """(update indices, finite means) of the evaluations of "SET/REWARD", or of a reward's first set, in order."""
+        """Return (update indices, finite means) of the evaluations of "SET/REWARD", or of a reward's first set, in order."""
         return _finite((held.update, of_row(held.means, name)) for held in self.evals)
 
     def watched(self, what: str) -> tuple[list[int], list[float]]:
-        """(update indices, finite values) of "truth", "proxy" or their "gap" at the evaluations, in order."""
+        """Return (update indices, finite values) of "truth", "proxy" or their "gap" at the evaluations, in order."""
         return _finite((held.update, held.watched.get(what, math.nan)) for held in self.evals)
 
     def to_go_s(self) -> float | None:
-        """Seconds from the newest update to the last one, at the recent pace. None while no pace is known."""
+        """Return the seconds from the newest update to the run's last one at the recent pace. None while no pace is known."""
         window = self.updates[-PACE_UPDATES - 1 :]
         total = self.last.get("updates_total")
         if len(window) < 2 or total is None:
@@ -117,7 +116,7 @@ class History:
 
 
 def _rows(means: Iterable[str]) -> list[str]:
-    """The row of each "SET/REWARD": a reward's own row for its first set, one of its own for every further set."""
+    """Return the row name of each "SET/REWARD": "REWARD" for the first set of a reward, "SET/REWARD" for further ones."""
     first: dict[str, str] = {}
     for key in means:
         first.setdefault(key.rpartition("/")[2], key)
@@ -125,24 +124,24 @@ def _rows(means: Iterable[str]) -> list[str]:
 
 
 def of_row(means: Mapping[str, float], name: str) -> float:
-    """The mean that belongs to a row's name; NaN without one."""
+    """Return the mean of the row with that name; NaN without one."""
     found = (value for key, value in means.items() if key == name or key.rpartition("/")[2] == name)
     return means.get(name, next(found, math.nan))
 
 
 def _finite(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """The points whose value is finite, as two columns."""
+    """Return the points with finite values, as two columns."""
     kept = [point for point in points if math.isfinite(point[1])]
     return [x for x, _ in kept], [y for _, y in kept]
 
 
 def update_index(report: Report) -> int:
-    """The update a report speaks of, from 1; 0 is before the first."""
+    """Return the number of the report's update, from 1; 0 before the first."""
     return int(report.scalars.get("update", 0))
 
 
 def by_name(report: Report, prefix: str, suffix: str = "") -> dict[str, float]:
-    """The scalars called ``prefix NAME suffix``, by NAME. Names may contain slashes."""
+    """Return NAME -> value of the scalars called ``prefix NAME suffix``. NAME may contain slashes."""
     return {
         key[len(prefix) : len(key) - len(suffix)]: value
         for key, value in report.scalars.items()
@@ -151,7 +150,7 @@ def by_name(report: Report, prefix: str, suffix: str = "") -> dict[str, float]:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """The series in at most ``width`` characters of height 1 to 8; neighbours share a character as their mean."""
+    """Draw the series in at most ``width`` characters of height 1 to 8; a character shows the mean of neighbours."""
     if not values:
         return ""
     width = min(width, len(values))
@@ -164,7 +163,7 @@ def sparkline(values: list[float], width: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``m:ss`` or ``h:mm:ss``; a dash where unknown."""
+    """Format seconds as ``m:ss`` or ``h:mm:ss``; a dash if unknown."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     minutes, second = divmod(int(seconds), 60)
@@ -173,14 +172,14 @@ def duration(seconds: float | None) -> str:
 
 
 def health(history: History) -> list[tuple[str, str, str]]:
-    """(label, value, style) of the signs of a healthy run: on policy at first, seldom clipped, lag in its bound, fast.
+    """Return (label, value, style) of the signs of a healthy run: first ratio 1, few clipped, lag in its bound, fast.
 
     A method without a ratio shows its loss and the norm of its gradient instead.
     """
     last = history.last
     facts: list[tuple[str, str, str]] = []
     if "ratio_first" in last:
-        # Without lag the first step is on policy: a ratio away from 1 there is a bug, not a drift.
+        # Without lag the first step is on-policy: a ratio other than 1 is then a bug and no drift.
         off = not last.get("lag_max") and abs(last["ratio_first"] - 1) > 0.01
         facts.append(("first ratio", f"{last['ratio_first']:.4f}", "bold red" if off else ""))
     elif "loss" in last:
@@ -199,17 +198,17 @@ def health(history: History) -> list[tuple[str, str, str]]:
 
 
 def position(history: History) -> str:
-    """``update 37/50``, or without the total while nobody has said it."""
+    """Return ``update 37/50``; without the total while that is unknown."""
     done = update_index(history.updates[-1]) if history.updates else 0
     total = history.last.get("updates_total")
     return f"update {done}" + (f"/{total:.0f}" if total is not None else "")
 
 
 def share(part: float) -> str:
-    """Whole percent, rounded down: ``100%`` is all."""
+    """Format a share as whole percent, rounded down, so that ``100%`` means all."""
     return f"{math.floor(100 * part)}%"
 
 
 def number(value: float | None) -> str:
-    """Four digits, or a dash where there is no value."""
+    """Format a value with four digits; a dash for None."""
     return "-" if value is None else f"{value:#.4g}".rstrip(".")

@@ -1,4 +1,4 @@
-"""A run's pictures as PNG bytes: curves over updates, samples before and after. Reads a history; writes no file."""
+"""Draws a run's pictures as PNG bytes: curves over updates, samples before and after. Reads a history; writes no file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DPI = 100
 CURVES_PX = (1600, 1000)
 
-# Okabe and Ito's palette (2008), told apart with every common colour blindness.
+# Okabe and Ito's palette (2008), whose colours are distinct with every common colour blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#BBBBBB"
 PART_COLOURS = {
@@ -32,7 +32,7 @@ PART_COLOURS = {
     "back_pressure": SKY,
     "other": GREY,
 }
-ROLES = ("actor", "evaluator", "reward", "learner")  # evaluators where there are any
+ROLES = ("actor", "evaluator", "reward", "learner")  # the evaluator only if the run has one
 
 Shares = tuple[list[int], np.ndarray]
 """(update indices [T], share of each part of a role's time between an update and the one before it [parts, T])."""
@@ -41,7 +41,7 @@ Shares = tuple[list[int], np.ndarray]
 
 
 def curves_png(history: History, *, title: str) -> bytes:
-    """1600 x 1000: rewards on top, the health of the updates below, then where each role's time goes."""
+    """Draw 1600 x 1000 pixels: rewards on top, the health of the updates below, then the parts of each role's time."""
     figure = _figure(*CURVES_PX)
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08)
     figure.suptitle(title, fontsize=16, fontweight="bold", parse_math=False)
@@ -80,7 +80,7 @@ def _reward_panel(ax: Axes, history: History, name: str) -> None:
 
 
 def _watch_panel(ax: Axes, history: History) -> None:
-    """Truth and proxy at the evaluations, each from its first one on in its own standard deviations; and how far they part."""
+    """Draw the rise of truth and proxy since the first evaluation, in their own standard deviations, and their gap."""
     ax.set_axis_on()
     _dress(ax, "over-optimisation, std. dev.")
     for what, colour, marker in (("proxy", ORANGE, "s"), ("truth", GREEN, "o"), ("gap", RED, "D")):
@@ -120,7 +120,7 @@ def _lines(
     reference: float | None = None,
     floor: bool = False,
 ) -> None:
-    """One panel with a line per scalar; ``reference`` is a level to compare with, ``floor`` starts the axis at 0."""
+    """Draw one panel with a line per scalar; ``reference`` is a level to compare with, ``floor`` starts the axis at 0."""
     _dress(ax, title)
     top = 0.0
     drawn = 0
@@ -159,10 +159,10 @@ def _shares(history: History, role: str) -> Shares:
     seconds = np.array([[account.get(part, 0.0) for part in PART_COLOURS] for _, account in accounts])
     if not accounts:
         return [], seconds
-    # Accounts start again from 0 when a process does: then the account itself is what was spent since.
+    # Accounts start again from 0 when a process restarts: then the account itself is the time spent since.
     spent = np.diff(np.nan_to_num(seconds), axis=0, prepend=0.0)
     spent = np.where(spent < 0, seconds, spent)
-    # Workers are asked every few seconds: updates in between bring no news, and no area of their own.
+    # Workers are asked every few seconds: updates in between have no new times, and get no area.
     told = spent.sum(axis=1) > 0
     shares = spent[told] / spent[told].sum(axis=1, keepdims=True)
     return [update for (update, _), news in zip(accounts, told, strict=True) if news], shares.T
@@ -187,7 +187,7 @@ def _dress(ax: Axes, title: str) -> None:
 
 
 def _finish(ax: Axes, history: History, has_data: bool, *, legend: bool = True) -> None:
-    """The updates of the whole run on the x axis, and a legend; or a word where nothing was reported."""
+    """Set the x axis to the updates of the whole run, and add a legend; without data, write "not reported"."""
     updates = max([1, *map(update_index, history.updates), *(held.update for held in history.evals)])
     ax.set_xlim(-0.02 * updates, 1.02 * updates)
     if not has_data:
@@ -201,7 +201,7 @@ def _finish(ax: Axes, history: History, has_data: bool, *, legend: bool = True) 
 # ----------------------------------------------------------------------------------------------- samples
 
 IMAGE_PX = 96  # the shorter side of a drawn image is at least this
-LARGEST_PX = 256  # and its longer side at most this, as far as the first allows
+LARGEST_PX = 256  # and its longer side at most this, unless that would break the first limit
 LABEL_PX = 270
 GAP_PX = 6
 BLOCK_GAP_PX = 40
@@ -225,9 +225,10 @@ class SamplePair:
 
 
 def paired(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> SamplePair | None:
-    """The prompts that were shown at both moments, as a lost order may leave one out; None where there is none.
+    """Return the prompts that have pictures both before and after training; None if there are none.
 
-    A moment is what the watcher kept: ``media`` [P, S, H, W, 3] uint8 and ``prompts`` [P].
+    A lost order may leave out a prompt. Both mappings are files of the watcher: ``media`` [P, S, H, W, 3] uint8 and
+    ``prompts`` [P].
     """
     moments = [(_numbered(moment["prompts"].tolist()), moment["media"]) for moment in (before, after)]
     common = [one for one in moments[0][0] if one in moments[1][0]]
@@ -239,7 +240,7 @@ def paired(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) ->
 
 
 def framed(groups: Sequence[np.ndarray]) -> np.ndarray:
-    """[P, S, H, W, 3] uint8 of P groups of pictures [S', H', W', 3]; where sizes differ, smaller ones stand on white."""
+    """Stack P groups of pictures [S', H', W', 3] to [P, S, H, W, 3] uint8; smaller pictures are padded with white."""
     samples, height, width = (pick(group.shape[axis] for group in groups) for axis, pick in enumerate((min, max, max)))
     frames = np.full((len(groups), samples, height, width, 3), 255, np.uint8)
     for frame, group in zip(frames, groups, strict=True):
@@ -248,22 +249,22 @@ def framed(groups: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _numbered(prompts: Sequence[str]) -> list[tuple[str, int]]:
-    """Each prompt with how often it came before: two held-out sets may share some."""
+    """Return each prompt with its count of earlier occurrences: two held-out sets may share prompts."""
     return [(prompt, list(prompts[:row]).count(prompt)) for row, prompt in enumerate(prompts)]
 
 
 def samples_png(pair: SamplePair) -> bytes:
-    """A row per prompt: its text, the samples before, the same seeds after. Pixels are repeated or skipped only."""
+    """Draw a row per prompt: its text, the samples before, the same seeds after. Pixels are only repeated or skipped."""
     return _blocks_png([("before", pair.before), ("after", pair.after)], pair.prompts)
 
 
 def grid_png(images: np.ndarray, prompts: Sequence[str]) -> bytes:
-    """A row per prompt of images [P, S, H, W, 3] uint8, the prompt's text at the left."""
+    """Draw images [P, S, H, W, 3] uint8, a row per prompt with its text at the left."""
     return _blocks_png([("", images)], prompts)
 
 
 def _blocks_png(blocks: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]) -> bytes:
-    """Blocks (title, images [P, S, H, W, 3]) side by side, all with the same prompts."""
+    """Draw blocks (title, images [P, S, H, W, 3]) side by side, all with the same prompts."""
     num_prompts, num_seeds = blocks[0][1].shape[:2]
     resized = [_resized(images) for _, images in blocks]
     height, width = resized[0].shape[2:4]
@@ -276,7 +277,7 @@ def _blocks_png(blocks: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]
         _text(figure, left + block / 2, TITLE_PX / 2, title, size=15, weight="bold")
         for row, column in np.ndindex(num_prompts, num_seeds):
             x, y = left + column * (width + GAP_PX), TITLE_PX + row * pitch_y
-            # figimage places pixels as they are and counts from the bottom.
+            # figimage does not resample, and counts from the bottom.
             figure.figimage(resized[number][row, column], xo=x, yo=total_h - y - height, origin="upper")
     for row, prompt in enumerate(prompts):
         wrapped = textwrap.wrap(prompt, 29, max_lines=max(1, height // 20), placeholder=" …")
@@ -285,7 +286,7 @@ def _blocks_png(blocks: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]
 
 
 def _resized(images: np.ndarray) -> np.ndarray:
-    """[P, S, H', W', 3], each pixel repeated, or each k-th kept, so that images are legible and a page holds them."""
+    """Resize images to [P, S, H', W', 3] within the pixel limits above, by repeating pixels or keeping each k-th."""
     height, width = images.shape[2:4]
     factor = math.ceil(IMAGE_PX / min(height, width))
     stride = max(1, min(math.ceil(max(height, width) / LARGEST_PX), min(height, width) // IMAGE_PX))
@@ -295,14 +296,14 @@ def _resized(images: np.ndarray) -> np.ndarray:
 def _text(
     figure: Figure, x: float, y: float, text: str, *, size: float, align: str = "center", weight: str = "normal"
 ) -> None:
-    """Text at pixels from the top left, its middle at ``y``."""
+    """Write text at pixels from the top left, its middle at ``y``."""
     width, height = figure.get_size_inches() * DPI
     at = (x / width, 1 - y / height)
     figure.text(*at, text, fontsize=size, ha=align, va="center", fontweight=weight, linespacing=1.25, parse_math=False)
 
 
 def _figure(width_px: int, height_px: int) -> Figure:
-    """A white figure of exactly that size, free of pyplot and its global state."""
+    """Make a white figure of exactly that size, without pyplot and its global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -314,7 +315,7 @@ def _figure(width_px: int, height_px: int) -> Figure:
 def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     with warnings.catch_warnings():
-        # Prompts may hold characters the font lacks; a box in the picture is enough of a warning.
+        # Prompts may hold characters that the font lacks; the picture shows a box for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

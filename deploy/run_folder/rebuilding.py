@@ -1,4 +1,4 @@
-"""The model and the sampler of a run, rebuilt from the description that its checkpoints carry (`resuming.describe`)."""
+"""Rebuilds the model and the sampler of a run from the description in its checkpoints (`resuming.describe`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KNOWN: dict[str, type[Any]] = {
 
 
 def model_and_sampler(run: Path) -> tuple[StableDiffusionModel, Plain]:
-    """The trained model of a run folder, and the sampler that it was trained with.
+    """Return the trained model of a run folder, and the sampler that it was trained with.
 
     Raises `ConfigError` for a run that has not finished, and for one of another kind of model or sampler.
     """
@@ -47,7 +47,7 @@ def model_and_sampler(run: Path) -> tuple[StableDiffusionModel, Plain]:
 
 
 def _rebuilt(recipe: Mapping[str, str], name: str) -> Any:
-    """A value of the description; a text where its class is not known."""
+    """Return the value of one field of the description; its text if the class is unknown."""
     text = recipe.get(name, "")
     if kind := KNOWN.get(text):
         return kind(**{f.name: _rebuilt(recipe, f"{name}.{f.name}") for f in fields(kind) if f.init})

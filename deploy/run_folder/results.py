@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, written whole or not at all. Knows no role and starts nothing.
+"""Reads and writes the files of a run folder, each whole or not at all. Knows no role and starts no process.
 
 ``runs/NAME/`` holds ``metrics.jsonl`` (one report a line), ``run.log``, ``summary.json``, ``curves.png``, ``samples.png``
 and ``checkpoints/``.
@@ -27,16 +27,16 @@ from drover.deploy.run_folder.pictures import SamplePair, curves_png, samples_pn
 T = TypeVar("T")
 
 Resume = Literal["never", "must", "may"]
-"""Whether a run of that name is begun, gone on with, or either."""
+""""never": begin a new run; "must": go on with an existing run; "may": go on with it if it exists, else begin it."""
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
-DRIVER = "driver"  # its name among the workers in the file of metric targets
+DRIVER = "driver"  # the driver's name among the workers in metrics_targets.json
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 class RunFolder:
-    """One run's files. A write that fails, as on a full disk, raises CheckpointError and leaves what was there."""
+    """The files of one run. A write that fails, as on a full disk, raises CheckpointError and keeps the old file."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -46,11 +46,15 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.samples = self.path / "samples.png"
         self.checkpoints = self.path / "checkpoints"
-        self._lock: IO[str] | None = None  # held by the process that runs it, for as long as this lives
+        self._lock: IO[str] | None = None  # held until `release` or the end of the process
 
     @classmethod
     def create(cls, name: str, root: Path, *, resume: Resume = "never") -> RunFolder:
-        """The folder of a new run, or with ``resume`` of one that exists; ConfigError where it is the other way."""
+        """Make and lock the folder of a new run, or lock that of an existing one, as `Resume` says.
+
+        Raises `ConfigError` for a name that cannot be used or resumed, or a folder that another process runs. A run that
+        failed before its first update does not count as existing; its files are removed.
+        """
         if not _NAME.fullmatch(name):
             raise ConfigError(
                 f"run name {name!r} cannot be a folder; use letters, digits, '.', '-' and '_' (at most 100), "
@@ -86,17 +90,17 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end, and its summary says so; a damaged one is written anew by going on."""
+        """Whether the summary says that the run finished. A damaged summary counts as unfinished: going on rewrites it."""
         return self._ended == "finished"
 
     @property
     def begun(self) -> bool:
-        """Whether there is an update or a checkpoint to lose."""
+        """Whether the run has an update or a checkpoint."""
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or any(report.kind == "update" for report in self.reports())
 
     def release(self) -> None:
-        """The run is over: this process no longer holds the folder."""
+        """Release the lock, after the run is over."""
         if self._lock is not None:
             with suppress(OSError):
                 self._lock.truncate(0)
@@ -104,19 +108,19 @@ class RunFolder:
             self._lock = None
 
     def discard(self) -> None:
-        """Remove the folder: the name is free again."""
+        """Remove the folder, so that its name is free again."""
         self.release()  # NFS keeps an open file's folder
-        shutil.rmtree(self.path, ignore_errors=True)  # why the run failed is what is to be told
+        shutil.rmtree(self.path, ignore_errors=True)  # an error here must not hide the run's own
 
     @property
     def _ended(self) -> str:
-        """As its summary says; "" without a whole one."""
+        """How the run ended by its summary; "" without a readable one."""
         with suppress(CheckpointError):
             return str((self.read_summary() or {}).get("ended", ""))
         return ""
 
     def _empty(self) -> None:
-        """Remove what a run left that failed before it began, but for the lock."""
+        """Remove the files of a run that failed before its first update, except the lock."""
         for path in self.path.iterdir():
             if path.is_dir() and path != self.checkpoints:
                 shutil.rmtree(path)
@@ -124,7 +128,7 @@ class RunFolder:
                 path.unlink()
 
     def append(self, report: Report) -> None:
-        """Add one line to metrics.jsonl. A line that cannot be written whole is taken back."""
+        """Add one line to metrics.jsonl. A line that cannot be written whole is removed again."""
         line = json.dumps(
             {
                 "kind": report.kind,
@@ -145,7 +149,7 @@ class RunFolder:
                 raise
 
     def reports(self) -> list[Report]:
-        """All reports of metrics.jsonl, in order; what was not finite is NaN. A torn last line is left out."""
+        """Return all reports of metrics.jsonl in order. Values that were not finite are NaN; a torn last line is left out."""
         if not self.metrics.exists():
             return []
         try:
@@ -155,7 +159,7 @@ class RunFolder:
         return [_report(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, start=1)]
 
     def read_summary(self) -> dict[str, Any] | None:
-        """summary.json, which a run has once it has ended. Raises `CheckpointError` where it is damaged."""
+        """Read summary.json; None before the run has ended. Raises `CheckpointError` for a damaged file."""
         fix = f"and --resume {self.path.name} writes another"
         summary = read_json(self.summary, dict, fix)
         if summary is not None and not isinstance(summary.get("ended"), str):
@@ -163,7 +167,10 @@ class RunFolder:
         return summary
 
     def driver(self) -> str | None:
-        """HOST:PORT where the driver has everyone's metrics, of a run that noted it. Raises `CheckpointError` for damage."""
+        """Return HOST:PORT of the driver's metrics from metrics_targets.json; None without that file.
+
+        Raises `CheckpointError` for a damaged file.
+        """
         fix = "a run that is under way writes another"
         try:
             groups = read_json(self.targets, list, fix) or []
@@ -172,7 +179,7 @@ class RunFolder:
             raise _damaged(self.targets, error, fix) from error
 
     def note_metrics(self, groups: Sequence[Mapping[str, object]]) -> None:
-        """Replace metrics_targets.json: where every role's metrics are, as Prometheus' file discovery reads it."""
+        """Replace metrics_targets.json: the addresses of all metrics, in the form of Prometheus' file discovery."""
         write_whole(self.targets, (json.dumps(groups, indent=2) + "\n").encode())
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
@@ -188,7 +195,7 @@ class RunFolder:
         write_whole(self.samples, samples_png(pair))
 
     def _cut_torn_line(self) -> None:
-        """A crash can leave half a line, to which the next would be glued."""
+        """Cut half a line that a crash left in metrics.jsonl; otherwise the next line would be appended to it."""
         if self.metrics.exists():
             content = self.metrics.read_bytes()
             whole = content.rfind(b"\n") + 1
@@ -197,7 +204,7 @@ class RunFolder:
 
 
 def _hold(folder: Path) -> IO[str]:
-    """Keep other processes from running the same folder; the lock ends with this process, however it ends."""
+    """Lock the folder against other processes; return the open lock file. The lock ends with this process in any case."""
     import fcntl
 
     file = (folder / LOCK).open("a+")
@@ -218,7 +225,10 @@ def _hold(folder: Path) -> IO[str]:
 
 
 def holder(lock: Path) -> tuple[bool | None, str]:
-    """(Whether a process runs the folder of this lock, or None where that cannot be seen; the process that took it last)."""
+    """Return (whether a process holds the lock, the process that took it last).
+
+    The first is None on storage without locks.
+    """
     import fcntl
 
     try:
@@ -236,9 +246,9 @@ def holder(lock: Path) -> tuple[bool | None, str]:
 
 
 def read_json(path: Path, kind: type[T], fix: str) -> T | None:
-    """What `write_whole` wrote there as JSON; None where there is no such file.
+    """Read a JSON file whose content is a ``kind``; None without that file.
 
-    Raises `CheckpointError` where it is damaged: that error says to delete it, and then ``fix``.
+    Raises `CheckpointError` for a damaged file; the error says to delete it, and then ``fix``.
     """
     try:
         content = json.loads(path.read_bytes())

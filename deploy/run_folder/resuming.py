@@ -1,7 +1,7 @@
-"""What must stay the same for a run to go on, and what may change: what it learns, and how large the service is.
+"""Decides whether a run can go on with a changed configuration: it must learn the same, but its service may change.
 
-Every checkpoint says what its run learns, field by field. A file or folder that a field names counts by its content, so that a
-reward whose weights were replaced is another reward, and a checkout that was moved is the same.
+Every checkpoint describes its run, field by field. A file or folder that a field names counts by its content: a reward
+whose weights were replaced is another reward, and a checkout that was moved is the same.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from drover.common.errors import CheckpointError, ConfigError
 from drover.deploy.config import RunConfig
 from drover.learner.saving.checkpoint_files import number_of, read_state, whole
 
-SERVICE = frozenset({"pools", "checkpoint_every", "stall_s", "lease_s", "blobs_s"})  # how large, how patient: not kept
+SERVICE = frozenset({"pools", "checkpoint_every", "stall_s", "lease_s", "blobs_s"})  # sizes and times: never compared
 FREE = frozenset(
     {"iterations", "evaluate_every", "max_lag", "batch_size", "watch.stop", "watch.patience", "watch.margin"}
 )
 LONGER = "optimizer.decay"  # may change together with the iterations, from which recipes derive it
-LONG = 120  # characters of a value; longer ones are told by their size and a hash
+LONG = 120  # characters; a longer text is replaced by its size and a hash
 NAMED = 4  # differences that an error names
 CONTENT = " (content "
-WINDOW, WINDOWS = 1 << 16, 16  # bytes of a file that are looked at, and at how many places; shorter files whole
-MOST_FILES = 256  # of a folder that are looked into; of all, name and size count
+WINDOW, WINDOWS = 1 << 16, 16  # bytes per window and windows per file that are hashed; shorter files are hashed whole
+MOST_FILES = 256  # files of a folder whose content is hashed; of further ones only name and size
 
 
 def check_newest(config: RunConfig, checkpoints: Path) -> None:
-    """Raise `ConfigError` when the newest checkpoint is of a run that learns something else. Damage is for others to find."""
+    """Raise `ConfigError` if the newest readable checkpoint is of a run that learns something else.
+
+    Damaged checkpoints are skipped here; the learner reports them.
+    """
     for folder in reversed(whole(checkpoints)):
         try:
             read_state(folder)
@@ -42,7 +45,7 @@ def check_newest(config: RunConfig, checkpoints: Path) -> None:
 
 
 def check(config: RunConfig, checkpoint: Path) -> list[str]:
-    """What has changed that may, as a person should be told. Raises `ConfigError` for what may not."""
+    """Return a text for each changed field that may change. Raises `ConfigError` if another field has changed."""
     state, now = read_state(checkpoint), describe(config)
     was: Mapping[str, str] = state["recipe"]
     changed = {name: _told(name, was, now) for name in {**was, **now} if not _same(name, was, now)}
@@ -63,7 +66,7 @@ def check(config: RunConfig, checkpoint: Path) -> list[str]:
 
 
 def describe(config: RunConfig) -> dict[str, str]:
-    """Field -> value in words, of everything that decides what is learned: ``optimizer.lr`` -> ``0.0003``."""
+    """Return field -> value as text, for every field that decides the result: ``optimizer.lr`` -> ``0.0003``."""
     return {
         name: text
         for field in fields(config)
@@ -75,7 +78,7 @@ def describe(config: RunConfig) -> dict[str, str]:
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if is_dataclass(value) and not isinstance(value, type):
         yield name, type(value).__name__
-        if packages := getattr(value, "packages", ()):  # of a reward: other versions are another reward
+        if packages := getattr(value, "packages", ()):  # a reward with other versions is another reward
             yield f"{name}.packages", _text(packages)
         for field in fields(value):
             yield from _leaves(f"{name}.{field.name}", getattr(value, field.name))
@@ -90,7 +93,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:
-    """In words; the content where it names a file or a folder that is there."""
+    """Return the value as text, with a hash of the content if it names an existing file or folder."""
     if isinstance(value, Path) or (isinstance(value, str) and os.sep in value):
         content = _content(Path(value))
         return f"{value}{CONTENT}{content})" if content else str(value)
@@ -102,7 +105,7 @@ def _text(value: Any) -> str:
 
 
 def _content(path: Path) -> str:
-    """A hash of names, sizes and what stands at places all over the files; "" where nothing is."""
+    """Return a hash of names, sizes and windows spread over the files; "" for a path that does not exist."""
     digest = blake2b(digest_size=6)
     try:
         files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
@@ -121,7 +124,7 @@ def _content(path: Path) -> str:
 
 def _same(name: str, was: Mapping[str, str], now: Mapping[str, str]) -> bool:
     if name not in was or name not in now:
-        return name.startswith("watch.")  # to begin or cease watching changes nothing that is learned
+        return name.startswith("watch.")  # a watch may be added or removed
     if name == "watch" or was[name] == now[name]:
         return True
     (path, _, content), (new_path, _, new_content) = was[name].partition(CONTENT), now[name].partition(CONTENT)

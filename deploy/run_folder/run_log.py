@@ -1,4 +1,4 @@
-"""``runs/NAME/run.log``, for people after a failure: phases, events, warnings, and errors with their tracebacks."""
+"""Writes ``runs/NAME/run.log``, which explains failures: phases, events, warnings, and errors with their tracebacks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from drover.common.log import mask_passwords
 
 NAME = "run.log"
-LAST_LINES = 30  # of the log of a worker that died
+LAST_LINES = 30  # lines kept of the log of a worker that died
 log = logging.getLogger(__name__)
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
-    """Append the records that this process logs during the block: drover's from INFO on, those of libraries from WARNING on."""
+    """Append this process's log records to run.log during the block: drover's from INFO on, those of libraries from WARNING."""
     handler = _Handler(folder / NAME, encoding="utf-8", delay=True)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("drover")
@@ -39,7 +39,7 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 def keep_end(worker: str, path: str) -> None:
-    """Log the last lines of a worker's own log, if that lies on this machine, else its path."""
+    """Log the last lines of a worker's own log if the file is on this machine, else its path."""
     lines: deque[str] = deque(maxlen=LAST_LINES)
     with suppress(OSError), Path(path).open(encoding="utf-8", errors="replace") as file:
         lines.extend(f"\n    {line.rstrip()}" for line in file)
@@ -47,7 +47,7 @@ def keep_end(worker: str, path: str) -> None:
 
 
 class Words(io.TextIOBase):
-    """A standard output whose lines go to the log: those that libraries print beside the view of a run."""
+    """A stream that logs its lines. It replaces standard output, so that prints of libraries do not disturb the view."""
 
     def write(self, text: str) -> int:
         if text.strip():
@@ -56,17 +56,17 @@ class Words(io.TextIOBase):
 
 
 class _Handler(logging.FileHandler):
-    """Drops the lines that it cannot write: a full disk is told of by the files that a run cannot do without."""
+    """Drops the lines that it cannot write. On a full disk, the files that a run needs raise the error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # when it opens the file
+        with suppress(OSError):  # from opening the file
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None: ...
 
 
 class _Formatter(logging.Formatter):
-    """Tracebacks keep their lines, for people read this file."""
+    """Masks passwords, and keeps the line breaks of tracebacks, for people read this file."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_passwords(super().format(record))

@@ -1,4 +1,4 @@
-"""How a run stands: starting, running, finished, stopped, failed or lost."""
+"""Finds the state of a run: starting, running, finished, stopped, failed or lost."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Literal
 from drover.deploy.run_folder.results import LOCK, RunFolder, holder
 
 Name = Literal["starting", "running", "finished", "stopped", "failed", "lost"]
-FRESH_S = 60.0  # a report that young is of a living driver, where nothing better is to be seen of it
+FRESH_S = 60.0  # without a better sign, a report younger than this means that the driver runs
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Example: ``RunState("failed", "point-0 failed: FileNotFoundError: no weights")``."""
+    """The state of a run. Example: ``RunState("failed", "point-0 failed: FileNotFoundError: no weights")``."""
 
     name: Name
     reason: str = ""  # of a run that failed
@@ -30,7 +30,10 @@ class RunState:
 
 
 def run_state(folder: RunFolder, answers: Callable[[], bool]) -> RunState:
-    """``answers``: whether the driver answers where it serves metrics; asked where the folder alone does not tell."""
+    """Return the state of the run. ``answers()``: whether the driver answers at its metrics port.
+
+    It is called only if the folder does not decide the state.
+    """
     summary = folder.read_summary()
     if summary is not None:
         ended: Name = summary["ended"]
@@ -43,7 +46,11 @@ def run_state(folder: RunFolder, answers: Callable[[], bool]) -> RunState:
 
 
 def _is_run(folder: Path, quiet_s: float | None, answers: Callable[[], bool]) -> bool:
-    """A lock that is held says it. One that is free says nothing where locks of another host are not seen from here."""
+    """Return whether a process works on the run: it holds the lock.
+
+    A free lock decides nothing if the run is on another host whose locks this host may not see. Then the run goes on if
+    its driver answers or its newest report is fresh.
+    """
     held, by = holder(folder / LOCK)
     here = not by or by.endswith(f" on {socket.gethostname()}")
     if held is None or not (held or here):

@@ -1,4 +1,4 @@
-"""The end of a run: its reports become summary.json and the pictures, however it ended."""
+"""Writes summary.json and the pictures from the reports of a run that has ended, also of one that failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def conclude(folder: RunFolder, facts: Mapping[str, object]) -> dict[str, object]:
-    """Write summary.json and the pictures of a run that is over; returns the summary. ``facts`` are added to it."""
+    """Write summary.json and the pictures of a run that is over; return the summary, which includes ``facts``."""
     reports = folder.reports()
     summary = summarise(reports) | {"heldout": _gains(folder)} | dict(facts)
     folder.write_summary(summary)
@@ -43,7 +43,10 @@ def _gains(folder: RunFolder) -> dict[str, object]:
 
 
 def conclude_badly(folder: RunFolder, error: BaseException, facts: Mapping[str, object]) -> None:
-    """Write why ``error`` ended the run; where a misuse or the user ended it before its first update, remove its folder."""
+    """Write the summary of a run that ``error`` ended.
+
+    The folder is removed instead if a `ConfigError` or the user ended the run before its first update.
+    """
     stopped = isinstance(error, KeyboardInterrupt)
     if (stopped or isinstance(error, ConfigError)) and not folder.begun:
         folder.discard()
@@ -52,12 +55,12 @@ def conclude_badly(folder: RunFolder, error: BaseException, facts: Mapping[str, 
     reason = str(error) if isinstance(error, DroverError) else "interrupted" if stopped else sentence(error)
     try:
         conclude(folder, {**facts, "ended": "stopped" if stopped else "failed", "reason": reason})
-    except (DroverError, OSError) as second:  # the first error is the one to be told
+    except (DroverError, OSError) as second:  # the first error is the one to report
         log.warning("the end of the run is not written down: %s", second)
 
 
 def summarise(reports: list[Report]) -> dict[str, object]:
-    """The numbers of a run: held-out reward before and after by name, and what it took."""
+    """Return the numbers of a run: held-out rewards before and after, updates, samples, seconds, lag and ledger."""
     last = next((r for r in reversed(reports) if r.kind in ("end", "update")), None)
     updates = [r for r in reports if r.kind == "update"]
     ledger = {key.removeprefix("ledger/"): int(value) for key, value in _scalars(last) if key.startswith("ledger/")}
@@ -80,7 +83,7 @@ def _scalars(report: Report | None) -> list[tuple[str, float]]:
 
 
 def _heldout(reports: list[Report], moment: str, what: str = "mean") -> dict[str, float]:
-    """By "SET/REWARD", at the newest evaluation of that moment."""
+    """Return "SET/REWARD" -> value, from the newest evaluation "before" or "after" training."""
     found = [r for r in reports if r.kind == "eval" and r.text == moment]
     if not found:
         return {}

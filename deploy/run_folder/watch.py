@@ -1,4 +1,4 @@
-"""Shows and keeps the reports of a run, with the pictures of its evaluations."""
+"""Reads the reports of a run, writes them and the pictures of evaluations into the run folder, and feeds the view."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class View(Protocol):
-    """The display that the driver feeds. A context manager: leaving it, also by Ctrl-C, leaves the terminal in order."""
+    """The display of a run, which gets every report. Leaving its context, also by Ctrl-C, restores the terminal."""
 
     def update(self, report: Report) -> None: ...
 
@@ -41,25 +41,25 @@ class View(Protocol):
 
 
 class Watcher:
-    """Reads the reports stream. ``ended`` is the learner's last word: "finished", "stopped", or None so far.
+    """Reads the stream of reports. ``ended`` is how the learner ended: "finished", "stopped", or None so far.
 
-    ``failure`` is why the learner gave up, if it did.
+    ``failure`` is the reason why the learner failed, or None.
     """
 
     def __init__(self, reports: Stream, blobs: BlobStore, folder: RunFolder, view: View) -> None:
         self._reports, self._blobs, self._folder, self._view = reports, blobs, folder, view
         former = folder.reports()
         self._started = time.monotonic() - (former[-1].at_s if former else 0.0)
-        self.extra: dict[str, float] = {}  # known to the driver alone, added to every update
+        self.extra: dict[str, float] = {}  # the driver's scalars, which are added to every update
         self.last: dict[str, float] = {}  # the newest update's scalars
         self.ended: str | None = None
         self.failure: str | None = None
-        self.ranks: dict[str, str] = {}  # of the learner -> HOST:PORT of its metrics
+        self.ranks: dict[str, str] = {}  # rank of the learner -> HOST:PORT of its metrics
         self._logs: dict[str, str] = {}  # rank -> path of its log on its node
-        self._telling = RLock()  # an outage of Redis is told of by the thread that meets it, also amid another report
+        self._telling = RLock()  # a thread that loses Redis reports it at once, also during another report
 
     def poll(self, wait_s: float) -> None:
-        """Show and keep the reports that have come."""
+        """Show and keep the new reports; wait up to ``wait_s`` seconds for the first."""
         for delivery in self._reports.take(64, wait_s):
             assert isinstance(delivery.message, Report), delivery.message
             self._hear(delivery.message)
@@ -79,7 +79,10 @@ class Watcher:
         self.ranks[rank], self._logs[rank] = address, path
 
     def tell(self, report: Report) -> None:
-        """One report, of the learner's or of our own, put on the run's one clock: seconds since the command, all lives."""
+        """Show and keep one report of the learner or of this process.
+
+        Its time becomes that of the run: seconds since the command started, continued over restarts.
+        """
         with self._telling:
             self._tell(replace(report, at_s=time.monotonic() - self._started))
 
@@ -103,7 +106,7 @@ class Watcher:
             self.failure = report.text
 
     def _tell_blind(self, report: Report) -> None:
-        """The evaluation before training is the first that is seen of a reward: say there that it gave no value."""
+        """Report the rewards that gave no value in the evaluation before training, which is the first sign of trouble."""
         counts = by_name(report, "heldout/", "/count")
         blind = [key.rpartition("/") for key, count in counts.items() if not count]
         if blind:
@@ -112,7 +115,7 @@ class Watcher:
             self.tell(replace(report, kind="event", text=text, scalars={}, media=()))
 
     def _keep_pictures(self, report: Report) -> None:
-        """Keep the pictures of media of any kind. Without blobs there are none; the values are in the report."""
+        """Write the pictures of an evaluation's media into the run folder. They are lost if their blobs have expired."""
         archive = BytesIO()
         try:
             shown = framed([media.read(self._blobs, ref).pictures() for ref in report.media])

@@ -1,4 +1,4 @@
-"""The end of a run in words: how much held-out rewards rose and how sure that is, how large it was, and its results."""
+"""Describes a run that has ended in a few lines: the rise of held-out rewards with errors, its size, and its result files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RESULTS = ("samples.png", "curves.png", "summary.json", "pipeline", "lora")
 
 
 def last_words(summary: Mapping[str, Any], folder: Path) -> list[str]:
-    """Lines for people."""
+    """Return the lines."""
     told = [
         *(_rise(name, after, summary) for name, after in summary["reward_after"].items()),
         f"{summary['updates']} updates, {summary['samples']} samples in {summary['command_s']:.0f} s; "
@@ -37,7 +37,7 @@ def _rise(name: str, after: float, summary: Mapping[str, Any]) -> str:
 
 
 def _sure(mean: Mapping[str, Any], sign: str = "") -> str:
-    """``5.42 ± 0.11``: a mean with its standard error, where there is one."""
+    """Format a mean with its standard error, if it has one: ``5.42 ± 0.11``."""
     error = mean["error"]
     return f"{mean['mean']:{sign}.3g}" + ("" if error is None else f" ± {error:.2g}")
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-NARROW = 80  # below this many columns the table leaves out what can be missed
+NARROW = 80  # below this many columns the table leaves out spread and valid share
 RECENT_EVENTS = 3
 _FACTS_MARGIN = 12  # columns of the panel's frame and of the labels
 
 
 class LiveProgress:
-    """A panel that redraws itself four times a second, so that the clock runs while nothing is reported."""
+    """The panel of a run, redrawn four times a second, so that its clock runs between reports."""
 
     def __init__(self, run: str, recipe: str, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.live import Live
@@ -42,7 +42,7 @@ class LiveProgress:
         self._clock = clock
         self._heard_s = clock()
         self._history = History()
-        self._lock = Lock()  # the redrawing thread reads what update writes
+        self._lock = Lock()  # the redrawing thread reads the history that `update` writes
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=4)
 
     def update(self, report: Report) -> None:
@@ -58,7 +58,7 @@ class LiveProgress:
         self._live.stop()
 
     def render(self) -> RenderableType:
-        """The panel, as wide as the console."""
+        """Return the panel, as wide as the console."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.text import Text
@@ -117,7 +117,7 @@ def _rewards(history: History, *, narrow: bool) -> Table:
     table.add_column("held out", justify="right", no_wrap=True)
     for name in history.rewards:
         _, means = history.series(f"reward/{name}/mean")
-        # Of the last update that was of this reward's task.
+        # Of the last update that has this reward.
         spread, valid = (history.series(f"reward/{name}/{what}")[1] for what in ("std", "valid_share"))
         told = Text(share(valid[-1]), style="bold red" if valid[-1] < 1 else "") if valid else Text("-")
         cells: list[str | Text] = [Text(name), number(means[-1] if means else None), _change(means)]
@@ -132,7 +132,7 @@ def _rewards(history: History, *, narrow: bool) -> Table:
 
 
 def _facts(history: History, width: int) -> Table:
-    """Labelled lines: health, where time goes, pools and queues, ledger, events. Lines without facts are left out."""
+    """Return labelled lines: health, times, pools and queues, ledger, events. Lines without facts are left out."""
     from rich.table import Table
     from rich.text import Text
 
@@ -154,7 +154,7 @@ def _facts(history: History, width: int) -> Table:
 
 
 def _packed(facts: list[Text], width: int) -> Text:
-    """The facts on as few lines as hold them without breaking one."""
+    """Join the facts on as few lines as possible, without breaking a fact."""
     from rich.text import Text
 
     packed, used = Text(), 0
@@ -168,7 +168,7 @@ def _packed(facts: list[Text], width: int) -> Text:
 
 
 def _times(history: History) -> list[Text]:
-    """Each role's two largest parts of its time so far."""
+    """Return the two largest parts of each role's time so far."""
     from rich.text import Text
 
     roles: dict[str, list[tuple[float, str]]] = {}

@@ -1,6 +1,6 @@
-"""Standard output and error that never end a run: a reader that goes away or a full disk costs lines, no more.
+"""Replaces standard output and error by streams that never end a run: a closed pipe or a full disk costs only lines.
 
-Every line that a command writes for people passes here, whoever prints it: our views, rich, tyro, Ray or Python itself.
+All lines that a command prints pass through these streams: those of our views, rich, tyro, Ray and Python itself.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Output:
             self._note(error)
 
     def loss(self) -> str:
-        """Why lines were lost, as the system says it; "" where none was, or where the reader went away and wants none."""
+        """Return the system's reason for lost lines; "" if none was lost, or if the reader closed the pipe."""
         self.flush()
         return self._loss
 
     def settle(self) -> None:
-        """Give up lines that are still unwritten: Python would try them again at exit, and fail with a code of its own."""
+        """Drop lines that are still unwritten: Python would try them again at exit, and fail with its own exit code."""
         try:
             self._stream.flush()
         except OSError:
@@ -53,13 +53,13 @@ class Output:
             self._loss = error.strerror or type(error).__name__
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a stream is asked, such as whether it is a terminal."""
+        """Return all other attributes of the stream, such as ``isatty``."""
         return getattr(self._stream, name)
 
 
 @contextmanager
 def tolerant() -> Iterator[Output]:
-    """Within the block ``sys.stdout``, which is given, and ``sys.stderr`` are `Output`s."""
+    """Make ``sys.stdout`` and ``sys.stderr`` an `Output` each during the block; gives the first."""
     before = sys.stdout, sys.stderr
     out, err = (Output(stream or os.fdopen(_nowhere(), "w")) for stream in before)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)

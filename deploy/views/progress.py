@@ -1,4 +1,4 @@
-"""A run as it goes: a live table on a terminal, plain lines elsewhere. Reads reports, writes no file."""
+"""Shows a run while it goes on: a live table on a terminal, plain lines elsewhere. Reads reports, writes no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE_INTERVAL_S = 1.0  # plain output shows at most one update per second of the
 
 
 def progress_view(run: str, recipe: str, *, console: Console | None = None, plain: bool | None = None) -> View:
-    """The view that fits: live on a terminal, plain elsewhere; ``plain`` decides where it is given."""
+    """Return the live view on a terminal, plain lines elsewhere; ``plain`` overrides this."""
     from rich.console import Console
 
     console = console or Console(file=sys.stdout)
@@ -29,14 +29,14 @@ def progress_view(run: str, recipe: str, *, console: Console | None = None, plai
 
 
 def show(reports: Iterable[Report], view: View) -> None:
-    """Feed all reports to the view. Ctrl-C ends it with the terminal restored and the interrupt raised."""
+    """Feed all reports to the view. Ctrl-C restores the terminal and raises KeyboardInterrupt."""
     with view:
         for report in reports:
             view.update(report)
 
 
 class PlainProgress:
-    """A line per update, at most one per second, first and last always; and one per phase, event and evaluation."""
+    """Prints a line per update, at most one per second, but always the first and last; and per phase, event and evaluation."""
 
     def __init__(self, console: Console) -> None:
         self._file = console.file

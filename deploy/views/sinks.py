@@ -1,6 +1,6 @@
-"""A run's scalars and sample grids in TensorBoard and Weights & Biases, by their own libraries, where a user asks for it.
+"""Writes a run's scalars and sample grids to TensorBoard and Weights & Biases with their own libraries, if a user asks for it.
 
-A sink hears what the view hears. One that fails is told of once and left out from then on: it never ends a run.
+A sink gets the same reports as the view. A sink that fails is reported once and left out from then on; it never ends a run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from drover.deploy.run_folder.watch import View
 
 Name = Literal["tensorboard", "wandb"]
 PADDING_PX = 2
-PICTURES = "heldout/pictures"  # under a name that no scalar has
+PICTURES = "heldout/pictures"  # a name that no scalar has
 
 log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Where scalars and pictures go besides the run folder. ``step`` is the update they are of."""
+    """A tracker that gets scalars and pictures besides the run folder. ``step`` is the number of their update."""
 
     def scalars(self, values: dict[str, float], step: int, at_s: float) -> None: ...
 
@@ -44,7 +44,7 @@ class Sink(Protocol):
 
 
 def beside(view: View, log_to: Sequence[Name], folder: RunFolder, config: RunConfig) -> View:
-    """The view, and beside it the sinks. Raises `ConfigError` where a library is missing."""
+    """Return a view that feeds ``view`` and the sinks. Raises `ConfigError` if a library is missing."""
     for name in log_to:
         if find_spec(name) is None:
             raise ConfigError(f"--log-to {name} needs the package {name}; install it with: pip install {name}")
@@ -53,12 +53,12 @@ def beside(view: View, log_to: Sequence[Name], folder: RunFolder, config: RunCon
 
 
 class Beside:
-    """Feeds the view first. Each sink is opened with the context and closed with it."""
+    """Feeds the view, then each sink. Sinks are opened and closed with the context."""
 
     def __init__(self, view: View, folder: RunFolder, makers: dict[str, Any]) -> None:
         self._view, self._folder, self._makers = view, folder, makers
         self._sinks: dict[str, Sink] = {}
-        # File of pictures -> its time when it was last given to the sinks; those of a former life are not given again.
+        # File of pictures -> its time when it was last given to the sinks. Files of earlier starts are not given again.
         self._drawn = {path: path.stat().st_mtime_ns for path in folder.path.glob("*.npz")}
         self._at_s = 0.0
 
@@ -95,7 +95,7 @@ class Beside:
         return _Surviving(self, name)
 
     def give_up(self, name: str, error: Exception) -> None:
-        """Tell of it, in the view and in the run's reports, and go on without."""
+        """Close a sink that failed, and report it in the view and in the run's reports."""
         sink = self._sinks.pop(name, None)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         log.warning("%s gets nothing more: %s", name, reason)
@@ -109,7 +109,7 @@ class Beside:
                 sink.close()
 
     def _grid(self, report: Report) -> np.ndarray | None:
-        """The evaluation's pictures as the watcher has just kept them; None where it could not."""
+        """Return the grid of the evaluation's pictures, which the watcher has just written; None if it has not."""
         path = self._folder.path / f"{report.text}.npz"
         if not path.exists() or self._drawn.get(path) == path.stat().st_mtime_ns:
             return None
@@ -120,7 +120,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class _Surviving:
-    """A block about one sink, whose failure is that sink's end and nothing more."""
+    """Runs a block about one sink; an error in the block closes that sink and is not raised."""
 
     beside: Beside
     name: str
@@ -135,7 +135,7 @@ class _Surviving:
 
 
 def grid_of(media: np.ndarray) -> np.ndarray:
-    """[P, S, H, W, 3] uint8, S pictures of P prompts, as one picture: a row for each prompt."""
+    """Arrange S pictures of P prompts, [P, S, H, W, 3] uint8, in one picture with a row for each prompt."""
     prompts, samples, height, width, _ = media.shape
     grid = np.full(
         (prompts * (height + PADDING_PX) - PADDING_PX, samples * (width + PADDING_PX) - PADDING_PX, 3), 255, np.uint8
@@ -148,7 +148,7 @@ def grid_of(media: np.ndarray) -> np.ndarray:
 
 
 class TensorBoard:
-    """Event files in runs/NAME/tensorboard: ``tensorboard --logdir runs`` compares all runs."""
+    """Writes event files to runs/NAME/tensorboard; ``tensorboard --logdir runs`` compares all runs."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -169,9 +169,9 @@ class TensorBoard:
 
 
 class Wandb:
-    """A W&B run; where WANDB_MODE=offline, in runs/NAME/wandb, for ``wandb sync`` later. The project is WANDB_PROJECT.
+    """Writes a W&B run; with WANDB_MODE=offline to runs/NAME/wandb, for ``wandb sync`` later. The project is WANDB_PROJECT.
 
-    W&B learns the recipe and the counts of the run, not the machine: neither its console, code nor git.
+    W&B gets the recipe and the counts of the run, but nothing of the machine: no console, code or git.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
@@ -184,7 +184,7 @@ class Wandb:
         self._run = wandb.init(
             project=None if wandb.env.get_project() else "drover",
             name=folder.name,
-            id=kept.read_text(),  # a run that is resumed goes on there too
+            id=kept.read_text(),  # a resumed run continues the same W&B run
             resume="allow",
             dir=str(folder),
             config=dict(facts(config)),
@@ -214,7 +214,7 @@ class Wandb:
 
 
 def facts(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """What a table of runs is sorted by: the plain settings, and the rest by the names of their types."""
+    """Give (name, value) of the settings for a table of runs: plain values, and type names for the others."""
     for name in config.__dataclass_fields__:
         value = getattr(config, name)
         if isinstance(value, (str, int, float, bool)):

@@ -1,4 +1,4 @@
-"""Where one run stands, as numbers: from its reports, and from its processes' own metrics while they can be reached."""
+"""Collects the numbers of one run: from its reports, and from the metrics of its processes while they can be reached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.run_folder.state import RunState, run_state
 from drover.deploy.run_folder.summary import summarise
 
-REACH_S = 5.0  # to the driver, which asks every worker
+REACH_S = 5.0  # time for the driver to answer, which asks every worker
 START = "process_start_time_seconds"
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ Page = list[tuple[str, dict[str, str], float]]
 
 
 def standing(folder: RunFolder) -> dict[str, Any]:
-    """The state of a run; the summary of one that ended, else what its reports say so far; and under "now" what `now` says.
+    """Return the numbers of a run: its state, its summary (from its reports before it has ended), and `now` under "now".
 
-    Raises `CheckpointError` where a file of the run is damaged.
+    Raises `CheckpointError` for a damaged file.
     """
     reports, state = folder.reports(), state_of(folder)
     quiet_s = None if state.quiet_s is None else round(state.quiet_s, 1)
@@ -41,14 +41,14 @@ def standing(folder: RunFolder) -> dict[str, Any]:
 
 
 def state_of(folder: RunFolder) -> RunState:
-    """How it stands, by its folder and, where that does not tell, by whether its driver answers."""
+    """Return the state of a run from its folder, or from its driver's answer if the folder does not decide it."""
     return run_state(folder, lambda: bool(page(folder)))
 
 
 def now(history: History, page: Page) -> dict[str, Any]:
-    """Rewards, health, time, queues and pools of the newest update; by role what only the processes' own metrics say.
+    """Return rewards, health, times, queues and pools of the newest update, and numbers from the processes' metrics.
 
-    "live" is whether they answered. Without them there is the learner's throughput alone.
+    "live" is whether the processes answered. Without them, throughput and weight sync are known of the learner only.
     """
     newest = history.updates[-1] if history.updates else None
     last = {name: value for name, value in history.last.items() if math.isfinite(value)}
@@ -81,7 +81,7 @@ def now(history: History, page: Page) -> dict[str, Any]:
 
 
 def page(folder: RunFolder) -> Page:
-    """What the run's processes say of themselves, by way of its driver; nothing where that is not to be reached from here."""
+    """Fetch the metrics of all the run's processes from its driver; [] if the driver cannot be reached."""
     address = folder.driver()
     if address is None:
         return []
@@ -90,11 +90,11 @@ def page(folder: RunFolder) -> Page:
     except ValueError as error:
         log.info("no metrics from %s: %s", address, error)
         return []
-    return [series for series in found if series[1].get("run") == folder.path.name]  # another may have the port by now
+    return [series for series in found if series[1].get("run") == folder.path.name]  # another run may use the port now
 
 
 def _throughput(page: Page) -> dict[str, float]:
-    """Samples per second of each role, and scores of each reward: on average since each process started."""
+    """Return samples per second of each role and scores per second of each reward, averaged since their processes started."""
     started = {labels["worker"]: value for name, labels, value in page if name == START}
     found: defaultdict[str, float] = defaultdict(float)
     for metric, label in ((metrics.SAMPLES, "role"), (metrics.SCORED_SAMPLES, "reward")):
@@ -105,7 +105,7 @@ def _throughput(page: Page) -> dict[str, float]:
 
 
 def _means(page: Page, metric: Metric, label: str) -> dict[str, float]:
-    """Of a histogram, over all it has seen."""
+    """Return label -> mean of a histogram over all its observations."""
     sums: defaultdict[str, float] = defaultdict(float)
     counts: defaultdict[str, float] = defaultdict(float)
     for name, labels, value in page:
@@ -125,7 +125,7 @@ def _masked(page: Page) -> dict[str, int]:
 
 
 def _account(report: Report | None) -> dict[str, dict[str, float]]:
-    """Role -> part -> seconds."""
+    """Return role -> part -> seconds."""
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for key, seconds in _of(report, "account/").items():
         role, _, part = key.partition("/")

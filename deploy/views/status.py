@@ -1,4 +1,4 @@
-"""How runs stand or ended: a line for each, or all that is known of one. Read from their folders and their own metrics."""
+"""`drover status`: prints a line for each run, or all numbers of one run, from their folders and their processes' metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-BAR = 32  # columns of a role's time
+BAR = 32  # columns of the bar of a role's time
 PART_STYLES = {
     "compute": "green",
     "data": "blue",
@@ -31,7 +31,7 @@ PART_STYLES = {
     "wait_reward": "red",
     "back_pressure": "bright_black",
 }
-SHADES = {"compute": "█", "data": "▓", "weights": "▓", "checkpoint": "▓"}  # the waiting parts are light
+SHADES = {"compute": "█", "data": "▓", "weights": "▓", "checkpoint": "▓"}  # parts that wait are drawn light
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class StatusOptions:
     run: tyro.conf.Positional[str] = ""
     """Name of a run; default: every run of the folder."""
     runs_dir: Path = Path("runs")
-    """Where run folders are."""
+    """Folder of the run folders."""
     json: bool = False
-    """For scripts."""
+    """Print JSON, for scripts."""
 
 
 def run(options: StatusOptions) -> int:
-    """Print; the exit code."""
+    """Print the state of one run or of all runs; return the exit code."""
     states = _one(options) if options.run else _all(options.runs_dir)
     if options.json:
         print(json.dumps(states, indent=2))
@@ -69,7 +69,7 @@ def _one(options: StatusOptions) -> dict[str, dict[str, Any]]:
 
 
 def _all(runs_dir: Path) -> dict[str, dict[str, Any]]:
-    """Name -> where that run stands, or {"damaged": why that is unknown}; newest first."""
+    """Return name -> numbers of the run, or {"damaged": reason} for an unreadable one; newest first."""
     found = (path for path in runs_dir.glob("*") if (path / "metrics.jsonl").exists())
     states: dict[str, dict[str, Any]] = {}
     for folder in sorted(found, key=lambda path: -(path / "metrics.jsonl").stat().st_mtime):
@@ -81,7 +81,7 @@ def _all(runs_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def line(name: str, state: Mapping[str, Any]) -> str:
-    """One run in one line."""
+    """Describe one run in one line."""
     if "damaged" in state:
         return f"{name}: damaged; {state['damaged']}"
     rewards = state["reward_after"] or state["reward_before"]
@@ -91,7 +91,7 @@ def line(name: str, state: Mapping[str, Any]) -> str:
 
 
 def _state(name: str, state: Mapping[str, Any]) -> str:
-    """Its state, and what to do about it."""
+    """Describe the state of the run, with the command that goes on with it."""
     now, quiet_s = state["now"], state["quiet_s"]
     heard = "no report yet" if quiet_s is None else f"last report {quiet_s:.1f} s ago"
     since = (
@@ -122,7 +122,7 @@ def _show(name: str, state: Mapping[str, Any]) -> None:
 
 
 def view(state: Mapping[str, Any]) -> Table:
-    """What `drover status RUN` shows, a labelled line for each subject; those without facts are left out."""
+    """Return the table of `drover status RUN`, a labelled line for each subject; lines without facts are left out."""
     from rich.table import Table
 
     now = state["now"]
@@ -201,7 +201,7 @@ def _redis(memory: Mapping[str, float | None]) -> str:
 
 
 def _bars(account_s: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, Text]]:
-    """Each role's time as a bar that adds up, largest part first."""
+    """Give each role's time as a bar of its parts, the largest first, with their shares."""
     from rich.text import Text
 
     for role, parts in account_s.items():

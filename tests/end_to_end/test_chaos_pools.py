@@ -32,7 +32,7 @@ class Watched:
         connection, config = Connection("pools", redis_url), toy_ddpo()
         self.events: list[str] = []
         self.directory = start_directory(connection.directory)
-        self.pools = pools.Pools(
+        self.pools = pools.WorkerPools(
             config, connection, pools_of(config, gpus=0.0), claim_cpus=False, on_event=self.events.append
         )
         self.pools.start()
@@ -88,7 +88,9 @@ def test_a_worker_that_hangs_is_killed_and_replaced_and_a_pool_that_stays_away_i
 def test_workers_without_a_place_are_told_of_once(ray: None, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "LATE_S", 1.0)
     config, connection, events = replace(toy_ddpo(), pools=Pools(actors=2)), Connection("placeless", redis_url), []
-    placeless = pools.Pools(config, connection, pools_of(config, gpus=1.0), claim_cpus=False, on_event=events.append)
+    placeless = pools.WorkerPools(
+        config, connection, pools_of(config, gpus=1.0), claim_cpus=False, on_event=events.append
+    )
     placeless.start()
     gives_up_s = time.monotonic() + PATIENCE_S
     while not any("pool rollout" in event for event in events):

@@ -29,7 +29,7 @@ from drover.common.transport import keys
 from drover.common.types import Measurement, Purpose, RolloutGroup
 from drover.deploy.cluster.connection import Connection
 from drover.deploy.cluster.environments import last_words, runtime_env, sweep
-from drover.deploy.cluster.pools import Pools
+from drover.deploy.cluster.pools import WorkerPools
 from drover.deploy.cluster.worker import pools_of
 from drover.deploy.config import RunConfig
 from drover.deploy.recipes.toy_ddpo import toy_ddpo
@@ -119,12 +119,12 @@ def ray_here() -> Iterator[None]:
 
 
 @contextmanager
-def reward_pool(reward: Reward, redis_url: str) -> Iterator[tuple[RunConfig, Connection, Pools]]:
+def reward_pool(reward: Reward, redis_url: str) -> Iterator[tuple[RunConfig, Connection, WorkerPools]]:
     """The pool of that reward alone, in a run of its own; this process is its driver."""
     config = replace(toy_ddpo(), rewards=(reward,))
     connection = Connection(f"environments-{time.time_ns()}", redis_url)
     wanted = [pool for pool in pools_of(config, gpus=0.0) if pool.role == "reward"]
-    pools = Pools(config, connection, wanted, claim_cpus=False, on_event=lambda text: None)
+    pools = WorkerPools(config, connection, wanted, claim_cpus=False, on_event=lambda text: None)
     try:
         pools.start()
         yield config, connection, pools
@@ -132,7 +132,7 @@ def reward_pool(reward: Reward, redis_url: str) -> Iterator[tuple[RunConfig, Con
         pools.stop()
 
 
-def until(found: Callable[[], Any], pools: Pools) -> Any:
+def until(found: Callable[[], Any], pools: WorkerPools) -> Any:
     """The first true result of ``found``. Looks at the pool meanwhile, as a run does: that raises if a worker failed for good."""
     gives_up_s = time.monotonic() + PATIENCE_S
     while not (result := found()):
@@ -142,7 +142,9 @@ def until(found: Callable[[], Any], pools: Pools) -> Any:
     return result
 
 
-def measured(pixels: np.ndarray, prompts: Sequence[str], pool: tuple[RunConfig, Connection, Pools]) -> Measurement:
+def measured(
+    pixels: np.ndarray, prompts: Sequence[str], pool: tuple[RunConfig, Connection, WorkerPools]
+) -> Measurement:
     """The pool's measurement of a group of these pictures, one of each prompt."""
     config, connection, pools = pool
     broker = connection.open()

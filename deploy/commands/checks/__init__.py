@@ -1,1 +1,1 @@
-"""What `drover doctor` looks at, a file for each place where things go wrong."""
+"""The checks of `drover doctor`: machine, recipe, Redis and Ray, a file each."""

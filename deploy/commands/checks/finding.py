@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it."""
+"""The result of one check of `drover doctor`, with its fix."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Finding:
     check: str
     state: State
     found: str  # never a secret
-    fix: str = ""  # what to do, unless all is well
+    fix: str = ""  # the edit or command that helps; "" if all is well
 
 
 def problem(check: str, error: DroverError) -> Finding:
-    """An error of ours says what came, then what to do: "no Ray answers at X; correct RAY_ADDRESS"."""
+    """Split an error of ours into its finding and fix: "no Ray answers at X; correct RAY_ADDRESS"."""
     found, _, fix = str(error).partition("; ")
     return Finding(check, "problem", found, fix)
 
 
 def guarded(check: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    """What ``look`` finds; an error that it raises is a finding too."""
+    """Return the findings of ``look``, or its error as a finding."""
     try:
         return look()
     except DroverError as error:

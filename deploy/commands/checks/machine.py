@@ -1,4 +1,4 @@
-"""This machine: Python and packages, the device, room on disk and in shared memory, ports on loopback."""
+"""Checks this machine: Python and packages, the device, room on disk and in shared memory, ports on loopback."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from drover.deploy.commands.checks.finding import Finding
 
 OLDEST_PYTHON = (3, 11)
-ENOUGH_DISK = 5 << 30  # bytes; a checkpoint holds weights, gradients' averages and the model itself
+ENOUGH_DISK = 5 << 30  # bytes; a checkpoint takes about four times the weights
 ENOUGH_SHARED = 1 << 30  # bytes; Ray keeps published weights there
 GB = 1e9
 
 
 def python() -> list[Finding]:
-    """Version, and whether every package that drover asks for is there in a version that it takes."""
+    """Check the version of Python, and that every package that drover requires is there in a fitting version."""
     came = ".".join(str(part) for part in sys.version_info[:3])
     if sys.version_info < OLDEST_PYTHON:
         return [Finding("python", "problem", f"Python {came}", "make a new environment with Python 3.11 or newer")]
@@ -51,7 +51,7 @@ def _unmet() -> list[str]:
 
 
 def device() -> list[Finding]:
-    """The GPUs that torch sees, with their memory; a GPU that torch cannot use is a problem."""
+    """List the GPUs that torch sees, with their memory. A GPU that torch cannot use is a problem."""
     import torch
 
     count = torch.cuda.device_count()
@@ -85,7 +85,7 @@ def _gpu(number: int) -> Finding:
 
 
 def disk(runs_dir: Path) -> list[Finding]:
-    """Whether run folders can be written, and how much room there is."""
+    """Check that run folders can be written, and that there is enough room."""
     there = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=there):
@@ -102,7 +102,7 @@ def disk(runs_dir: Path) -> list[Finding]:
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> list[Finding]:
-    """Ray's object store lives there; on systems without it, in files."""
+    """Check the room for Ray's object store, which is in shared memory; systems without that use files."""
     if not path.is_dir():
         return []
     usage = shutil.disk_usage(path)
@@ -114,7 +114,7 @@ def shared_memory(path: Path = Path("/dev/shm")) -> list[Finding]:
 
 
 def ports() -> list[Finding]:
-    """Whether processes of this machine can listen on loopback and find its own name."""
+    """Check that processes of this machine can listen on loopback and resolve its own name."""
     try:
         _listen()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The Ray cluster that runs would join: that it lets us in, its nodes agree, fit the recipe, and share the run folders."""
+"""Checks the Ray cluster that runs would join: it admits us, its nodes agree, hold the recipe, and see the run folders."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from drover.deploy.commands.checks.ray_probe import MARKS, OFFERS
 from drover.deploy.config import RunConfig
 
 Nodes = list[dict[str, Any]]
-"""What each said of itself; see `drover.deploy.commands.checks.ray_probe`."""
+"""The answer of each node; see `drover.deploy.commands.checks.ray_probe`."""
 
-CROWD = 4  # processes a core, beyond which waiting for each other is most of their time
+CROWD = 4  # processes a core, above which they mostly wait for each other
 PATIENCE_S = 120.0  # for joining, and for every node to start a process
 
 
 def ray_cluster(runs_dir: Path, config: RunConfig | None) -> list[Finding]:
-    """Whether the cluster is what ``config`` asks for, if that is given. Raises `ConfigError`."""
+    """Check the cluster that RAY_ADDRESS names, and that it has room for ``config`` if given. Raises `ConfigError`."""
     version = metadata.version("ray")
     address = cluster_address()
     if not address:
@@ -42,7 +42,10 @@ def ray_cluster(runs_dir: Path, config: RunConfig | None) -> list[Finding]:
 
 
 def _ask(address: str, runs_dir: Path) -> tuple[Finding | Nodes, Path | None]:
-    """What the cluster says of itself; nodes look for a file that lies in the runs' folder meanwhile, if there is one."""
+    """Return the nodes' answers and the folder that they were asked for.
+
+    Each node looks for a temporary file in the folder of runs. The folder is None if this process cannot write there.
+    """
     folder = runs_dir.absolute() if os.access(runs_dir, os.W_OK) else None
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
         command = [sys.executable, "-m", "drover.deploy.commands.checks.ray_probe", address, file.name]
@@ -60,7 +63,7 @@ def _ask(address: str, runs_dir: Path) -> tuple[Finding | Nodes, Path | None]:
 
 
 def _alone(config: RunConfig) -> list[Finding]:
-    """Whether this machine can hold the run, as training asks itself. Raises `ConfigError` where it cannot."""
+    """Check that this machine has room for the run, as training does. Raises `ConfigError` where it has not."""
     from drover.deploy.cluster import placing
 
     pools, _ = placing.plan(config, placing.this_machine(config), alone=True)
@@ -110,5 +113,5 @@ def _nodes(nodes: Nodes, folder: Path | None) -> list[Finding]:
 
 
 def _writes_runs(node: Mapping[str, Any], nodes: Nodes) -> bool:
-    """The learner's ranks do: on marked nodes where there are such nodes, else anywhere."""
+    """Return whether learner ranks, which write run folders, may run on the node: a marked one, or any without marks."""
     return "learner" in node["resources"] or not any("learner" in other["resources"] for other in nodes)

@@ -1,7 +1,8 @@
-"""Asks a Ray cluster what it is, in a process of its own: joining one that refuses may end the process that tries.
+"""Prints the nodes of a Ray cluster. Runs in a process of its own, because a cluster that refuses may end the process.
 
-``python -m drover.deploy.commands.checks.ray_probe ADDRESS FILE`` prints one JSON list, where each node says its ``address``, its
-``resources`` (CPU, GPU and marks), ``python``, ``drover``, ``torch`` and whether it sees ``file``.
+``python -m drover.deploy.commands.checks.ray_probe ADDRESS FILE`` prints one JSON list with an object for each node:
+``address``, ``resources`` (CPU, GPU and marks), the versions ``python``, ``drover`` and ``torch``, and ``file``: whether
+the node sees FILE. A node that does not answer has ``error`` in the place of the versions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 MARKS = ("rollout", "reward", "learner")
 OFFERS = ("CPU", "GPU", *MARKS)
-NODES_S = 60.0  # what nodes get to start a process and answer
+NODES_S = 60.0  # time for nodes to start a process and answer
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The recipe: that it can be built, its model is there, and the environments of its rewards can be."""
+"""Checks a recipe: it can be built, its model is there, and the environments of its rewards can be built."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from drover.deploy.cluster.environments import BUILD_S, last_words, packages_of
 from drover.deploy.commands.checks.finding import Finding, State
 from drover.deploy.config import RunConfig
 
-BOX = "│╭╮╰╯─┌┐└┘|+ "  # what tyro draws around a message
+BOX = "│╭╮╰╯─┌┐└┘|+ "  # the characters of tyro's box around a message
 
 
 def build(words: Sequence[str]) -> RunConfig | Finding:
-    """The run that ``RECIPE --option ...`` describes, or what tyro says of its options. Raises `ConfigError`."""
+    """Return the run that ``RECIPE --option ...`` describes, or tyro's message about the options. Raises `ConfigError`."""
     told = io.StringIO()
     try:
         with redirect_stderr(told), redirect_stdout(told):
@@ -31,13 +31,13 @@ def build(words: Sequence[str]) -> RunConfig | Finding:
 
 
 def _unframed(text: str) -> list[str]:
-    """The lines of tyro's message without the box around them, nor its advice to look at the help of another command."""
+    """Return the lines of tyro's message without their box, and without its advice to read the help of another command."""
     lines = [line.strip(BOX) for line in text.splitlines()]
     return [line for line in lines if line.strip("-") and "full helptext" not in line]
 
 
 def recipe(config: RunConfig) -> list[Finding]:
-    """The model's files. Raises `ConfigError` where they are not."""
+    """Check that the model's files are there. Raises `ConfigError` where they are not."""
     config.model.check()
     pools = config.pools
     servers, ranks = counted(pools.reward_servers, "server"), counted(pools.learner_ranks, "learner rank")
@@ -46,7 +46,7 @@ def recipe(config: RunConfig) -> list[Finding]:
 
 
 def environments(config: RunConfig, *, ask: bool) -> list[Finding]:
-    """Rewards with packages of their own. ``ask``: let pip look them up, which downloads what describes them."""
+    """Check the rewards that have packages of their own. ``ask``: let pip look these up, which downloads their metadata."""
     found = []
     for reward in config.rewards:
         packages = packages_of(reward)
@@ -68,7 +68,7 @@ def environments(config: RunConfig, *, ask: bool) -> list[Finding]:
 
 
 def _unresolved(packages: Sequence[str]) -> str:
-    """What pip says when it cannot find the packages; nothing when it can."""
+    """Return pip's message if it cannot find the packages; "" if it can."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--dry-run"]
     command += ["--quiet", "--ignore-installed", "--no-deps", *packages]
     try:

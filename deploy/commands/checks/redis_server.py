@@ -1,4 +1,4 @@
-"""The Redis that runs use: that it answers, suits drover, is guarded, and would outlive a restart."""
+"""Checks the Redis that runs use: it answers, suits drover, asks for a password, and keeps its data over a restart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GB = 1e9
 
 
 def redis_server() -> list[Finding]:
-    """Those that DROVER_REDIS_URL names, else the embedded one. Raises `TransportError`."""
+    """Check every Redis that DROVER_REDIS_URL names; without one, the embedded Redis. Raises `TransportError`."""
     url = own_redis_url()
     if url:
         return [finding for one in addresses(url) for finding in named(one)]
@@ -31,7 +31,7 @@ def redis_server() -> list[Finding]:
 
 
 def named(url: str) -> list[Finding]:
-    """That the Redis at the URL answers, its faults, and advice. Raises `TransportError`."""
+    """Check the Redis at the URL. Raises `TransportError` if it does not answer."""
     client, facts = reach(url)
     client.close()
     room = f"{facts['used_memory'] / GB:.2f} GB used of {facts.get('maxmemory', 0) / GB:.2f}"
@@ -50,7 +50,7 @@ def _log(facts: dict[str, Any]) -> list[Finding]:
 
 
 def tls(url: str) -> list[Finding]:
-    """Advice where a password would cross a network in the clear."""
+    """Return advice if a password would cross a network unencrypted."""
     if on_this_machine(url) or urlsplit(url).scheme == "rediss" or open_doors(url):
         return []
     found = "is reached without TLS: whoever sees the network sees the password"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drover.deploy.cluster.autoscale import LONGEST_WHILE_S, WHILE_S, Autoscaler, Share, Signal
+from drover.deploy.cluster.autoscale import LONGEST_WHILE_S, WHILE_S, Autoscaler, Signal, TimeShare
 
 LOOK_S = 2.0
 PLACING_S = 4.0  # from the larger wanted size to a worker that takes messages
@@ -206,13 +206,13 @@ def test_under_any_steady_load_the_size_comes_to_rest(rate: float, service_s: fl
 
 
 def test_a_share_is_of_the_time_that_was_accounted_for_since_the_last_one() -> None:
-    share = Share(frozenset({"compute", "data"}))
+    share = TimeShare(frozenset({"compute", "data"}))
     assert share.look({"actor-0": {"compute": 100.0, "back_pressure": 0.0}}) == 0.0
     assert share.look({"actor-0": {"compute": 103.0, "back_pressure": 1.0}}) == 0.75
 
 
 def test_a_share_stands_while_a_long_order_is_under_way() -> None:
-    share = Share(frozenset({"compute"}))
+    share = TimeShare(frozenset({"compute"}))
     share.look({"actor-0": {"compute": 0.0, "other": 0.0}})
     share.look({"actor-0": {"compute": 9.0, "other": 1.0}})
     assert [share.look({"actor-0": {"compute": 9.0, "other": 1.0}}) for _ in range(30)] == [0.9] * 30
@@ -220,7 +220,7 @@ def test_a_share_stands_while_a_long_order_is_under_way() -> None:
 
 
 def test_workers_that_come_go_or_begin_anew_do_not_count_before_their_next_look() -> None:
-    share = Share(frozenset({"compute"}))
+    share = TimeShare(frozenset({"compute"}))
     share.look({"a": {"compute": 50.0, "other": 50.0}, "b": {"compute": 10.0, "other": 0.0}})
     found = share.look(
         {"a": {"compute": 51.0, "other": 51.0}, "b": {"compute": 1.0, "other": 0.0}, "c": {"compute": 7.0}}

@@ -19,7 +19,7 @@ from drover.common.transport.embedded import EmbeddedRedis
 from drover.common.transport.redis_broker import RedisBroker
 from drover.common.types import Report
 from drover.deploy.cluster.connection import address, serve_metrics
-from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.discovery import MetricsEndpoint
 from drover.deploy.cluster.monitor import Listen, Monitor
 from drover.deploy.roles import Streams
 from drover.deploy.run_folder.results import RunFolder
@@ -64,7 +64,7 @@ def test_prometheus_is_told_of_every_worker_and_of_the_driver_as_they_come_and_g
 ) -> None:
     driver = {"targets": [monitor.address], "labels": {"run": "blue", "role": "driver", "worker": "driver"}}
     assert json.loads(get(monitor, "/targets")) == [driver]
-    monitor.look({"actor-0": Endpoint("actor", "10.0.0.7:40001", cpus=2.0)})
+    monitor.look({"actor-0": MetricsEndpoint("actor", "10.0.0.7:40001", cpus=2.0)})
     actor = {"targets": ["10.0.0.7:40001"], "labels": {"run": "blue", "role": "actor", "worker": "actor-0"}}
     assert json.loads(get(monitor, "/targets")) == [actor, driver]
     assert json.loads((tmp_path / "blue" / "metrics_targets.json").read_text()) == [actor, driver]
@@ -75,7 +75,7 @@ def test_prometheus_is_told_of_every_worker_and_of_the_driver_as_they_come_and_g
 def test_one_page_has_the_metrics_of_all_and_leaves_out_who_does_not_answer(monitor: Monitor) -> None:
     meter, actor = serve_metrics()
     meter.add(metrics.SAMPLES, 12)
-    monitor.look({"actor-0": Endpoint("actor", actor), "actor-1": Endpoint("actor", "127.0.0.1:1")})
+    monitor.look({"actor-0": MetricsEndpoint("actor", actor), "actor-1": MetricsEndpoint("actor", "127.0.0.1:1")})
     page = get(monitor, "/metrics/all")
     assert values(page, "drover_samples_total", run="blue", role="actor", worker="actor-0") == [12]
     assert values(page, "drover_build_info", worker="actor-0") == [1]
@@ -84,14 +84,14 @@ def test_one_page_has_the_metrics_of_all_and_leaves_out_who_does_not_answer(moni
 
 
 def test_who_is_there_what_is_set_aside_and_who_died(monitor: Monitor) -> None:
-    first = {"actor-0": Endpoint("actor", "h:1", 2.0, 1.0), "actor-1": Endpoint("actor", "h:2", 2.0, 1.0)}
-    monitor.look(first | {"learner-0": Endpoint("learner", "h:3", 4.0, 1.0)})
+    first = {"actor-0": MetricsEndpoint("actor", "h:1", 2.0, 1.0), "actor-1": MetricsEndpoint("actor", "h:2", 2.0, 1.0)}
+    monitor.look(first | {"learner-0": MetricsEndpoint("learner", "h:3", 4.0, 1.0)})
     page = get(monitor, "/metrics")
     assert values(page, "drover_workers", role="actor") == [2]
     assert values(page, "drover_reserved_cpus", role="actor") == [4]
     assert values(page, "drover_reserved_gpus", role="learner") == [1]
     assert values(page, "drover_worker_deaths_total", role="actor") == [0], "there from the start, to be seen rising"
-    monitor.look({**first, "actor-1": Endpoint("actor", "h:9", 2.0, 1.0)})
+    monitor.look({**first, "actor-1": MetricsEndpoint("actor", "h:9", 2.0, 1.0)})
     assert values(get(monitor, "/metrics"), "drover_worker_deaths_total", role="actor") == [1]
     monitor.look({})
     page = get(monitor, "/metrics")

@@ -12,7 +12,7 @@ from drover.common import metrics
 from drover.common.errors import CheckpointError
 from drover.common.exporter import PrometheusMeter, merged
 from drover.deploy.cluster import discovery
-from drover.deploy.cluster.discovery import Endpoint
+from drover.deploy.cluster.discovery import MetricsEndpoint
 from drover.deploy.run_folder.results import RunFolder
 from drover.deploy.views import status
 from drover.deploy.views.standing import standing
@@ -85,13 +85,13 @@ def test_while_a_run_can_be_reached_its_processes_say_how_much_each_role_does(tm
         meter.add(metrics.SAMPLES, samples)
         for seconds in (0.2, 0.4):
             meter.add(metrics.WEIGHT_SYNC_S, seconds * (number + 1), role="actor")
-        pages.append((discovery.labels("blue", f"actor-{number}", Endpoint("actor", "")), meter.page()))
+        pages.append((discovery.labels("blue", f"actor-{number}", MetricsEndpoint("actor", "")), meter.page()))
     stranger = PrometheusMeter()
     stranger.add(metrics.SAMPLES, 10**9)
-    pages.append((discovery.labels("red", "actor-0", Endpoint("actor", "")), stranger.page()))
+    pages.append((discovery.labels("red", "actor-0", MetricsEndpoint("actor", "")), stranger.page()))
     driver = PrometheusMeter()
     server, port = driver.serve(pages={"/metrics/all": lambda: ("text/plain", merged(pages).encode())})
-    folder.note_metrics(discovery.groups("blue", {"driver": Endpoint("driver", f"127.0.0.1:{port}")}))
+    folder.note_metrics(discovery.groups("blue", {"driver": MetricsEndpoint("driver", f"127.0.0.1:{port}")}))
     with server:
         found = standing(folder)["now"]
     assert found["live"] and found["weight_sync_s"]["actor"] == pytest.approx(0.45)
@@ -162,8 +162,8 @@ def test_a_run_whose_processes_answer_from_behind_a_proxy_is_asked_directly(tmp_
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
     folder, meter = made_up(tmp_path), PrometheusMeter()
-    page = merged([(discovery.labels("blue", "driver", Endpoint("driver", "")), meter.page())])
+    page = merged([(discovery.labels("blue", "driver", MetricsEndpoint("driver", "")), meter.page())])
     server, port = meter.serve(pages={"/metrics/all": lambda: ("text/plain", page.encode())})
-    folder.note_metrics(discovery.groups("blue", {"driver": Endpoint("driver", f"127.0.0.1:{port}")}))
+    folder.note_metrics(discovery.groups("blue", {"driver": MetricsEndpoint("driver", f"127.0.0.1:{port}")}))
     with server:
         assert standing(folder)["now"]["live"]
