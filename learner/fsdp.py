@@ -53,7 +53,7 @@ def _parts(module: nn.Module) -> list[FSDPModule]:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free gathered parameters, so that the next forward gathers what the optimiser wrote."""
+    """Free gathered parameters, so that the next forward gathers the new values."""
     for part in _parts(module):
         part.reshard()
 
