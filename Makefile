@@ -67,7 +67,7 @@ clean: ## remove caches and builds; environments (.venv*) and runs/ stay
 
 # A virtual environment with torch alone, so that the CPU build is in place before anything else asks for torch: on
 # Linux the default build pulls gigabytes of CUDA libraries. A machine with an NVIDIA GPU gets that default build.
-# --no-deps: only torch itself is looked up in the extra index; what it needs comes with the rest. --retries 1: where
+# --no-deps: only torch itself is looked up in the extra index; its requirements come with the rest. --retries 1: where
 # that index cannot be reached, a build from the ordinary sources will do.
 define new_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
