@@ -57,6 +57,8 @@ class Monitor:
         self._count_workers({})
         for stream, _ in self._queues:
             self._meter.add(metrics.DEAD_LETTERS, 0, stream=stream)  # there from the start, to be seen rising
+        for how in metrics.ENDS:
+            self._meter.set(metrics.RUN_ENDED, 0, how=how)
 
     def look(self, workers: Mapping[str, Endpoint]) -> None:
         """Measure; ``workers`` are those that serve metrics now."""

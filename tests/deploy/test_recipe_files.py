@@ -151,6 +151,7 @@ READS = """
 import pickle, sys
 from pathlib import Path
 import numpy as np
+from drover.common.media.pictures import Pictures
 near = pickle.loads(Path(sys.argv[1]).read_bytes()).value
-print(near, near.load("cpu")(["a"], np.full((1, 2, 2, 3), 2, np.uint8)).values[0])
+print(near, near.load("cpu")(["a"], Pictures(np.full((1, 2, 2, 3), 2, np.uint8))).values[0])
 """

@@ -19,6 +19,7 @@ FILES = {
 from dataclasses import dataclass
 
 from common.toys import SlowPoint
+from drover.common.media.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Judge:
     """The slow point, whose pause is looked up in the process that scores."""
 
     name: str = "point"
+    takes = Pictures
 
     def load(self, device: str):
         from actors import PAUSE_S

@@ -140,6 +140,7 @@ class Unscorable:
 @dataclass(frozen=True)
 class Hanging:
     name: str = "point"
+    takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str) -> Scorer:
         def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
