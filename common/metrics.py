@@ -20,11 +20,13 @@ Clock = Callable[[], float]
 OTHER = "other"
 PARTS = ("compute", "wait_reward", "wait_data", "data", "weights", "back_pressure", "checkpoint")
 
+ENDS = ("finished", "stopped", "failed")
+
 LABEL_VALUES: Mapping[str, frozenset[str] | None] = {
     "role": frozenset({"actor", "evaluator", "reward", "learner", "driver"}),
     "part": frozenset({*PARTS, OTHER}),
     "ending": frozenset(ending.value for ending in Ending),
-    "how": frozenset({"finished", "stopped", "failed"}),
+    "how": frozenset(ENDS),
     "reward": None,
     "set": None,
     "stream": None,
@@ -173,7 +175,7 @@ WORKERS = _gauge("workers", "", "Processes that serve metrics.", "role")
 WORKER_DEATHS = _counter("worker_deaths", "", "Processes that died and were replaced.", "role")
 RESERVED_CPUS = _gauge("reserved_cpus", "", "CPUs set aside for the role's processes.", "role")
 RESERVED_GPUS = _gauge("reserved_gpus", "", "GPUs set aside for the role's processes.", "role")
-RUN_ENDED = _gauge("run_ended", "", "1 from the end of the run on, until its driver is gone.", "how")
+RUN_ENDED = _gauge("run_ended", "", "1 once the run has ended that way, until its driver is gone; else 0.", "how")
 BUILD_INFO = _gauge("build_info", "", "Always 1; the label says what runs.", "version")
 
 ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

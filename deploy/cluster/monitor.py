@@ -57,6 +57,8 @@ class Monitor:
         self._count_workers({})
         for stream, _ in self._queues:
             self._meter.add(metrics.DEAD_LETTERS, 0, stream=stream)  # exported from the start, so that a rise is seen
+        for how in metrics.ENDS:
+            self._meter.set(metrics.RUN_ENDED, 0, how=how)
 
     def look(self, workers: Mapping[str, MetricsEndpoint]) -> None:
         """Measure queues, Redis and workers. ``workers``: the workers that serve metrics now."""

@@ -12,7 +12,8 @@ from tests.deploy.conftest import Drover
 from tests.deploy.in_place import one_line
 
 RECIPES = '''
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from drover.common.media.pictures import Pictures
 from drover.deploy.config import RunConfig
 from tests.deploy.in_place import Fickle, small
 
@@ -20,6 +21,7 @@ from tests.deploy.in_place import Fickle, small
 @dataclass(frozen=True)
 class Unloadable:
     name: str = "point"
+    takes = Pictures
 
     def load(self, device):
         return {}["weights"]
@@ -75,7 +77,7 @@ def test_a_reward_that_cannot_be_loaded_is_one_sentence_and_a_failed_run(
 ) -> None:
     train = ("train", f"{recipes}:unloadable", "--one-process", "--plain", "--run-name", "a")
     code, _, err = drover(*train)
-    reason = "the reward point cannot be loaded: KeyError: 'weights' at mine.py:12"
+    reason = "the reward point cannot be loaded: KeyError: 'weights' at mine.py:14"
     assert (code, one_line(err)) == (1, f"drover: {reason}\n")
     assert drover("status")[1] == f"a: failed: {reason}; 0 updates, 0 samples; held out: not evaluated yet\n"
     summary = json.loads((tmp_path / "runs" / "a" / "summary.json").read_text())
@@ -102,7 +104,7 @@ def test_a_reward_that_never_answers_is_told_of_before_training_and_fails_a_run_
         assert code == 1, out
         assert "event: no held-out sample got a value of point (set anywhere)" in out or iterations == 1
         assert "no sample of the task 'point' had a valid reward" in one_line(err)
-        assert re.search(r"; point-0: RuntimeError: no connection to the judge at \S*in_place\.py:\d+$", one_line(err))
+        assert re.search(r"; point: RuntimeError: no connection to the judge at \S*in_place\.py:\d+$", one_line(err))
     assert drover("status")[1].count(": failed: no sample of the task 'point' had a valid reward") == 3
 
 
@@ -112,7 +114,7 @@ def test_a_run_that_fails_on_its_way_keeps_what_it_did_and_can_be_resumed(
     train = ("train", f"{recipes}:fades", "--one-process", "--plain")
     code, _, err = drover(*train, "--run-name", "a")
     assert code == 1
-    assert "ValueError: the judge has left at mine.py:31" in one_line(err)
+    assert "ValueError: the judge has left at mine.py:33" in one_line(err)
     said = drover("status")[1]
     assert said.startswith("a: failed: no sample of the task 'point' had a valid reward for 3 iterations")
     assert (tmp_path / "runs" / "a" / "curves.png").exists()

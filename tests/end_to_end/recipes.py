@@ -103,6 +103,7 @@ class Unscorable:
 class Hanging:
     takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
+    takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str) -> Scorer:
         def score(prompts: Sequence[str], media: np.ndarray) -> Scores:
