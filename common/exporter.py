@@ -158,7 +158,7 @@ _SERIES = re.compile(
 def fetch(address: str, path: str, *, timeout_s: float) -> str:
     """The text that a process of ours serves at HOST:PORT, asked without any proxy; "" where there is none.
 
-    By now the port may be another program's, whatever that answers.
+    The port may belong to another program by now: an answer that is no text, or too long or slow, counts as none.
     """
     ends_s = time.monotonic() + timeout_s
     try:

@@ -59,7 +59,7 @@ def main() -> None:
         code = _answer(arguments)
         if loss := out.loss():
             _complain(f"not all of the output could be written ({loss}); make room there, or send it elsewhere")
-            trained = arguments[:1] == ["train"]  # its results are in the run folder, whatever became of the lines
+            trained = arguments[:1] == ["train"]  # its results are in the run folder
             code = code if trained else max(code, 1)
     sys.exit(code)
 

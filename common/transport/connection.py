@@ -27,7 +27,7 @@ PATIENCE_S = 30.0  # a Redis that restarts is back well within this
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 2.0
 LOST = (failures.ConnectionError, failures.TimeoutError, OSError)
 REFUSED = (failures.AuthenticationError, failures.AuthorizationError)
-# A word of Redis' refusal, or of the name that the client gives it -> what that means, and what to do.
+# Part of Redis' words when it refuses a command, or of the exception's name -> (the fault, its remedy).
 REFUSALS = {
     "NoPermission": ("refuses a command", "check the user's rights; `drover redis-user` prints those that a run needs"),
     "ReadOnly": REPLICA,

@@ -13,7 +13,7 @@ from drover.common.errors import ConfigError
 OLDEST = (6, 2)  # the first version with XAUTOCLAIM
 PORT = 6379
 
-# What is said of a server where INFO tells it at the start, and where an error tells it later.
+# INFO tells of these at the start, and an error tells of them later, in the same words.
 REPLICA = ("is a replica, which takes no writes", "name its primary in the URL")
 CLUSTER = (
     "is part of a Redis Cluster, which scatters the keys of a run",
@@ -21,7 +21,7 @@ CLUSTER = (
 )
 
 Fault = tuple[str, str]
-"""(what is wrong, what to do)."""
+"""(the fault, its remedy): ("is a replica, which takes no writes", "name its primary in the URL")."""
 
 
 def check_server(url: str, name: str, facts: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from drover.deploy.config import RunConfig
 
 RAY_ADDRESS = "RAY_ADDRESS"
 NAMESPACE = "drover"  # names inside it carry the run's
-ANSWER_S = 5.0  # what a cluster gets to accept a connection
+ANSWER_S = 5.0  # in which a cluster accepts a connection
 # Ray asks a head that does not answer for minutes; with this, once, which takes it 40 s.
 ONE_TRY = {"RAY_gcs_server_port_wait_time_s": "1"}
 _HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})", re.ASCII)
@@ -114,7 +114,7 @@ def check_answers(address: str) -> None:
 
 
 def refusal(address: str, words: str) -> ConfigError:
-    """The sentence for what Ray said (``words``, tracebacks and all) when it could not join the cluster at ``address``."""
+    """Why the cluster at ``address`` could not be joined, and the remedy. ``words``: all that Ray printed or raised."""
     if "uthenticat" in words or "AuthToken" in words:
         found = f"the Ray at {address} checks tokens and refuses ours"
         fix = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
@@ -131,7 +131,7 @@ def refusal(address: str, words: str) -> ConfigError:
 
 
 def not_started(error: Exception) -> ConfigError:
-    """The sentence for what Ray raised when it should start here."""
+    """Why Ray, which raised ``error``, did not start here, and the remedy."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if "AF_UNIX path" in str(error):
         return ConfigError(

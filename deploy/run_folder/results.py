@@ -236,7 +236,7 @@ def holder(lock: Path) -> tuple[bool | None, str]:
 
 
 def read_json(path: Path, kind: type[T], fix: str) -> T | None:
-    """What `write_whole` wrote there as JSON; None where there is no such file.
+    """The JSON that `write_whole` wrote there; None where there is no such file.
 
     Raises `CheckpointError` where it is damaged: that error says to delete it, and then ``fix``.
     """

@@ -1,6 +1,6 @@
 """Standard output and error that never end a run: a reader that goes away or a full disk costs lines, no more.
 
-Every line that a command writes for people passes here, whoever prints it: our views, rich, tyro, Ray or Python itself.
+Every line that a command writes for people passes here: those of our views, of rich, tyro and Ray, and of Python itself.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Output:
             self._loss = error.strerror or type(error).__name__
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a stream is asked, such as whether it is a terminal."""
+        """Every other attribute is the stream's own, such as ``isatty``."""
         return getattr(self._stream, name)
 
 

@@ -123,7 +123,9 @@ def test_a_full_redis_refuses_blobs_with_the_remedy_but_lets_work_be_finished(br
     with pytest.raises(TransportError, match="no memory left; raise its maxmemory"):
         for number in range(20):
             blobs.put(f"b{number}", [bytes(1 << 20)])
-    with pytest.raises(TransportError, match="no memory left"):  # small blobs take the memory that was too little for a large one
+    with pytest.raises(
+        TransportError, match="no memory left"
+    ):  # small blobs take the memory that was too little for a large one
         for number in range(100_000):
             blobs.put(f"s{number}", [bytes(1 << 10)])
     with pytest.raises(TransportError, match="no memory left"):
