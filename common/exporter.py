@@ -166,7 +166,7 @@ def fetch(address: str, path: str, *, timeout_s: float) -> str:
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
-            body = b""
+            body = bytearray()
             while part := answer.read1(1 << 16):
                 body += part
                 if time.monotonic() > ends_s or len(body) > MOST_PAGE_BYTES:

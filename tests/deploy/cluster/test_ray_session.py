@@ -45,7 +45,7 @@ def test_an_address_of_a_head_or_none_is_taken(monkeypatch: pytest.MonkeyPatch, 
         ("10.0.0.7:6379,10.0.0.8:6379", "write HOST:PORT"),
     ],
 )
-def test_any_other_is_refused_with_what_came_and_what_was_wanted(
+def test_any_other_address_is_refused_by_name_with_the_wanted_form(
     monkeypatch: pytest.MonkeyPatch, said: str, remedy: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", said)
@@ -82,7 +82,7 @@ def test_a_head_that_is_not_there_is_named(address: str) -> None:
         ),
     ],
 )
-def test_a_refusal_of_ray_becomes_what_is_wrong_and_what_to_do(words: str, said: str) -> None:
+def test_a_refusal_of_ray_becomes_a_fault_and_its_remedy(words: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         raise refusal("h:1", f"File '/home/me/tokens/x.py'\n{words}\n")
 
