@@ -1,8 +1,9 @@
 """Score by an object detector whether both objects of the prompt are in the picture and, on request, in the named relation.
 
 Source: "Large-scale Reinforcement Learning for Diffusion Models" (arXiv 2401.12244), section 4.3: the mean over the
-prompt's objects of the detector's confidence, prompts "object A, relation, object B". The paper does not say what an
-absent object counts, nor which of several detections: here an absent object counts 0, and the most confident detection counts.
+prompt's objects of the detector's confidence, prompts "object A, relation, object B". The paper gives no
+value for an absent object, and no choice among several detections: here an absent object counts 0, and the most confident
+detection counts.
 """
 
 from __future__ import annotations
