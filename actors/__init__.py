@@ -1,1 +1,1 @@
-"""Prompts in, samples out. Knows no reward and no objective."""
+"""Actors draw the samples that orders ask for. They know no reward and no objective."""

@@ -1,4 +1,4 @@
-"""The plain sampler: from a start to clean latents, step by step, keeping the recorded ones. Axes: B batch."""
+"""Draw samples step by step, from a start to clean latents, and keep the recorded steps. Axes: B batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """One kernel from a start to the end: ``Plain(Renoise(50, Ddim(eta=1.0)))``.
+    """The sampler that makes every step by one kernel: ``Plain(Renoise(50, Ddim(eta=1.0)))``.
 
     ``guidance`` replaces the scale of the model's own classifier-free guidance; 1 is none.
     """
@@ -36,7 +36,7 @@ class Plain:
 
 
 class PlainSampling:
-    """`Plain` with a policy."""
+    """The procedure of `Plain` for one policy."""
 
     def __init__(self, policy: Policy, kernel: Kernel, start: Start, device: str) -> None:
         self.policy, self._kernel, self._start, self._device = policy, kernel, start, device
@@ -50,9 +50,9 @@ class PlainSampling:
         record: Sequence[int],
         storage: torch.dtype,
     ) -> Chain:
-        """Every state is rounded to the storage dtype before it is scored or continued from.
+        """Draw a sample per row of ``cond``. Every state is rounded to the storage dtype before it is scored or used.
 
-        So the log-prob that travels is exactly the one a reader recomputes.
+        So the recorded log-prob is exactly the one that the learner recomputes.
         """
         import torch
 
@@ -75,7 +75,7 @@ class PlainSampling:
     def _step(
         self, x: Tensor, i: int, cond: Conditioning, draws: Draws, moving: Sequence[int], storage: torch.dtype
     ) -> tuple[Gaussian, Tensor]:
-        """One step of the rows that have begun; the others stay as they are."""
+        """Make one step of the rows that have begun; the other rows do not change."""
         import torch
 
         noise = seeds.normal(self.policy.latent_shape, [draws.own[row] for row in moving]).to(self._device)
@@ -90,7 +90,7 @@ class PlainSampling:
 def advance(
     policy: Policy, kernel: Kernel, x: Tensor, i: int, cond: Conditioning, noise: Tensor
 ) -> tuple[Gaussian, Tensor, Prediction]:
-    """Step ``i`` of a chain from x [B, *latent]: its distribution, a draw from it by ``noise``, and the prediction."""
+    """Make step ``i`` of a chain from x [B, *latent]: (its distribution, a draw from it by ``noise``, the prediction)."""
     import torch
 
     times = kernel.times(policy.schedule)
@@ -106,7 +106,7 @@ def stored(x: Tensor, storage: torch.dtype) -> Tensor:
 
 
 def draws_of(seed: int, purpose: str, draw: int, *, prompts: int, samples: int) -> Draws:
-    """The generators of ``prompts`` x ``samples`` samples: those of a prompt lie side by side.
+    """The generators of ``prompts`` x ``samples`` samples, in which the samples of a prompt follow each other.
 
     ``own`` depends on (seed, purpose, draw, sample), ``siblings`` on (seed, purpose, draw, prompt).
     """

@@ -1,4 +1,4 @@
-"""Where denoising chains begin."""
+"""The starts of denoising chains: the first state, and the step at which a chain begins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PureNoise:
-    """Every sample begins at the first time, with noise of its own."""
+    """Every sample begins at the first time, with its own noise."""
 
     def begin(
         self, policy: Policy, times: Sequence[int], cond: Conditioning, draws: Draws
@@ -28,7 +28,7 @@ class PureNoise:
 
 @dataclass(frozen=True, slots=True)
 class SharedNoise:
-    """The samples of a prompt begin with the same noise and part ways by the noise of their steps (D3PO)."""
+    """The samples of a prompt begin with the same noise, and differ by the noise of their steps (D3PO)."""
 
     def begin(
         self, policy: Policy, times: Sequence[int], cond: Conditioning, draws: Draws
@@ -38,9 +38,9 @@ class SharedNoise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartlyNoised:
-    """Samples begin at clean latents under some noise of their own, so that siblings share their structure.
+    """Samples begin at clean latents with some noise of their own, so that the samples of a prompt share their structure.
 
-    The share of the path that is left to go is drawn from [``low``, ``high``], one for the samples of a prompt; 1 is pure
+    The share of the path that remains is drawn from [``low``, ``high``], once for all samples of a prompt; 1 is pure
     noise. ``latents`` is the name of the conditioning's tensor [B, *latent] with the clean latents.
     Source: DenseDPO, arXiv 2506.03517, guided sampling.
     """
@@ -78,5 +78,5 @@ def _uniform(generator: torch.Generator) -> float:
 
 
 def _first_step(times: Sequence[int], level: float) -> int:
-    """The first step that begins at or below that time; the last one where none does."""
+    """The first step that begins at or below the time ``level``; the last step where none does."""
     return next((step for step, time in enumerate(times[:-1]) if time <= level), len(times) - 2)

@@ -1,8 +1,8 @@
-"""Claim work, sample it, publish it. Knows no reward, no objective, no Redis.
+"""Take orders, sample their groups, publish the rollouts. Knows no reward, no objective, no Redis.
 
-One life of an order: take -> (load weights if they are other ones) -> sample -> blobs, then message, then ack. A crash
-anywhere before the ack makes another actor sample the same group again, as another attempt. An order for weights of its
-own is sampled from those or not at all; any other from the newest.
+The steps of an order: take -> (load weights if the version differs) -> sample -> put blobs, then the message, then ack. After
+a crash before the ack, another actor samples the same group as the next attempt. An order that names a version is sampled
+from that version or fails; other orders are sampled from the newest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from drover.common.protocols import (
 )
 from drover.common.types import GroupFailed, MediaRef, Purpose, RolloutGroup, Stage, TensorRef, Transitions, WorkItem
 
-MAX_ATTEMPTS = 3  # an order that failed or killed its actor this often ends as failed
+MAX_ATTEMPTS = 3  # an order that has failed or crashed its actor this many times ends as failed
 WEIGHTS_WAIT_S = 0.5
 GIVE_WAY_S = 0.05
 Role = Literal["actor", "evaluator"]
@@ -55,7 +55,7 @@ def never() -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorWiring:
-    """What an actor is connected to."""
+    """The streams, blobs, weights and metrics that an actor uses."""
 
     work: Stream
     rollouts: Stream
@@ -63,13 +63,13 @@ class ActorWiring:
     blobs: BlobStore
     weights: WeightSubscriber
     meter: Meter
-    give_way: Callable[[], bool] = never  # whether others should go first: then no order is taken
+    give_way: Callable[[], bool] = never  # while it returns True, no order is taken, so that other actors get them
 
 
 class Actor:
-    """One rollout worker: a policy, the samplers of the run, and the streams it stands between.
+    """Samples the groups that orders ask for, with a policy and the samplers of the run, and publishes the rollouts.
 
-    An evaluator is one too, whose ``work`` is the orders of evaluations alone; the role is what its time is counted as.
+    An evaluator is an actor whose ``work`` has only orders of evaluations; ``role`` is the label of its metrics.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Actor:
         batch_samples: int = 1024,
         samplers: Mapping[str, Sampler] | None = None,
     ) -> None:
-        """``batch_groups`` orders that wait together are sampled in one batch; 1 gives the same bits whatever waits.
+        """Up to ``batch_groups`` waiting orders are sampled in one batch; 1 gives the same bits for any waiting orders.
 
-        ``batch_samples`` bounds the memory: larger batches go through the model in turns. ``samplers`` are those of held-out
-        sets that have their own, by the set's name. The canary is taken under ``first_condition``.
+        ``batch_samples`` bounds the memory: larger batches go through the model in parts. ``samplers``: name of a held-out
+        set -> its own sampler. The canary is computed with ``first_condition``.
         """
         self.name, self.policy, self.wiring = name, policy, wiring
         self._sampling = sampler.load(policy, device)
@@ -105,7 +105,7 @@ class Actor:
         self.spent: dict[str, float] = {}  # a copy for other threads; the account belongs to the loop
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Work until told to stop; what is held then is finished first, the rest handed back."""
+        """Work until told to stop; then the batch in progress is finished, and other orders are handed back."""
         self._stopping = stopping
         try:
             while not stopping():
@@ -115,7 +115,7 @@ class Actor:
             self.wiring.work.close()
 
     def run_once(self, wait_s: float) -> bool:
-        """Handle the orders that are there, at most ``batch_groups``; whether there was one."""
+        """Handle the waiting orders, at most ``batch_groups``. Returns whether there was one."""
         with self.account.part("back_pressure"):
             if self.wiring.give_way():
                 time.sleep(min(wait_s, GIVE_WAY_S))
@@ -133,7 +133,7 @@ class Actor:
         return self._heldout.get(item.task, self._sampling) if item.purpose is Purpose.EVAL else self._sampling
 
     def _acceptable(self, delivery: Delivery) -> bool:
-        """Whether to sample it; otherwise it has been given up."""
+        """Whether to sample the order; an order that is not acceptable is ended as failed here."""
         item = _order(delivery)
         self._count_attempt(delivery.attempt)
         if item.fingerprint != self.fingerprint:
@@ -145,7 +145,7 @@ class Actor:
         return True
 
     def _handle(self, orders: Sequence[Delivery]) -> None:
-        """Sample the orders, all of one version, None being the newest, and by one sampler."""
+        """Sample orders that have the same version (None for the newest) and the same sampler."""
         sampling, version = self._sampling_of(orders[0]), _order(orders[0]).version
         ready = True
         with self.account.part("weights"):
@@ -187,7 +187,7 @@ class Actor:
         self.wiring.meter.add(metrics.SAMPLING_S, sampling_s)
 
     def _await_newest(self) -> bool:
-        """Take up the newest version, waiting for the learner or its successor to publish; False when told to stop."""
+        """Load the newest version, and wait for the learner to publish one. Returns False when told to stop."""
         while not self._stopping():
             try:
                 version = self.wiring.weights.latest()
@@ -201,7 +201,7 @@ class Actor:
         return False
 
     def _load(self, version: int) -> None:
-        """Bring the policy to that version, and prove that it arrived. Raises `WeightsLost` when it is not to be had."""
+        """Load a version into the policy and check its canary. Raises `WeightsLost` when the version has been dropped."""
         if version == self.version:
             return
         started = time.monotonic()
@@ -224,7 +224,7 @@ class Actor:
             )
 
     def _draw(self, sampling: Sampling, items: Sequence[WorkItem]) -> tuple[Chain, Conditioning]:
-        """All samples of the orders, `batch_samples` at a time, and the condition of each."""
+        """Draw all samples of the orders, `batch_samples` at a time. Returns their chains and their conditions."""
         prompts = [prompt for item in items for prompt in item.asked]
         repeats = [item.samples_per_prompt for item in items for _ in item.prompts]
         rows = [row for row, repeat in enumerate(repeats) for _ in range(repeat)]
@@ -298,7 +298,7 @@ class Actor:
         )
 
     def _count_attempt(self, attempt: int) -> None:
-        """Also the first, as none: a count that begins above 0 is no rise to a monitoring system."""
+        """Count a redelivery, and a first attempt as 0, because a monitoring system sees no rise in a first value above 0."""
         stream = "work" if self.role == "actor" else "evaluation"
         self.wiring.meter.add(metrics.REDELIVERIES, float(attempt > 1), stream=stream)
 

@@ -10,7 +10,7 @@ class ConfigError(DroverError, ValueError):
 
 
 class CodecError(DroverError, ValueError):
-    """Bytes from the wire are not a message of ours. The message goes to the dead-letter stream."""
+    """Received bytes are no drover message. They go to the dead-letter stream."""
 
 
 class BlobMissing(DroverError, LookupError):
@@ -38,7 +38,7 @@ class WeightSyncFailed(DroverError):
 
 
 class WeightsLost(DroverError):
-    """A version is gone with the learner that published it, or none is published yet: wait for the next."""
+    """A version has been dropped, for example because its learner ended, or none is published yet: wait for the next."""
 
 
 class TransportError(DroverError, ConnectionError):

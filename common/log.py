@@ -25,7 +25,9 @@ def mask_passwords(text: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """``2026-01-31T09:05:07.123Z level=INFO role=actor run=shapes logger=drover.actors.worker msg="claimed" group=17``.
+    """Formats a record as one line.
+
+    ``2026-01-31T09:05:07.123Z level=INFO role=actor run=shapes logger=drover.actors.worker msg="claimed" group=17``.
 
     Tracebacks are one quoted field, so that a record is always one line. Masking happens here, on the finished line,
     because arguments, fields and tracebacks can all carry a URL.

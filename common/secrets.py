@@ -1,4 +1,4 @@
-"""Read passwords and tokens from an environment variable, or a file that one names. They are no options and never logged."""
+"""Read passwords and tokens from an environment variable, or a file that one names. They are never options and never logged."""
 
 from __future__ import annotations
 

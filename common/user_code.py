@@ -1,4 +1,4 @@
-"""Tell an error of a user's own code in one sentence: the error, and the user's line that raised it."""
+"""Describe an error of a user's own code in one sentence: the error, and the user's line that raised it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write numbers with their nouns, as people do."""
+"""Write numbers with their nouns in text."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class _Steps:
 
 
 class StepFetcher(_Fetcher[StepBatch, _Steps]):
-    """Batches of recorded denoising steps."""
+    """Makes batches of recorded denoising steps."""
 
     def __init__(self, models: Models, blobs: BlobStore, *, device: str, batch_size: int) -> None:
         super().__init__(models, blobs, device=device, batch_size=batch_size)
@@ -229,7 +229,7 @@ class _Latents:
 
 
 class LatentFetcher(_Fetcher[LatentBatch, _Latents]):
-    """Batches of clean latents, each row with a generator of its own for its noise and time."""
+    """Makes batches of clean latents, each row with its own generator for noise and time."""
 
     def __init__(self, models: Models, blobs: BlobStore, *, seed: int, device: str, batch_size: int) -> None:
         super().__init__(models, blobs, device=device, batch_size=batch_size)

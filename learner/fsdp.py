@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and optimiser state in shards, on NCCL or gloo, one rank or many.
+"""Shard parameters, gradients and optimiser state by FSDP2, on NCCL or gloo, on one rank or many.
 
 Gradients are summed over the ranks, never averaged: the loop divides by the global count, so one rank equals two.
 
@@ -53,7 +53,7 @@ def _parts(module: nn.Module) -> list[FSDPModule]:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free gathered parameters, so that the next forward gathers what the optimiser wrote."""
+    """Free gathered parameters, so that the next forward gathers the new values."""
     for part in _parts(module):
         part.reshard()
 

@@ -1,4 +1,4 @@
-"""A reference in memory: the policy with its adapters off, or a second copy whose weights are frozen or follow."""
+"""A reference in memory: the policy with its adapters off, or a second copy, frozen or following the policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses as functions of tensors. Sums never divide; the loop divides once by the global count."""
+"""Compute losses as functions of tensors. They return sums; the loop divides once by the global count."""
 
 from __future__ import annotations
 

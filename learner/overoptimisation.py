@@ -32,7 +32,7 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class Estimate:
     """The mean and spread of one reward over the samples of one evaluation."""
 
     mean: float
@@ -44,7 +44,7 @@ class Level:
         """Standard error of the mean, as if samples were independent."""
         return self.std / math.sqrt(self.count)
 
-    def above(self, first: Level) -> float:
+    def above(self, first: Estimate) -> float:
         """Rise of the mean since ``first``, in standard deviations of its samples; NaN where those were all alike."""
         return (self.mean - first.mean) / first.std if first.std else math.nan
 
@@ -53,17 +53,17 @@ class Level:
 class Verdict:
     """The state of a watch: (truth, proxy) at the first evaluation, and at the one where the truth was highest."""
 
-    first: tuple[Level, Level] | None = None
-    best: tuple[Level, Level] | None = None
+    first: tuple[Estimate, Estimate] | None = None
+    best: tuple[Estimate, Estimate] | None = None
     strikes: int = 0
 
     def hear(self, watch: Watch, scalars: Mapping[str, float]) -> dict[str, float]:
         """Add one evaluation. Returns the numbers to report; none where one of the two rewards was not measured.
 
-        ``truth`` and ``proxy`` are the rise of each since the first evaluation (`Level.above`), ``gap`` is proxy less
+        ``truth`` and ``proxy`` are the rise of each since the first evaluation (`Estimate.above`), ``gap`` is proxy less
         truth; they are left out where all samples of the first evaluation were alike, which leaves them without a unit.
         """
-        truth, proxy = (_level(scalars, name) for name in (watch.truth, watch.proxy))
+        truth, proxy = (_estimate(scalars, name) for name in (watch.truth, watch.proxy))
         if truth is None or proxy is None:
             return {}
         self.first = self.first or (truth, proxy)
@@ -86,10 +86,10 @@ class Verdict:
         return cls(first, best, saved["strikes"])
 
 
-def _level(scalars: Mapping[str, float], name: str) -> Level | None:
+def _estimate(scalars: Mapping[str, float], name: str) -> Estimate | None:
     values = [scalars.get(f"heldout/{name}/{what}", math.nan) for what in ("mean", "std", "count")]
-    return Level(*values) if all(map(math.isfinite, values)) else None
+    return Estimate(*values) if all(map(math.isfinite, values)) else None
 
 
-def _pair(truth: Mapping[str, float], proxy: Mapping[str, float]) -> tuple[Level, Level]:
-    return Level(**truth), Level(**proxy)
+def _pair(truth: Mapping[str, float], proxy: Mapping[str, float]) -> tuple[Estimate, Estimate]:
+    return Estimate(**truth), Estimate(**proxy)

@@ -25,7 +25,7 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The run ends before its last iteration. ``reason``: "asked", or "overoptimised"."""
+    """The message that the run ends before its last iteration. ``reason``: "asked", or "overoptimised"."""
 
     reason: str
 

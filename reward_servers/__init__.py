@@ -1,1 +1,1 @@
-"""Media in, measurements out. Knows no training."""
+"""Reward servers measure the media of rollout groups with rewards. They know nothing of training."""

@@ -1,6 +1,6 @@
-"""Statistical parity: how far the shares of the classes in a set are from equal. Pure mathematics, no pictures.
+"""Compute statistical parity: the distance of the classes' shares in a set from equal shares. Pure mathematics.
 
-SP = sqrt(sum_a (p_a - 1/|A|)^2) over the shares p_a of the classes A; 0 is parity, and sqrt(1 - 1/|A|) is one class
+SP = sqrt(sum_a (p_a - 1/|A|)^2) over the shares p_a of the classes A; 0 is parity, and sqrt(1 - 1/|A|) means one class
 alone. Source: "Large-scale Reinforcement Learning for Diffusion Models" (arXiv 2401.12244), section 4.2. The paper calls
 it an L2 norm and prints no root; its reported values fit the rooted form, which is the default here.
 """
@@ -17,7 +17,7 @@ MAX_EXACT = 100  # samples up to which the floor is summed exactly; beyond, its 
 
 
 def statistical_parity(counts: Sequence[int], *, rooted: bool = True) -> float:
-    """SP of the numbers of members in each class; ``statistical_parity([8, 8, 0, 0]) == 0.5``. Needs one member."""
+    """SP for the numbers of members in each class; ``statistical_parity([8, 8, 0, 0]) == 0.5``. Needs one member."""
     total = sum(counts)
     assert total > 0, counts
     squares = sum((count / total - 1 / len(counts)) ** 2 for count in counts)
@@ -36,7 +36,7 @@ def leave_one_out(counts: Sequence[int], *, rooted: bool = True) -> list[float]:
 
 @lru_cache(maxsize=64)
 def uniform_floor(samples: int, classes: int, *, rooted: bool = True) -> float:
-    """E[SP] of ``samples`` independent draws from equally likely classes: what a perfect generator still measures.
+    """E[SP] of ``samples`` independent draws from equally likely classes, which is the SP of a perfect generator.
 
     About 0.200 for 16 samples of 4 classes and 0.080 for 100. Subtract it, or measure at least 100 samples.
     """

@@ -1,1 +1,1 @@
-"""Small worlds whose truth is known exactly, for training and testing without a reward network."""
+"""Small worlds in which the truth about a sample is known exactly, for training and testing without a reward network."""

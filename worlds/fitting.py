@@ -1,4 +1,4 @@
-"""Fit modules to a loss within a budget of minutes, keep averaged weights, survive interruption."""
+"""Fit modules to a loss within a budget of minutes, with averaged weights, and continue after an interruption."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ WARM_UP = 0.03  # share of the budget
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train and how hard: minutes of this process's time, and the highest rate."""
+    """The budget of a fit: minutes of this process's time, and the highest learning rate."""
 
     minutes: float
     learning_rate: float
@@ -34,10 +34,10 @@ def fit(
     checkpoint: Path,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trained:
-    """The module with exponentially averaged weights, after `budget.minutes` of training.
+    """Train the module for `budget.minutes` and return it with exponentially averaged weights.
 
-    `loss(generator)` draws its own batch and returns a scalar. Rates rise linearly, then fall along
-    a cosine to zero by the share of time used. Starts from `checkpoint` where it exists.
+    `loss(generator)` draws its own batch and returns a scalar. The learning rate rises linearly, then falls along
+    a cosine to zero by the share of time used. Training continues from `checkpoint` where it exists.
     """
     name = checkpoint.stem
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-8, betas=(0.9, 0.99), weight_decay=1e-2)

@@ -31,6 +31,8 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
+    """One group's part of a chain: its clean latents, and its recorded steps if there are any."""
+
     x0: Tensor  # [N, *latent] float32
     recording: Recording | None
 

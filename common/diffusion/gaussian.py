@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Gaussian:
-    """N(mean, std^2 I): mean [B, ...], std [B, 1, ...], float32 (or float64 when the latents were).
+    """The distribution N(mean, std^2 I) of the next state: mean [B, ...], std [B, 1, ...], float32 (float64 for such latents).
 
     Densities are MEANS over the latent dimensions of a part, as in every method here: the sum over 16384 dimensions overflows the
     ratio. A ratio clip of 1e-4 on the mean is therefore a clip of exp(1e-4 x dimensions) on the true density

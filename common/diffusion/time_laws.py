@@ -33,7 +33,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class LogitNormal:
-    """Times u x num_times, rounded down, with logit(u) ~ N(mean, std^2). A ``mean`` above 0 prefers noisy times.
+    """The times are u x num_times, rounded down, with logit(u) ~ N(mean, std^2). A ``mean`` above 0 prefers noisy times.
 
     Source: SD3, arXiv 2403.03206, section 3.1.
     """
@@ -56,7 +56,7 @@ class LogitNormal:
 
 @dataclass(frozen=True, slots=True, init=False)
 class OneOf:
-    """``OneOf(249, 499, 749)``: each of these times is equally likely."""
+    """Each of a few times is equally likely, for example ``OneOf(249, 499, 749)``."""
 
     times: tuple[int, ...]
 

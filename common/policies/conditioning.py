@@ -20,7 +20,7 @@ def rows(cond: Conditioning, indices: Sequence[int] | Tensor) -> dict[str, Tenso
 
 
 def concat(conds: Sequence[Conditioning]) -> dict[str, Tensor]:
-    """One batch after the other. All must have the same names; raises ValueError otherwise."""
+    """Join batches one after the other. All must have the same names; raises ValueError otherwise."""
     import torch
 
     names = set(conds[0])

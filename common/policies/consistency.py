@@ -23,7 +23,7 @@ class ConsistencyHead(Wrapped):
     """
 
     def __init__(self, policy: Policy, *, time_scaling: float = 10.0) -> None:
-        """``time_scaling`` is that of `consistency_x0`; diffusers' LCMScheduler calls it timestep_scaling."""
+        """``time_scaling`` is passed to `consistency_x0`; diffusers' LCMScheduler calls it timestep_scaling."""
         super().__init__(policy)
         if isinstance(policy.schedule, DiscreteSchedule):
             self.schedule = replace(policy.schedule, final="clean")

@@ -22,7 +22,7 @@ UNCONDITIONAL = "uncond."  # the prefix of each tensor's name of the empty condi
 
 
 class Guided(Wrapped):
-    """``Guided(policy, scale=5.0)``: uncond + scale x (cond - uncond), in one doubled forward.
+    """A policy that predicts uncond + scale x (cond - uncond), in one doubled forward: ``Guided(policy, scale=5.0)``.
 
     Guidance multiplies the noise between two evaluations of the branches by up to sqrt(scale^2 + (scale - 1)^2).
     """

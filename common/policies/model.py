@@ -37,7 +37,7 @@ class Model(Protocol):
         """Whether only adapters learn, on frozen weights, so that the policy without them is the policy at the start."""
 
     def check(self) -> None:
-        """Raise `ConfigError` for the faults for which `build` would raise it, as far as a second suffices to find them."""
+        """Raise `ConfigError` for faults that would stop `build`, as far as they can be found within a second."""
 
     def build(self, device: str) -> Policy:
         """The policy with its initial weights, the same on every role and rank. Raises `ConfigError`."""

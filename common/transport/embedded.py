@@ -61,7 +61,7 @@ def find_server() -> str:
 
 
 class EmbeddedRedis:
-    """A Redis server that runs inside a context, and stops at the latest when this process dies.
+    """A Redis server that runs inside a context, and stops at the latest when this process ends.
 
     On Linux the kernel stops it when the *thread* that started it ends: start it from a thread that runs as long as
     the server is needed. Example: ``with EmbeddedRedis() as server: RedisBroker(server.url, run="blue")``.

@@ -21,7 +21,7 @@ class Renewable(Protocol):
 
 
 class _Watched:
-    """The streams to renew, by weak reference: a consumer that is gone must lose its lease."""
+    """The streams to renew, as weak references: a consumer that is gone must lose its lease."""
 
     def __init__(self) -> None:
         self.streams: weakref.WeakSet[Renewable] = weakref.WeakSet()
@@ -49,7 +49,7 @@ class _Watched:
 
 
 class Heartbeat:
-    """Renews every watched stream until stopped, or until ``owner``, which the streams share, is garbage."""
+    """Renews every watched stream until stopped, or until ``owner``, which all the streams refer to, is garbage."""
 
     def __init__(self, owner: object) -> None:
         self._watched = _Watched()

@@ -1,6 +1,6 @@
 """List every key that drover keeps in Redis. All have the prefix ``drover:{run}:``, so runs on one Redis stay apart.
 
-| key              | type   | written by             | read by (group)                        | lives until         |
+| key              | type   | written by             | read by (group)                        | kept until          |
 |------------------|--------|------------------------|----------------------------------------|---------------------|
 | ``work``         | stream | learner                | actors (``actors``)                    | acknowledged        |
 | ``evaluation``   | stream | learner                | evaluators (``evaluators``)            | acknowledged        |

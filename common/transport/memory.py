@@ -36,7 +36,7 @@ class _Group:
 
 @dataclass(slots=True)
 class _Topic:
-    """One key: entries by rising id as (payload, put at), and the groups that read them. Guarded by ``changed``."""
+    """The state of one key: entries by rising id as (payload, put at), and the groups that read them. Guarded by ``changed``."""
 
     changed: Condition = field(default_factory=Condition)
     newest: int = 0
@@ -214,7 +214,7 @@ class MemoryStream:
 
 
 class MemoryBlobs:
-    """Blobs of one process; see `drover.common.protocols.BlobStore`."""
+    """Keeps blobs in one process; see `drover.common.protocols.BlobStore`."""
 
     def __init__(self, lifetime_s: float) -> None:
         self._lifetime_s = lifetime_s

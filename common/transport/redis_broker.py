@@ -98,7 +98,7 @@ class RedisBroker:
 
 
 class RedisBlobs:
-    """Blobs of one run as Redis strings; see `drover.common.protocols.BlobStore`."""
+    """Keeps blobs of one run as Redis strings; see `drover.common.protocols.BlobStore`."""
 
     def __init__(self, links: Sequence[Link], keys: Keys, lifetime_s: float) -> None:
         self._links = links

@@ -1,4 +1,4 @@
-"""Check that a Redis can serve runs. `drover doctor` reports each fault, and every process of a run refuses to start."""
+"""Check that a Redis can serve runs. `drover doctor` reports each fault; the processes of a run refuse such a Redis."""
 
 from __future__ import annotations
 

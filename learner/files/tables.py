@@ -56,7 +56,7 @@ class Unused:
 def read_rows(path: Path, columns: Columns, unused: Unused) -> Iterator[Row]:
     """The rows of a file one by one, with ``columns`` alone. Raises `ConfigError`.
 
-    A text file is one column, whatever its name; values of CSV and TSV are texts. ``unused`` counts rows that cannot be
+    A text file is one column of any name; values of CSV and TSV are texts. ``unused`` counts rows that cannot be
     read, and the values of Parquet columns that have no JSON type, which are not read.
     """
     reader = _READERS.get(path.suffix.lower())

@@ -1,4 +1,4 @@
-"""The counter that bounds staleness, and the ledger that accounts for every group.
+"""Count the slots, which bound the lag, and the endings of all groups.
 
 There are ``(max_lag + 1) x groups_per_step`` slots. A slot is taken at issue and given back only when the weights that the
 group led to are visible; groups are trained in the order of their places. Between a group's issue and its turn at most

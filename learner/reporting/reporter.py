@@ -24,7 +24,7 @@ PACE_UPDATES = 10
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """One iteration's optimiser steps, the step on files that followed them, lags of its groups in versions, and seconds."""
+    """One iteration's optimiser steps, the step on files after them, the lags of its groups in versions, and seconds by part."""
 
     stats: Sequence[StepStats]
     files: StepStats | None

@@ -1,4 +1,4 @@
-"""Means and costs of an iteration's rewards, by name."""
+"""Compute means and costs of an iteration's rewards, by name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Fitting of preference models to the choices of raters."""
+"""Fit preference models to the choices of raters."""

@@ -1,7 +1,8 @@
 """Fit the preference model of the shapes world: `python -m drover.reward_servers.evaluators.fit_shapes --out DIR`.
 
-Raters compare samples of the pipeline at three guidances, the same enlarged, and rendered pictures of every size, place and
-tone: what a policy draws now, and what it may draw after learning. Both splits of prompts, as in pretraining.
+Raters compare samples of the pipeline at three guidances, the same samples enlarged, and rendered pictures of every size,
+place and tone. They are the pictures that a policy draws now, and those that it may draw after learning. The prompts are of
+both splits, as in pretraining.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from drover.worlds.shapes.taste import taste
 
 SEED = 20261121
 GUIDANCES = (1.0, 2.0, 3.0)
-SAMPLED_PROMPTS = 128  # per guidance, each with
-SAMPLES = 4  # pictures, drawn once and enlarged once
+SAMPLED_PROMPTS = 128  # per guidance
+SAMPLES = 4  # pictures of each prompt, compared as drawn and enlarged
 RENDERED_PROMPTS = 2400
 RENDERED = 4
-RATERS = 3  # of a pair
-FRESH_PROMPTS, FRESH_SAMPLES = 32, 8  # to judge the fit by
+RATERS = 3  # for each pair
+FRESH_PROMPTS, FRESH_SAMPLES = 32, 8  # for judging the fit
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def rendered_groups(rng: np.random.Generator) -> list[Group]:
 
 
 def compare(rng: np.random.Generator, groups: list[Group]) -> tuple[Pairs, float]:
-    """Each picture stands in four pairs, each judged by `RATERS`; and the share of them who prefer the better picture."""
+    """(pairs judged by `RATERS` raters, share of raters who prefer the better picture). Each picture is in four pairs."""
     texts, chosen, shares = [], [], []
     for text, pictures in groups:
         liked = [taste(text, picture) for picture in pictures]
@@ -107,7 +108,7 @@ def compare(rng: np.random.Generator, groups: list[Group]) -> tuple[Pairs, float
 
 
 def judge(model: PreferenceModel) -> dict[str, float]:
-    """Rank correlation with the truth on fresh samples at guidance 1: over all, and within a prompt; and time."""
+    """Rank correlation with the truth on fresh samples at guidance 1, over all and within a prompt, and the time taken."""
     rng = np.random.default_rng(SEED + 1)
     texts = [text for text in (raters.random_prompt(rng) for _ in range(FRESH_PROMPTS)) for _ in range(FRESH_SAMPLES)]
     pictures = evaluate.draw(evaluate.load(PIPELINE), texts, evaluate.Sampler(10, 1.0, 1.0), SEED + 1)
@@ -128,7 +129,7 @@ def judge(model: PreferenceModel) -> dict[str, float]:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's, without ties."""
+    """Spearman's rank correlation of two arrays without ties."""
     ranks, other_ranks = (values.argsort().argsort().astype(np.float64) for values in (first, second))
     return float(np.corrcoef(ranks, other_ranks)[0, 1])
 

@@ -1,4 +1,4 @@
-"""Pairs of pictures and which of the two raters prefer: as arrays, or read from a JSONL file with image files.
+"""Pairs of pictures with the choice of raters between them: as arrays, or read from a JSONL file with image files.
 
 A record is ``{"prompt": "a red circle", "image_a": "a.png", "image_b": "b.png", "label": 1}``; paths are relative to the
 file, and the label is the share of raters, in [0, 1], that prefer A.
@@ -19,7 +19,7 @@ from drover.common.media.pictures import Pictures
 from drover.common.picture_files import decode
 from drover.common.records import BadRecord, a_text, count_text, file_bytes, json_object
 
-FILE = "pairs.jsonl"  # looked for when a folder is given
+FILE = "pairs.jsonl"  # the file that is read when a folder is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class Pairs:
 
 
 def read_pairs(path: Path | str, *, side: int = 32) -> tuple[Pairs, Mapping[str, int]]:
-    """The pairs of a JSONL file, or of ``pairs.jsonl`` in a folder, with pictures of ``side`` pixels; and what was skipped.
+    """(pairs, number of skipped records by reason) of a JSONL file, or of ``pairs.jsonl`` in a folder.
 
-    Skipped records are counted by reason, such as "not JSON" or "no picture"; pictures are read as `picture_files` says.
+    Pictures have ``side`` pixels and are read by `picture_files`. Reasons are phrases such as "not JSON" or "no picture".
     Raises `ConfigError` when there is no such file, or no usable record in it.
     """
     file = Path(path)
@@ -94,5 +94,5 @@ def _read_record(line: bytes, folder: Path, side: int) -> tuple[str, np.ndarray,
 
 
 def _read_picture(file: Path, side: int) -> np.ndarray:
-    """uint8 [side, side, 3]."""
+    """uint8 [side, side, 3] of a picture file."""
     return resized(np.asarray(decode(file_bytes(file, "no picture")))[None], side)[0]

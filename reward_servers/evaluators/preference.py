@@ -1,4 +1,4 @@
-"""A small model of what raters prefer, and its fit to pairs by Bradley-Terry. Knows no reward and no world.
+"""A small model of raters' preferences, and its fit to pairs by Bradley-Terry. Knows no reward and no world.
 
 P(A preferred to B | prompt) = sigmoid(score(prompt, A) - score(prompt, B)) (Bradley and Terry 1952; for reward models
 ImageReward, arXiv 2304.05977). Only differences within a prompt are in the data; a small penalty on the pair's mean score
@@ -31,19 +31,19 @@ from drover.reward_servers.evaluators.pairs import Pairs, resized
 
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"
 FORMAT = "drover-preference-1"
-PADDING, UNKNOWN = 0, 1  # ids before those of the vocabulary
-LONGEST = 64  # words of a prompt that are read
+PADDING, UNKNOWN = 0, 1  # ids; those of the vocabulary follow
+LONGEST = 64  # the model reads so many words of a prompt
 MOST_WORDS = 8192
 FEWEST_PAIRS = 20
 CENTRING = 0.01
-WORD_DROPOUT = 0.02  # of training words become UNKNOWN, so that it means something
+WORD_DROPOUT = 0.02  # share of training words that become UNKNOWN, so that its embedding is trained
 BATCH = 256  # pictures scored at once
-BATCH_PAIRS = 64  # a training step
+BATCH_PAIRS = 64  # pairs of a training step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How large the model is: pictures of ``side`` pixels, ``width`` channels at first, ``text`` numbers a word."""
+    """The size of a preference model: pictures of ``side`` pixels, ``width`` first channels, ``text`` numbers a word."""
 
     side: int = 32
     width: int = 24
@@ -51,7 +51,7 @@ class Size:
 
 
 class PreferenceModel(nn.Module):
-    """A CNN whose channels are scaled and shifted by the prompt. About 78,000 parameters at the default size."""
+    """Scores pictures by a CNN whose channels the prompt scales and shifts. About 78,000 parameters at the default size."""
 
     def __init__(self, vocabulary: Sequence[str], size: Size):
         super().__init__()
@@ -86,12 +86,12 @@ class PreferenceModel(nn.Module):
         return torch.tensor([row + [PADDING] * (length - len(row)) for row in rows]).view(len(rows), length)
 
     def knows(self, prompt: str) -> bool:
-        """Whether it has learned any word of the prompt."""
+        """Whether the vocabulary has any word of the prompt."""
         return any(word in self._ids for word in split(prompt))
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], media: np.ndarray) -> np.ndarray:
-        """[N] float32 for media [N, H, W, 3] uint8 of any size."""
+        """[N] float32 scores of pictures [N, H, W, 3] uint8 of any size."""
         device = self.words.weight.device
         parts = []
         for start in range(0, len(media), BATCH):
@@ -101,7 +101,7 @@ class PreferenceModel(nn.Module):
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def save(self, folder: Path | str) -> None:
-        """Write weights, sizes and vocabulary, for `load`. Raises `CheckpointError` where the disk refuses."""
+        """Write weights, sizes and vocabulary, for `load`. Raises `CheckpointError` for an error of the disk."""
         from safetensors.torch import save
 
         folder = Path(folder)
@@ -115,7 +115,7 @@ class PreferenceModel(nn.Module):
 
 
 def load(folder: Path | str, device: str = "cpu") -> PreferenceModel:
-    """What `PreferenceModel.save` wrote, ready to score. Raises `ConfigError` for anything else."""
+    """The model that `PreferenceModel.save` wrote, ready to score. Raises `ConfigError` for any other folder."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -139,7 +139,7 @@ def load(folder: Path | str, device: str = "cpu") -> PreferenceModel:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What the fit tells its caller after each pass: mean losses in nats, and held-out agreement with the raters."""
+    """The result of one pass of the fit: mean losses in nats, and held-out agreement with the raters."""
 
     number: int
     loss: float
@@ -150,7 +150,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The model of the best epoch. ``accuracy``: the share of held-out raters who chose as the model does."""
+    """The fitted model of the best epoch. ``accuracy``: the share of held-out raters who chose as the model does."""
 
     model: PreferenceModel
     accuracy: float
@@ -181,7 +181,9 @@ def fit_evaluator(
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = _split(pairs.prompts, rng)
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the seed, and the caller's state is left alone
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial weights come from the seed, and the caller's random state does not change
         torch.manual_seed(seed)
         model = PreferenceModel(_vocabulary([pairs.prompts[row] for row in train]), size or Size()).to(device)
     data = _Data(model, pairs, device)
@@ -221,7 +223,7 @@ def fit_evaluator(
 
 
 class _Data:
-    """The pairs as the model takes them. Pictures stay bytes until they are needed."""
+    """The pairs in the model's input form. Pictures stay uint8 until they are scored."""
 
     def __init__(self, model: PreferenceModel, pairs: Pairs, device: str):
         self.model, self.device = model, torch.device(device)
@@ -230,7 +232,7 @@ class _Data:
         self.labels = torch.from_numpy(pairs.labels.astype(np.float32)).to(device)
 
     def scores(self, rows: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Two [B]: of A and of B. With a generator some words are dropped, the same for both."""
+        """([B] scores of A, [B] scores of B). With a generator some words become unknown, the same for both."""
         ids = self.ids[rows]
         if generator is not None:
             dropped = (torch.rand(ids.shape, generator=generator) < WORD_DROPOUT) & (ids != PADDING)
@@ -256,18 +258,18 @@ def as_pictures(media: np.ndarray, device: torch.device) -> Tensor:
 
 
 def split(prompt: str) -> list[str]:
-    """The words of a prompt, lower case, at most `LONGEST`."""
+    """The words of a prompt in lower case, at most `LONGEST`."""
     return re.findall(r"\w+", prompt.lower())[:LONGEST]
 
 
 def _vocabulary(prompts: Sequence[str]) -> list[str]:
-    """The most common words first."""
+    """The words of the prompts, the most common first."""
     counts = Counter(word for prompt in prompts for word in split(prompt))
     return [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_WORDS]]
 
 
 def _split(prompts: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit and rows to judge, a tenth of the prompts' pairs, or of the pairs where there are few prompts."""
+    """(rows to fit, rows to judge): a tenth of the prompts is for judging, or a tenth of the pairs if prompts are few."""
     distinct = list(dict.fromkeys(prompts))
     if len(distinct) < 10:
         order = rng.permutation(len(prompts))

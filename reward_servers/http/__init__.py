@@ -1,1 +1,1 @@
-"""Rewards over HTTP: the endpoint of drover serve and its wire format."""
+"""Serve rewards over HTTP: the endpoint of drover serve, its wire format, and a client."""

@@ -1,4 +1,4 @@
-"""POST requests with hard limits of time and size: an endpoint that drips, floods or hangs costs no more than that.
+"""POST requests with hard limits of time and size, which also hold for an endpoint that sends slowly, endlessly or nothing.
 
 Knows no form of a body. Redirects are not followed, and proxies are not used.
 """
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # status codes that may pass
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # status codes after which another try may succeed
 
 
 class Failed(Exception):
-    """One try brought no reply. ``word`` is the cause as a mask says it; ``passing``: another try may succeed."""
+    """One try got no usable reply. ``word`` is the mask's reason; ``passing`` means that another try may succeed."""
 
     def __init__(self, word: str, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class Failed(Exception):
 
 
 class Client:
-    """One connection to one endpoint. A try ends after ``timeout_s``; a reply that drips in after at most twice that."""
+    """Sends requests over one connection to one endpoint. A try ends after ``timeout_s``, or twice that for a slow reply."""
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float) -> None:
         import urllib3
@@ -38,15 +38,15 @@ class Client:
             num_pools=1, headers=own | dict(headers), retries=False, timeout=urllib3.Timeout(total=timeout_s)
         )
         self._pool.pool_classes_by_scheme = _pools(self._opened)
-        self._socket: socket.socket | None = None  # of the newest connection
+        self._socket: socket.socket | None = None  # the newest connection's
 
     def post(self, body: bytes, reply_bytes: int) -> bytes:
-        """The JSON that the endpoint replies, at most so many bytes. Raises `Failed`."""
+        """Post ``body`` and return the endpoint's JSON reply, at most ``reply_bytes`` long. Raises `Failed`."""
         import urllib3
 
         deadline = time.monotonic() + self._timeout_s
         late = Event()
-        # The library's limits are of each part that it reads; heads that drip in, or never end, pass all of them.
+        # The library limits the time of each single read, so a head that comes slowly or never ends passes its limits.
         timer = Timer(2 * self._timeout_s, self._cut, [late])
         timer.daemon = True
         timer.start()
@@ -57,7 +57,7 @@ class Client:
             try:
                 reply = _read(response, reply_bytes, deadline)
             except BaseException:
-                response.close()  # the rest of this reply must not be taken for the next one
+                response.close()  # the next reply must not begin with the rest of this one
                 raise
         except urllib3.exceptions.NewConnectionError as error:  # a TimeoutError by inheritance only
             raise Failed("http", "cannot be reached", passing=True) from error
@@ -76,15 +76,15 @@ class Client:
         self._socket = connection
 
     def _cut(self, late: Event) -> None:
-        """End the try under way: its wait ends with the connection."""
+        """End the present try by closing its connection."""
         late.set()
         if self._socket is not None:
-            with suppress(OSError):  # it may be closed by now
+            with suppress(OSError):  # the connection may be closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def _pools(opened: Callable[[socket.socket], None]) -> dict[str, Any]:
-    """urllib3's own, by scheme; ``opened`` is given the socket of every connection."""
+    """urllib3's connection pools by scheme, which pass the socket of every connection to ``opened``."""
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
@@ -108,7 +108,7 @@ def _pools(opened: Callable[[socket.socket], None]) -> dict[str, Any]:
 
 
 def _read(response: BaseHTTPResponse, limit: int, deadline: float) -> bytes:
-    """The body of a reply that may be read at all, at most ``limit`` bytes of it."""
+    """The body of a reply of an acceptable form, at most ``limit`` bytes long. Raises `Failed` otherwise."""
     if response.status != 200:
         raise Failed("http", f"answered {response.status}", passing=response.status in RETRIED)
     if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":

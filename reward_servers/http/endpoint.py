@@ -1,8 +1,8 @@
-"""An HTTP server in front of one reward: who may ask, how much, and how long. Knows no reward and reads no media.
+"""Answer HTTP requests for one reward, with limits of access, size and time. Knows no reward and reads no media.
 
-Every connection has a thread and a deadline. A request must have come whole by its deadline, however slowly it drips; then
-the socket is cut, even while its thread waits. Bytes of all requests under way are counted, and a request that would pass
-the limit is turned away with 503 before it is read. Nothing is read from a caller without a token.
+Every connection has a thread and a deadline. A request must arrive whole by its deadline, even if it comes slowly;
+otherwise the socket is closed, even while its thread waits. Bytes of all open requests are counted, and a request that
+would exceed the limit gets 503 before its body is read. The body of a request without the token is not read.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from drover.reward_servers.http.limits import Limits, Refused
 from drover.reward_servers.http.wire import Request, parse_request, reply_body
 
 SCORE, HEALTH = "/score", "/health"
-HEAD_BYTES = 16 << 10  # of a request line and headers
-LINGER_S, LINGER_BYTES = 2.0, 1 << 20  # still read from a refused caller, so that the answer reaches it
-NOTE_S = 10.0  # between two lines about requests refused for the same reason
+HEAD_BYTES = 16 << 10  # limit of a request line and headers
+LINGER_S, LINGER_BYTES = 2.0, 1 << 20  # limits of reading on from a refused client, so that the answer reaches it
+NOTE_S = 10.0  # between two log lines about requests refused with the same status
 NO_TOKEN = "a reward is not served without a token; set DROVER_REWARD_TOKEN or DROVER_REWARD_TOKEN_FILE"
 BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
-COPIES = 3  # of a body, and of its media, that are in memory at one time
+COPIES = 3  # the most copies of a body, and of its media, in memory at one time
 
 Score = Callable[[Request, float], Scores]
 
@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Listens from the start; `serve_forever` answers. ``score`` is called by many threads at once."""
+    """The HTTP server of one reward. It listens once made; `serve_forever` answers. Many threads call ``score`` at once."""
 
-    daemon_threads = True  # a connection that idles must not keep the process
+    daemon_threads = True  # an idle connection must not keep the process from ending
     allow_reuse_address = True
     request_queue_size = 128
 
@@ -59,9 +59,9 @@ class Endpoint(ThreadingHTTPServer):
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``address``: port 0 takes a free one. ``takes``: the kind of media that is scored.
+        """``address``: port 0 takes a free one. ``takes``: the kind of media that the reward scores.
 
-        Raises `ConfigError` where it cannot listen, or without a token.
+        Raises `ConfigError` where the address cannot be used, or without a token.
         """
         if not token:
             raise ConfigError(NO_TOKEN)
@@ -69,7 +69,7 @@ class Endpoint(ThreadingHTTPServer):
         self._token = b"Bearer " + token.encode()
         self._slots = BoundedSemaphore(self.limits.connections)
         self._lock = Lock()
-        self._ends_s: dict[socket.socket, float] = {}  # connection -> when it is cut
+        self._ends_s: dict[socket.socket, float] = {}  # connection -> the time at which it is closed
         self._held_bytes = 0
         self._refused: Counter[int] = Counter()  # by status
         self._noted_s: dict[int, float] = {}
@@ -84,12 +84,12 @@ class Endpoint(ThreadingHTTPServer):
             ) from error
 
     def knows(self, authorization: list[str]) -> bool:
-        """Whether these headers hold the token; takes as long for a wrong one."""
+        """Whether these headers hold the token, compared in constant time."""
         given = authorization[0] if len(authorization) == 1 else ""
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._token)
 
     def note(self, refusal: Refused) -> None:
-        """Log it, but not so often that strangers fill the disk."""
+        """Log a refusal, but not so often that refused clients can fill the disk."""
         with self._lock:
             self._refused[refusal.status] += 1
             now_s, count = time.monotonic(), self._refused[refusal.status]
@@ -101,12 +101,12 @@ class Endpoint(ThreadingHTTPServer):
     # ------------------------------------------------------------------------------------- limits
 
     def cut_after(self, connection: socket.socket, seconds: float) -> None:
-        """The connection's deadline, instead of the one it had."""
+        """Set the connection's deadline, in place of the former one."""
         with self._lock:
             self._ends_s[connection] = time.monotonic() + seconds
 
     def hold(self, nbytes: int) -> bool:
-        """Count bytes that a request is about to take; false where that would be too many."""
+        """Reserve bytes for a request. Returns False where the limit would be exceeded."""
         with self._lock:
             if self._held_bytes + nbytes > self.limits.held_bytes:
                 return False
@@ -118,23 +118,25 @@ class Endpoint(ThreadingHTTPServer):
             self._held_bytes -= nbytes
 
     def service_actions(self) -> None:
-        """Called twice a second by `serve_forever`: cut the connections that are over their deadline."""
+        """Close the connections that are past their deadline. `serve_forever` calls this twice a second."""
         now_s = time.monotonic()
-        with self._lock:  # a socket leaves the table before it is closed, so none is mistaken for its successor
+        with (
+            self._lock
+        ):  # a socket leaves the table before it is closed, so a reused descriptor is never closed by mistake
             for connection in [one for one, end_s in self._ends_s.items() if end_s < now_s]:
                 del self._ends_s[connection]
-                with suppress(OSError):  # not SSLSocket's own, which would pull the rug from under its thread
+                with suppress(OSError):  # not SSLSocket's own, which would break the thread that is reading
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     # -------------------------------------------------------------------------------- connections
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the name service, which may take minutes
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks DNS for a name, which may take minutes
         self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, peer = super().get_request()
-        if self._tls is not None:  # the handshake waits for the connection's own thread
+        if self._tls is not None:  # the handshake is made later, in the connection's own thread
             connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, peer
 
@@ -164,7 +166,7 @@ class Endpoint(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Anything a connection's thread did not expect: one line, no traceback of a stranger's making."""
+        """Log an unexpected error of a connection's thread in one line, without a traceback that a client could provoke."""
         import sys
 
         error = sys.exc_info()[1]
@@ -173,7 +175,7 @@ class Endpoint(ThreadingHTTPServer):
 
 
 class _Head:
-    """The bytes of a connection, with the length of a request's head bounded."""
+    """Reads the bytes of a connection, with a limit on the length of a request's head."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.left = file, HEAD_BYTES
@@ -193,13 +195,14 @@ class _Head:
 
 
 class _Connection(BaseHTTPRequestHandler):
-    """One connection and its requests."""
+    """Answers the requests of one connection."""
 
     server: Endpoint
     headers: HTTPMessage
     protocol_version = "HTTP/1.1"
-    wbufsize, disable_nagle_algorithm = -1, True  # an answer is one write; else its body waits for the head's receipt
-    default_request_version = "HTTP/1.1"  # else an unreadable request is answered in HTTP/0.9, without a status
+    # One write per answer: otherwise the body waits until the client has acknowledged the head.
+    wbufsize, disable_nagle_algorithm = -1, True
+    default_request_version = "HTTP/1.1"  # otherwise an unreadable request is answered in HTTP/0.9, without a status
 
     def setup(self) -> None:
         super().setup()
@@ -207,7 +210,7 @@ class _Connection(BaseHTTPRequestHandler):
         self.rfile = cast(Any, self._head)
 
     def handle_one_request(self) -> None:
-        """One request and its answer. An OSError, as of a connection that was cut, ends the thread."""
+        """Read and answer one request. An OSError, such as that of a closed connection, ends the thread."""
         self._head.left = HEAD_BYTES
         self.command = self.requestline = ""
         self.request_version = self.default_request_version
@@ -217,7 +220,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             self.server.cut_after(self.connection, self.server.limits.request_s)
-            if self.parse_request():  # else it has said why not
+            if self.parse_request():  # otherwise it has sent the error
                 self._answer()
         except Refused as refusal:
             self._refuse(refusal)
@@ -261,7 +264,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self.wfile.flush()
             body = self._head.read(length)
             if len(body) < length:
-                self.close_connection = True  # it was cut, or went away
+                self.close_connection = True  # the connection was closed, by this server or by the client
                 return
             request = parse_request(body, self.server.takes, limits, hold)
             del body
@@ -276,7 +279,7 @@ class _Connection(BaseHTTPRequestHandler):
         self._send(200, reply_body(scores))
 
     def _length(self, missing: int | None = None) -> int:
-        """Of the body. Only one plain Content-Length will do, so that nobody can disagree about where a request ends."""
+        """The body's length. Only a single plain Content-Length is accepted, so that the end of a request is unambiguous."""
         lengths = self.headers.get_all("Content-Length", [])
         if self.headers.get_all("Transfer-Encoding") or len(lengths) > 1 or (not lengths and missing is None):
             raise Refused(411, "wants one Content-Length, and no Transfer-Encoding")
@@ -304,13 +307,13 @@ class _Connection(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _refuse(self, refusal: Refused) -> None:
-        """Say why, and hang up: where the next request would begin is not known."""
+        """Send the reason and close the connection, because the start of the next request is unknown."""
         self.close_connection = True
         self.server.note(refusal)
         self.server.cut_after(self.connection, LINGER_S)
         self._send(refusal.status, json.dumps({"error": refusal.text}).encode())
         with suppress(OSError):
-            # Closing on unread bytes would reset the connection, and the answer might be lost with it.
+            # Closing with unread bytes would reset the connection, and the client might lose the answer.
             if not isinstance(self.connection, ssl.SSLSocket):
                 self.connection.shutdown(socket.SHUT_WR)
             left = LINGER_BYTES
@@ -318,11 +321,11 @@ class _Connection(BaseHTTPRequestHandler):
                 left -= len(chunk)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The base class calls this for requests that it cannot read; all are the client's fault."""
+        """Refuse a request that the base class cannot read; every such fault is the client's."""
         raise Refused(code if 400 <= code < 500 else 400, "this is no HTTP/1.1 request")
 
     def handle_expect_100(self) -> bool:
-        return True  # said after looking at the token and the length
+        return True  # "100 Continue" is sent later, after the check of the token and the length
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The base class would print what strangers send."""
+        """Log nothing: the base class would print texts that clients send."""

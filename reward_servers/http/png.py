@@ -1,6 +1,4 @@
-"""Pictures as PNG files in base64, written for a request and read from one. Trusts no file: sizes are looked at before
-anything is unpacked.
-"""
+"""Write pictures as base64 PNG files for a request, and read them from one. Trusts no file: sizes are checked first."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FIRST_BYTES = b"\x89PNG\r\n\x1a\n"
-PACKED_TEXT = {b"zTXt", b"iTXt"}  # a few bytes of which may unpack to a MiB, each
+PACKED_TEXT = {b"zTXt", b"iTXt"}  # refused, as a few of their bytes may unpack to a MiB each
 
 
 def to_png(picture: np.ndarray) -> str:
-    """Base64 of a picture [H, W, 3] uint8 as a PNG file."""
+    """A picture [H, W, 3] uint8 as a PNG file in base64."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -32,7 +30,7 @@ def to_png(picture: np.ndarray) -> str:
 
 
 def from_png(images: Sequence[str], limits: Limits, hold: Callable[[int], None]) -> Pictures:
-    """Pictures of as many files, at least one. Raises `Refused`. ``hold`` is told how many bytes they will take."""
+    """The pictures in the files, of which there is at least one. Raises `Refused`. ``hold`` gets their size in bytes first."""
     files = [from_base64(image, f"images[{row}]") for row, image in enumerate(images)]
     opened = [_opened(file, row) for row, file in enumerate(files)]
     sizes = {image.size for image in opened}
@@ -58,7 +56,7 @@ def from_base64(text: str, name: str) -> bytes:
 
 
 def _opened(file: bytes, row: int) -> Image:
-    """Its size is known, its pixels are not unpacked yet."""
+    """Open a PNG file and check its size, without unpacking its pixels."""
     from PIL import Image
 
     if not file.startswith(FIRST_BYTES):
@@ -67,7 +65,7 @@ def _opened(file: bytes, row: int) -> Image:
         raise Refused(400, f"images[{row}] holds packed text, which is unpacked before anything is known; leave it out")
     try:
         image = Image.open(io.BytesIO(file), formats=["PNG"])
-    except Exception as error:  # a foreign parser on foreign bytes: any error is the file's fault
+    except Exception as error:  # the parser raises many errors for bad files, and all mean the same
         raise Refused(400, f"images[{row}] is not a PNG file that can be read") from error
     if image.mode != "RGB":
         raise Refused(400, f"images[{row}] must be RGB with 8 bits, got mode {image.mode}")
@@ -75,7 +73,7 @@ def _opened(file: bytes, row: int) -> Image:
 
 
 def _chunks(file: bytes) -> set[bytes]:
-    """Kinds of the PNG's parts, read from their heads alone."""
+    """The kinds of the PNG's chunks, read from their heads alone."""
     found, at = set(), len(FIRST_BYTES)
     while at + 8 <= len(file):
         found.add(file[at + 4 : at + 8])
@@ -84,7 +82,7 @@ def _chunks(file: bytes) -> set[bytes]:
 
 
 def _pixels(image: Image, row: int) -> np.ndarray:
-    """[H, W, 3] uint8."""
+    """[H, W, 3] uint8 pixels of an opened picture."""
     try:
         return np.asarray(image)
     except Exception as error:  # as above

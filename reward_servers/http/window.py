@@ -1,7 +1,7 @@
-"""One reward for callers in other threads: each waits for its own samples, and a call of the scorer has those of several.
+"""Score samples for callers in other threads: each waits for its own scores, and one call of the scorer serves several.
 
-The `RewardServer` of a run does the scoring: its batches, its time limit, and one poisoned request spoiling no other's
-are the same.
+The `RewardServer` of runs does the scoring, with its batches and its time limit; a request that makes the scorer fail does
+not spoil the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from drover.reward_servers.serving.server import RewardServer
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request and the caller's answer, which it may have stopped waiting for."""
+    """A request, and the future for its scores, which its caller cancels when it stops waiting."""
 
     number: int
     request: Request
@@ -33,7 +33,7 @@ class Asked:
 
 
 class Requests:
-    """An `Inbox` of the requests of other threads."""
+    """The `Inbox` that takes the requests of other threads."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[Asked] = SimpleQueue()
@@ -50,7 +50,7 @@ class Requests:
         return taken
 
     def open(self, tickets: Sequence[Asked]) -> list[Job[Asked]]:
-        """A request whose caller has gone is not scored."""
+        """The jobs of the requests whose callers still wait."""
         return [self._job(asked) for asked in tickets if asked.answer.set_running_or_notify_cancel()]
 
     def answer(self, answers: Sequence[Answer[Asked]]) -> None:
@@ -72,12 +72,12 @@ class Requests:
 
 
 class Window:
-    """Open within its context. `score` may be called by many threads at once."""
+    """Scores requests of other threads while its context is open. Many threads may call `score` at once."""
 
     def __init__(
         self, reward: str, scorer: Scorer | SetScorer, meter: Meter, *, max_batch: int, deadline_s: float
     ) -> None:
-        """``max_batch`` samples go to the scorer at once; a call that takes longer than ``deadline_s`` is left behind."""
+        """``max_batch`` samples go to the scorer at once; a call that takes longer than ``deadline_s`` is abandoned."""
         self._requests, self._numbers, self._stop = Requests(), count(1), Event()
         self._server = RewardServer(reward, scorer, self._requests, meter, max_batch=max_batch, deadline_s=deadline_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="window")
@@ -92,12 +92,12 @@ class Window:
         self._thread.shutdown()
 
     def check(self) -> None:
-        """Raise the error that ended the server; it answers nobody from then on."""
+        """Raise the error that ended the server, if one did; it answers no request any more."""
         if self._end.done():
             self._end.result()
 
     def score(self, request: Request, wait_s: float) -> Scores:
-        """Raises `ScoringFailed` when no answer comes within ``wait_s``."""
+        """The scores of a request. Raises `ScoringFailed` when no answer comes within ``wait_s``."""
         asked = Asked(next(self._numbers), request)
         self._requests.put(asked)
         try:

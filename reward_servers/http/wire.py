@@ -1,12 +1,12 @@
-"""The form in which samples go to a reward over HTTP and scores come back, for both ends. Trusts nothing that comes.
+"""Write and read requests with samples and replies with scores, as HTTP bodies. Trusts no received body.
 
 One request holds N samples::
 
     POST <url>   Content-Type: application/json   [Authorization: Bearer <token>]
     {"prompts": ["a red circle", ...],                  one for each sample
-     "images": ["<base64 of an RGB PNG file>", ...],    of pictures; media of other kinds come as
+     "images": ["<base64 of an RGB PNG file>", ...],    for pictures; media of other kinds are sent as
      "media": {"kind": "sound", "facts": {"rate": 16000}, "arrays": {"waves": ARRAY}},
-     "sets": [4, 4, ...],                               samples that a prompt has one after the other, judged together
+     "sets": [4, 4, ...],                               numbers of consecutive samples that are judged together
      "fields": [{"objects": ["cat"]}, ...]}             of each sample's prompt
 
     200          Content-Type: application/json
@@ -14,11 +14,11 @@ One request holds N samples::
      "uncertainty": [0.1, null, ...], "parts": ARRAY, "features": ARRAY}
 
 An ARRAY is ``{"dtype": "float32", "shape": [8, 1, 400], "data": "<base64 of its bytes>"}``, in C order, little-endian.
-Without ``sets`` every sample is judged alone, without ``fields`` no prompt has any.
+Without ``sets`` every sample is judged alone; without ``fields`` no prompt has any.
 
-``values`` has one number per sample, in order, in the reward's own unit. ``reasons`` has "" where a value counts, else the
-word for why it does not: at most 32 of a-z, 0-9 and "_", from a letter. ``parts`` [N, S] and ``features`` [N, D] are
-float32. All but the values may be left out. Other keys are ignored.
+``values`` has one number per sample, in order, in the reward's own unit. ``reasons`` has "" where a value is valid, else a
+word for the cause: at most 32 of a-z, 0-9 and "_", beginning with a letter. ``parts`` [N, S] and ``features`` [N, D] are
+float32. All keys but ``values`` may be left out. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from drover.common.protocols import Scores
 from drover.reward_servers.http.limits import Limits, Refused
 from drover.reward_servers.http.png import from_base64, from_png, to_png
 
-# Brackets and commas of a body: parsing takes up to some 60 bytes for each. Prompts may hold some, pictures hold none.
+# Limit of the brackets and commas in a body: parsing takes up to some 60 bytes for each. Prompts may hold some.
 MAX_STRUCTURE = 200_000
-DTYPES = ("uint8", "float32")  # that cross
+DTYPES = ("uint8", "float32")  # of arrays in a body
 MATRICES = ("parts", "features")
 
 
@@ -61,7 +61,7 @@ class Request:
 
 
 def request_body(request: Request) -> bytes:
-    """JSON of the samples."""
+    """The samples of a request as JSON."""
     media, each = request.media, list(zip(request.prompts, request.samples, strict=True))
     form: dict[str, Any] = {"prompts": [str(prompt) for prompt, samples in each for _ in range(samples)]}
     if isinstance(media, Pictures):
@@ -76,9 +76,9 @@ def request_body(request: Request) -> bytes:
 
 
 def parse_request(body: bytes, takes: type[Media], limits: Limits, hold: Callable[[int], None]) -> Request:
-    """The samples, of the kind that the reward takes. Raises `Refused`.
+    """Read the samples, of the kind that the reward takes. Raises `Refused`.
 
-    A fault is refused before much memory is taken for it. ``hold`` is told how many bytes the media will take.
+    A fault is refused before much memory is allocated. ``hold`` gets the size of the media in bytes first.
     """
     form = _object(body)
     prompts = _prompts(form, limits)
@@ -155,7 +155,7 @@ def _media(form: Mapping[str, Any], limits: Limits, hold: Callable[[int], None])
 
 
 def _values(form: Any, name: str, **wanted: type) -> list[Any]:
-    """The values of an object's keys, each of its type."""
+    """The values of a JSON object's keys, each checked to be of its wanted type."""
     values = [form.get(key) for key in wanted] if isinstance(form, dict) else []
     if [type(value) for value in values] != list(wanted.values()):
         keys = ", ".join(f'"{key}": {kind.__name__}' for key, kind in wanted.items())
@@ -173,7 +173,7 @@ def _fact(value: Any) -> float:
 
 
 def reply_body(scores: Scores) -> bytes:
-    """JSON of the scores, null where a number does not count."""
+    """The scores as JSON, with null for numbers that are not valid."""
     reasons = list(scores.reasons or [""] * len(scores.values))
     values = [None if reason else value for value, reason in zip(_numbers(scores.values), reasons, strict=True)]
     form: dict[str, Any] = {"values": values, "reasons": reasons}
@@ -186,7 +186,7 @@ def reply_body(scores: Scores) -> bytes:
 
 
 def parse_reply(reply: bytes, samples: int) -> Scores:
-    """The scores of N samples, NaN where a number does not count. Raises ValueError that names the fault."""
+    """Read the scores of N samples, with NaN for numbers that are not valid. Raises ValueError, which names the fault."""
     try:
         answer = json.loads(reply.decode())
     except (ValueError, RecursionError) as error:

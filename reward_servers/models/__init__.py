@@ -1,1 +1,1 @@
-"""Loading of the networks that several rewards share."""
+"""Load the networks that several rewards share."""

@@ -1,4 +1,4 @@
-"""CLIP models by folder or hub id: unit embeddings of images and prompts, in batches that bound memory. Knows no reward.
+"""Embed images and prompts by a CLIP model from a folder or hub id, in batches that bound memory. Knows no reward.
 
 Axes: N samples, D features, H and W pixels. Source: CLIP (arXiv 2103.00020), in the format of transformers' CLIPModel.
 """
@@ -29,8 +29,8 @@ _FIX = "give a folder written by transformers' save_pretrained or a hub id such 
 class Clip:
     """A CLIP model with its tokenizer and image processor, for example ``Clip.load("openai/clip-vit-base-patch32", "cpu")``.
 
-    Embeddings are [N, D] float32 of length 1 whatever the model's precision; not finite where the model's output is not,
-    or is all zero. Prompts are cut at the model's context, 77 tokens in the published ones.
+    Embeddings are [N, D] float32 of length 1 at any precision of the model. They are not finite where the model's output is
+    not finite or all zero. Prompts are cut at the model's context, 77 tokens in the published models.
     """
 
     model: Any
@@ -43,7 +43,7 @@ class Clip:
 
     @classmethod
     def load(cls, checkpoint: str, device: str, *, batch_size: int = 64, precision: Precision = "float32") -> Clip:
-        """From safetensors only. Raises `ConfigError` when it is missing, incomplete, damaged, or no CLIP model."""
+        """Load from safetensors only. Raises `ConfigError` for a missing, incomplete or damaged model, or no CLIP model."""
         import torch
 
         is_local = _is_clip_folder(checkpoint)
@@ -53,7 +53,7 @@ class Clip:
                 model, tokenizer, processor = _from_pretrained(checkpoint, local_files_only=is_local)
         except ConfigError:
             raise
-        # What the libraries raise for damaged files depends on the file; all of it means this checkpoint is unusable.
+        # The libraries' errors for damaged files depend on the file; each of them means that this checkpoint is unusable.
         except Exception as error:
             raise ConfigError(f"cannot load {checkpoint!r}: {first_line(error)}; {fix}") from error
         _check_tokenizer(checkpoint, tokenizer, model.config.text_config)
@@ -71,15 +71,15 @@ class Clip:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """The number of features, D."""
         return int(self.model.config.projection_dim)
 
     def embed_images(self, pixels: np.ndarray) -> Tensor:
-        """[N, D] of pixels [N, H, W, 3] uint8 in 0..255, resized and normalised by the model's own processor."""
+        """[N, D] embeddings of pixels [N, H, W, 3] uint8 in 0..255, resized and normalised by the model's own processor."""
         return self._embed(pixels, self._image_features)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """[N, D], in order; a prompt that comes several times is encoded once."""
+        """[N, D] embeddings in order; a prompt that occurs several times is encoded once."""
         import torch
 
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
@@ -95,7 +95,7 @@ class Clip:
 
         batches = [features(rows[i : i + self.batch_size]).float() for i in range(0, len(rows), self.batch_size)]
         features_ND = torch.cat(batches)
-        # Not F.normalize: a row of zeros has to become NaN, not a similarity of 0.
+        # Not F.normalize: a row of zeros must become NaN, not a similarity of 0.
         return features_ND / features_ND.norm(dim=-1, keepdim=True)
 
     def _image_features(self, pixels: np.ndarray) -> Tensor:
@@ -111,15 +111,15 @@ class Clip:
 
 
 def process(processor: Any, pixels: np.ndarray) -> Tensor:
-    """[N, 3, size, size] float32, as the processor makes it of pixels [N, H, W, 3] uint8.
+    """Prepare pixels [N, H, W, 3] uint8 by the processor: [N, 3, size, size] float32.
 
-    The axes are named, as it would otherwise take an image of three rows for one of three channels.
+    The axes are named to the processor, which would otherwise take an image of three rows for one of three channels.
     """
     return processor(list(pixels), input_data_format="channels_last", return_tensors="pt").pixel_values
 
 
 def check_options(checkpoint: str, batch_size: int, precision: str) -> None:
-    """Raise `ConfigError` for options that no model can be loaded with. Whether the folder exists is seen at load."""
+    """Raise `ConfigError` for options that fit no model. `Clip.load` finds out whether the folder exists."""
     if not checkpoint:
         raise ConfigError(f"checkpoint is empty; {_FIX}")
     if batch_size < 1:
@@ -129,7 +129,7 @@ def check_options(checkpoint: str, batch_size: int, precision: str) -> None:
 
 
 def masked(values: Tensor) -> Scores:
-    """Scores of values [N]; what is not finite is masked with the word ``nan``."""
+    """The scores of values [N]; values that are not finite are masked with the word ``nan``."""
     numbers: list[float] = values.double().tolist()
     finite = [math.isfinite(number) for number in numbers]
     return Scores(
@@ -155,7 +155,7 @@ def _from_pretrained(checkpoint: str, *, local_files_only: bool) -> tuple[Any, A
         local_files_only=local_files_only,
         output_loading_info=True,
     )
-    if missing := sorted(found["missing_keys"]):  # transformers draws these at random, and goes on
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
         raise ConfigError(
             f"{checkpoint!r} lacks {len(missing)} weights such as {missing[0]}; copy the checkpoint again"
         )
@@ -163,11 +163,11 @@ def _from_pretrained(checkpoint: str, *, local_files_only: bool) -> tuple[Any, A
 
 
 def _is_clip_folder(checkpoint: str) -> bool:
-    """Whether the checkpoint is a folder, which then holds the files of a CLIP model."""
+    """Whether the checkpoint is a folder. Raises `ConfigError` for a folder without the files of a CLIP model."""
     if not is_folder(checkpoint, _FIX):
         return False
     folder = Path(checkpoint)
-    # Without a vocabulary transformers builds a tokenizer that knows no word, and says nothing.
+    # Without a vocabulary transformers builds a tokenizer that knows no word, without an error.
     for names in (
         ("config.json",),
         ("tokenizer.json", "vocab.json"),
@@ -179,9 +179,12 @@ def _is_clip_folder(checkpoint: str) -> bool:
 
 
 def _check_tokenizer(checkpoint: str, tokenizer: Any, text: Any) -> None:
-    """A prompt is read off at its last token; with another tokenizer's, all prompts would have one embedding."""
+    """Check that the tokenizer fits the model, which embeds a prompt by its last token.
+
+    With the last token of another tokenizer, all prompts would have the same embedding.
+    """
     largest = max(tokenizer.get_vocab().values())
-    # 2 is what old configs say, wrongly; transformers then takes the largest token for the last.
+    # Old configs wrongly have 2; transformers then takes the largest token for the last.
     end = largest if text.eos_token_id == 2 else text.eos_token_id
     if tokenizer.eos_token_id != end or largest >= text.vocab_size:
         raise ConfigError(
@@ -191,7 +194,7 @@ def _check_tokenizer(checkpoint: str, tokenizer: Any, text: Any) -> None:
 
 
 def _check_processor(checkpoint: str, processor: Any, image_size: int) -> None:
-    """One black and one white picture show the size and the range that the model would be given."""
+    """Check the size and the range of the processor's output by a black and a white picture."""
     black, white = process(processor, np.stack([np.zeros((8, 12, 3), np.uint8), np.full((8, 12, 3), 255, np.uint8)]))
     if white.shape != (3, image_size, image_size):
         raise ConfigError(

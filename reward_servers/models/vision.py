@@ -1,7 +1,7 @@
-"""Transformers models that look at pictures: image classifiers, and object detectors of closed or open vocabulary.
+"""Classify pictures and detect objects by transformers models, with detectors of closed or open vocabulary.
 
-Opens them by folder or hub id, from safetensors alone, checks names against what they know, and turns their outputs into
-classes and detections. Knows no prompt and no reward. Pictures are [N, H, W, 3] uint8.
+Opens models by folder or hub id, from safetensors alone, checks names against their vocabulary, and turns their outputs
+into classes and detections. Knows no prompt and no reward. Pictures are [N, H, W, 3] uint8.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ DINO = ("grounding-dino", "mm-grounding-dino")
 
 @dataclass(frozen=True, slots=True)
 class ImageClassifier:
-    """A transformers image classifier. Only ``classes``, labels of the model, are judged; any other answer is None.
+    """The description of a transformers image classifier, which answers with one of ``classes``, labels of the model.
 
-    So is an answer below ``least_probability``. ``ImageClassifier("skin-tones", ("dark", "medium", "light"), 0.5)``
+    Any other answer is None, and so is an answer below ``least_probability``.
+    Example: ``ImageClassifier("skin-tones", ("dark", "medium", "light"), 0.5)``.
     """
 
     checkpoint: str
@@ -45,7 +46,7 @@ class ImageClassifier:
         check_checkpoint(self.checkpoint)
 
     def load(self, device: str) -> LoadedClassifier:
-        """Raises `ConfigError` when it cannot be opened or does not know a class."""
+        """Load the model. Raises `ConfigError` when it cannot be opened or does not know a class."""
         model = open_model("AutoModelForImageClassification", self.checkpoint).to(device)
         labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         check_names(self.classes, labels, repr(self.checkpoint))
@@ -57,15 +58,15 @@ class ImageClassifier:
 class LoadedClassifier:
     model: Any
     processor: Any
-    index_of: list[int | None]  # [labels of the model] which of the asked classes
+    index_of: list[int | None]  # for each label of the model, its index in the asked classes; None for other labels
     source: ImageClassifier
 
     def __call__(self, pixels: np.ndarray) -> list[int | None]:
-        """[N] index of the likeliest class; None where that is not one of the asked, not likely enough, or not finite."""
+        """[N] index of the likeliest class; None where it is not asked for, not likely enough, or not finite."""
         answers: list[int | None] = []
         for rows in _batches(len(pixels)):
             logits = self.model(**_pixels(self.processor, pixels[rows], self.model.device)).logits.float()
-            probabilities, labels = logits.softmax(-1).max(-1)  # of a logit that is not finite: NaN
+            probabilities, labels = logits.softmax(-1).max(-1)  # NaN where a logit is not finite
             answers += [
                 self.index_of[label] if probability >= self.source.least_probability else None
                 for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True)
@@ -78,7 +79,7 @@ class LoadedClassifier:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The most confident detection of a name: confidence in [0, 1] and its box's centre in pixels of the picture."""
+    """The most confident detection of a name: its confidence in [0, 1] and its box's centre in pixels of the picture."""
 
     confidence: float
     x: float
@@ -86,14 +87,16 @@ class Found:
 
 
 Detections = dict[str, Found]
-"""What was found of the asked names; a name that was not found is not there."""
+"""Asked name -> its detection; names that were not found are missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectDetector:
-    """A transformers detector: closed vocabulary (DETR, YOLOS, RT-DETR and others of ``AutoModelForObjectDetection``)
-    or open (OWL-ViT, OWLv2, Grounding DINO). A query of the detector counts for its likeliest name alone, and only above
-    ``threshold``. ``ObjectDetector("google/owlvit-base-patch32")``
+    """The description of a transformers object detector, of closed or open vocabulary.
+
+    Closed: DETR, YOLOS, RT-DETR and others of ``AutoModelForObjectDetection``. Open: OWL-ViT, OWLv2, Grounding DINO. A query
+    of the detector counts for its likeliest name alone, and only above ``threshold``.
+    Example: ``ObjectDetector("google/owlvit-base-patch32")``.
     """
 
     checkpoint: str
@@ -104,7 +107,7 @@ class ObjectDetector:
         check_checkpoint(self.checkpoint)
 
     def load(self, device: str) -> ClosedDetector | OpenDetector:
-        """Raises `ConfigError` when it cannot be opened or is no detector of a known kind."""
+        """Load the model. Raises `ConfigError` when it cannot be opened or is no detector of a known kind."""
         is_open = _open("AutoConfig", self.checkpoint).model_type in OWL + DINO
         return self._open_vocabulary(device) if is_open else self._closed_vocabulary(device)
 
@@ -115,14 +118,14 @@ class ObjectDetector:
     def _open_vocabulary(self, device: str) -> OpenDetector:
         model = open_model("AutoModelForZeroShotObjectDetection", self.checkpoint).to(device)
         tokenizer = _open("AutoTokenizer", self.checkpoint)
-        if len(tokenizer) < 50:  # without its files transformers builds one that knows no word, and says nothing
+        if len(tokenizer) < 50:  # without its files transformers builds one that knows no word
             raise ConfigError(f"{self.checkpoint!r} holds no vocabulary; copy its tokenizer files too.")
         return OpenDetector(model, open_processor(self.checkpoint), tokenizer, self)
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedDetector:
-    """Names are labels of the model, whatever their case."""
+    """A detector whose names are the labels of its model, in any case."""
 
     model: Any
     processor: Any
@@ -130,7 +133,7 @@ class ClosedDetector:
 
     @property
     def names(self) -> frozenset[str] | None:
-        """What it can detect, in lower case."""
+        """The names that it can detect, in lower case."""
         return frozenset(str(label).lower() for label in self.model.config.id2label.values())
 
     def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
@@ -150,7 +153,7 @@ class ClosedDetector:
 
 @dataclass(frozen=True, slots=True)
 class OpenDetector:
-    """Names are free text. Each picture is asked for its own, so its answer depends on no other picture of the call."""
+    """A detector of freely named objects. Each picture has its own names, so its answer depends on no other picture."""
 
     model: Any
     processor: Any
@@ -159,7 +162,7 @@ class OpenDetector:
 
     @property
     def names(self) -> frozenset[str] | None:
-        """None: any."""
+        """None: it can detect any name."""
         return None
 
     def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
@@ -201,7 +204,7 @@ class OpenDetector:
         return torch.stack(rows), outputs
 
     def _extent(self, pixels: np.ndarray) -> torch.Tensor:
-        """[2] pixels that a relative (x, y) of 1 stands for. OWLv2 pads to a square, at the right and the bottom."""
+        """[2] pixels of a relative (x, y) of 1. OWLv2 pads to a square, at the right and the bottom."""
         import torch
 
         height, width = pixels.shape[1:3]
@@ -232,7 +235,7 @@ def _pixels(processor: Any, pixels: np.ndarray, device: torch.device | str) -> d
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Raise `ConfigError` for what is neither a folder with a transformers model nor in the form of a hub id."""
+    """Raise `ConfigError` for a name that is neither a folder with a transformers model nor has the form of a hub id."""
     fix = "give a folder written by transformers' save_pretrained, or a hub id such as google/owlvit-base-patch32"
     if is_folder(checkpoint, fix) and not Path(checkpoint, "config.json").is_file():
         raise ConfigError(f"{checkpoint!r} holds no config.json, so it is no transformers model; {fix}")
@@ -253,7 +256,7 @@ def open_model(auto: str, checkpoint: str) -> Any:
 
     model, info = _open(auto, checkpoint, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
-        # The library fills them with random numbers, which would judge at random.
+        # The library fills missing weights with random numbers, which would judge at random.
         raise ConfigError(
             f"{checkpoint!r} lacks {len(missing)} weights of {type(model).__name__}, the first {missing[0]}; "
             "give a checkpoint that was trained for this task."
@@ -262,7 +265,7 @@ def open_model(auto: str, checkpoint: str) -> Any:
 
 
 def open_processor(checkpoint: str) -> Any:
-    """The image processor, without torchvision. It has prepared a picture once, as some miss a library only then."""
+    """The image processor, without torchvision, tried on one picture, because only then some miss a library."""
     processor = _open("AutoImageProcessor", checkpoint, backend="pil")
     try:
         _pixels(processor, np.zeros((1, 64, 64, 3), np.uint8), "cpu")
@@ -280,7 +283,7 @@ def _open(auto: str, checkpoint: str, **options: Any) -> Any:
         with quiet_transformers():
             opener = getattr(transformers, auto)
             return opener.from_pretrained(checkpoint, local_files_only=is_folder, trust_remote_code=False, **options)
-    # What the library raises for damaged files depends on the file; all of it means that this checkpoint is unusable.
+    # The library's errors for damaged files depend on the file; each of them means that this checkpoint is unusable.
     except Exception as error:
         fix = "check its files" if is_folder else "check the id and the network, or give a local folder"
         raise ConfigError(f"{auto} cannot open {checkpoint!r}: {first_line(error)}; {fix}.") from error

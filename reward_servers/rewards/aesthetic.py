@@ -1,4 +1,4 @@
-"""How much people like the look of an image, whatever the prompt: LAION's aesthetic predictor on CLIP ViT-L/14.
+"""Score how much people like the look of an image, without its prompt: LAION's aesthetic predictor on CLIP ViT-L/14.
 
 Source: improved-aesthetic-predictor (Schuhmann 2022), head ``sac+logos+ava1-l14-linearMSE``; a reward in DDPO
 (arXiv 2305.13301), section 5.
@@ -22,14 +22,14 @@ from drover.reward_servers.models.clip import Clip, Precision, check_options, ma
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAYERS = (0, 2, 4, 6, 7)  # of the published file; dropout stands at 1, 3 and 5, and no activation anywhere
+LAYERS = (0, 2, 4, 6, 7)  # linear layers of the published file; 1, 3 and 5 are dropout, and there is no activation
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w.+-]+(?:/[\w.+-]+)*)")
 _FIX = "give the path of sac+logos+ava1-l14-linearMSE.pth, or a hub file as OWNER/REPOSITORY/FILE"
 
 
 @dataclass(frozen=True, slots=True)
 class Aesthetic:
-    """Unit: points as people gave them, about 1 to 10; photographs and good generations lie at 5 to 7. Ignores the prompt.
+    """Unit: points on the raters' scale, about 1 to 10; photographs and good generations get 5 to 7. Ignores the prompt.
 
     ``head`` is a local .pth or .safetensors file of the published layout, or ``OWNER/REPOSITORY/FILE`` on the hub. It
     always computes in float32. A sample whose embedding is not finite is masked as ``nan``.
@@ -49,7 +49,7 @@ class Aesthetic:
             raise ConfigError(f"head is empty; {_FIX}")
 
     def load(self, device: str) -> AestheticScorer:
-        head = read_head(self.head)  # before the large model: what is wrong with it shows at once
+        head = read_head(self.head)  # before the large model, so that a bad head is found at once
         clip = Clip.load(self.checkpoint, device, batch_size=self.batch_size, precision=self.precision)
         width = head[0][0].shape[1]
         if width != clip.dim:
@@ -79,7 +79,7 @@ def read_head(source: str) -> list[tuple[Tensor, Tensor]]:
     path = _find(source)
     try:
         state = _read(path)
-    # What the readers raise depends on the damage; all of it means that this head is unusable.
+    # The readers' errors depend on the damage; each of them means that this head is unusable.
     except Exception as error:
         raise ConfigError(f"cannot read the head {source!r}: {first_line(error)}; {_FIX}") from error
     wanted = {f"layers.{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")}
@@ -101,7 +101,7 @@ def read_head(source: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def _find(source: str) -> Path:
-    """The local file, fetched from the hub when it is none."""
+    """The path of the head's file, which is fetched from the hub if it is not local."""
     from huggingface_hub import hf_hub_download
 
     if Path(source).is_file():

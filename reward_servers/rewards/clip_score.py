@@ -1,4 +1,4 @@
-"""How well the image fits the prompt, as CLIP sees it: the cosine of the two embeddings.
+"""Score how well an image fits its prompt by CLIP: the cosine of the two embeddings.
 
 Source: CLIPScore (Hessel et al. 2021, arXiv 2104.08718); models of CLIP (arXiv 2103.00020).
 """
@@ -28,7 +28,7 @@ _SCALES: dict[Scale, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class ClipScore:
-    """Value: the cosine of picture and prompt in -1..1, where photographs and captions lie about 0.15 to 0.35.
+    """Value: the cosine of picture and prompt in -1..1; photographs with their captions get about 0.15 to 0.35.
 
     ``scale`` ``"percent"`` multiplies it by 100, as most papers print it; ``"hessel"`` is 2.5 max(0, cosine), in 0..2.5.
 

@@ -1,4 +1,4 @@
-"""How much the samples of a prompt differ from each other: a reward over sets, to judge what a run does to variety.
+"""Score how much the samples of a prompt differ from each other: a reward over sets, which shows if a run loses variety.
 
 Source: the mean distance between samples of one condition, as in "Toward Multimodal Image-to-Image Translation" (arXiv
 1711.11586), section 5; the distance there is that of a network's features, here that of coarse pixels.
@@ -25,9 +25,9 @@ COARSE_PX = 32  # fine texture and noise are averaged away down to this side
 class Diversity:
     """Value of a sample: its mean distance to the others of its set, so that the mean of a set is its mean pairwise distance.
 
-    The distance of two pictures is the root mean square of what their pixels differ by, as a share of 255 and averaged over
+    The distance of two pictures is the root mean square difference of their pixels, as a share of 255 and averaged over
     blocks to a shorter side of 32 to 63 pixels: unitless, from 0, all alike, to 1, black beside white. Its expectation does
-    not depend on how many samples a set has. Contours that move raise it, and so does coarse noise: it judges a run, and is
+    not depend on the number of samples in a set. Moving contours raise it, and so does coarse noise: it judges a run, and is
     no goal to train towards. A set of one sample is masked "few".
     """
 
@@ -42,7 +42,7 @@ class Diversity:
 @dataclass(frozen=True, slots=True)
 class DiversityScorer:
     def score_sets(self, prompts: Sequence[str], media: Pictures, sets: Sequence[slice]) -> Scores:
-        """Raises `ScoringFailed` when the sets leave a sample out or share one."""
+        """The value of each sample. Raises `ScoringFailed` when the sets leave a sample out or share one."""
         values, reasons = [math.nan] * len(media), ["few"] * len(media)
         for rows in members(sets, len(media)):
             if len(rows) > 1:
@@ -52,7 +52,7 @@ class DiversityScorer:
 
 
 def _coarse(pixels: np.ndarray) -> np.ndarray:
-    """[N, D] float64 in [0, 1]: the means of square blocks, without what is left over at the right and the bottom."""
+    """[N, D] float64 in [0, 1]: the means of square blocks, without the remaining pixels at the right and the bottom."""
     count, height, width, _ = pixels.shape
     side = max(1, min(height, width) // COARSE_PX)
     down, across = height // side, width // side
@@ -62,7 +62,7 @@ def _coarse(pixels: np.ndarray) -> np.ndarray:
 
 def _mean_distances(points_ND: np.ndarray) -> np.ndarray:
     """[N] root mean square distance of each point to the others, averaged over them."""
-    centred = points_ND - points_ND.mean(axis=0)  # less is lost to cancellation
+    centred = points_ND - points_ND.mean(axis=0)  # loses less to cancellation
     squares = np.square(centred).sum(axis=1)
     squared = squares[:, None] + squares[None] - 2 * centred @ centred.T
     np.fill_diagonal(squared, 0.0)

@@ -1,4 +1,4 @@
-"""A reward behind HTTP: an endpoint that somebody runs scores the samples. Trusts nothing that it answers.
+"""Score samples by an HTTP endpoint, whose answers are not trusted.
 
 The form of requests and replies is in `drover.reward_servers.http.wire`; `drover serve` answers such requests with any
 reward of drover's.
@@ -27,9 +27,12 @@ from drover.reward_servers.http.client import Client, Failed
 from drover.reward_servers.http.wire import Request, parse_reply, request_body
 from drover.reward_servers.serving.scoring import masked
 
-REPLY_BYTES, REPLY_BYTES_PER_SAMPLE = 4096, 128 << 10  # more is refused unread; 24,000 features of a sample fit
+REPLY_BYTES, REPLY_BYTES_PER_SAMPLE = (
+    4096,
+    128 << 10,
+)  # larger replies are refused unread; 24,000 features of a sample fit
 MAX_PAUSE_S = 30.0  # between two tries
-MAX_WORDS = 16  # of the endpoint's own, that one server passes on; they become labels of a metric
+MAX_WORDS = 16  # of the endpoint's reasons that one server passes on; they become labels of a metric
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,31}")
 log = logging.getLogger(__name__)
 
@@ -38,17 +41,17 @@ log = logging.getLogger(__name__)
 class HttpReward:
     """Unit and range are the endpoint's, which may judge samples or sets: all samples of a prompt in a group go together.
 
-    A sample that gets no value is masked: ``http`` the endpoint cannot be reached or does not answer 200 (redirects are
-    not followed), ``timeout``, ``reply`` its answer is not of the form wanted, or too large, ``breaker`` it was not asked,
-    ``nan`` its value is null or not finite, else the endpoint's own word, ``remote`` for one that is not well-formed.
+    A sample without a value is masked: ``http`` if the endpoint cannot be reached or does not answer 200 (redirects are
+    not followed), ``timeout``, ``reply`` for an answer of a wrong form or size, ``breaker`` if the endpoint was not asked,
+    ``nan`` for a value that is null or not finite, else the endpoint's own word, or ``remote`` for one that is not well-formed.
 
-    A try that times out, finds nobody or meets a status of 408, 429, 500, 502, 503 or 504 is repeated up to ``retries``
-    times, after ``backoff_s``, then twice that, and so on. After ``breaker_failures`` failed tries in a row nothing is
-    asked for ``breaker_s``; then one try decides whether the endpoint is asked again.
+    A try that times out, cannot connect or gets a status of 408, 429, 500, 502, 503 or 504 is repeated up to ``retries``
+    times, after ``backoff_s``, then twice that, and so on. After ``breaker_failures`` failed tries in a row no request is
+    sent for ``breaker_s``; then one try decides whether the endpoint is asked again.
 
     The bearer token comes from the environment variable ``token_variable`` of the reward's process (or from the file that
     the variable with _FILE at its end names), or from ``token_file`` on its node; the token is in no option, log or message.
-    Secrets do not belong into the URL, which is in all of them. Proxies are not used.
+    The URL is in all of these, so it must hold no secrets. Proxies are not used.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
@@ -57,7 +60,7 @@ class HttpReward:
     url: str
     token_variable: str = ""
     token_file: str = ""  # neither: no Authorization header
-    timeout_s: float = 60.0  # of one try; a reply that drips in is given up after at most twice that
+    timeout_s: float = 60.0  # of one try; a reply that comes slowly is given up after at most twice that
     retries: int = 3
     backoff_s: float = 0.5
     batch_size: int = 32  # samples of a request, unless one set has more
@@ -108,7 +111,7 @@ class HttpReward:
 
 
 class HttpScorer:
-    """One connection to the endpoint. ``requests`` and ``retried`` count its tries, and those that were not the first."""
+    """Sends samples to the endpoint. ``requests`` counts all tries, ``retried`` those that were not a request's first."""
 
     def __init__(self, reward: HttpReward, authorization: dict[str, str]) -> None:
         self.reward = reward
@@ -118,11 +121,11 @@ class HttpScorer:
         self._words: set[str] = set()
 
     def score_sets(self, prompts: Sequence[Prompt], media: Media, sets: Sequence[slice]) -> Scores:
-        """Of N samples; a set is never cut. Raises `ScoringFailed` where replies do not fit together."""
+        """The scores of N samples; a set is never split. Raises `ScoringFailed` where replies do not fit together."""
         return _joined([self._ask(prompts, media, some) for some in _batches(sets, self.reward.batch_size)])
 
     def _ask(self, prompts: Sequence[Prompt], media: Media, sets: Sequence[slice]) -> Scores:
-        """The scores of one request, tried again where that may help."""
+        """The scores of one request, which is tried again where that may help."""
         part, word, body = slice(sets[0].start, sets[-1].stop), "breaker", b""
         samples = part.stop - part.start
         for attempt in range(1 + self.reward.retries):
@@ -152,7 +155,7 @@ class HttpScorer:
         log.warning("reward %s: %s%s", self.reward.name, failure, pause)
 
     def _bounded(self, reason: str) -> str:
-        """The endpoint's word, as long as it is one and they stay few."""
+        """The endpoint's reason if it is a word and one of its first `MAX_WORDS`, else "remote"."""
         if not reason:
             return ""
         if _WORD.fullmatch(reason) and (reason in self._words or len(self._words) < MAX_WORDS):
@@ -162,7 +165,7 @@ class HttpScorer:
 
 
 class Breaker:
-    """Whether to ask at all: after ``failures`` in a row not for ``pause_s``, then with each failure not again for it."""
+    """Stops requests to a failing endpoint: for ``pause_s`` after ``failures`` in a row, and again after each further one."""
 
     def __init__(self, failures: int, pause_s: float) -> None:
         self.failures, self.pause_s = failures, pause_s
@@ -196,7 +199,7 @@ def _body(prompts: Sequence[Prompt], media: Media, sets: Sequence[slice]) -> byt
 
 
 def _batches(sets: Sequence[slice], most: int) -> Iterator[list[slice]]:
-    """Sets that go together: at most so many samples, unless one set has more."""
+    """Batches of whole sets: each has at most ``most`` samples, unless one set has more."""
     batch: list[slice] = []
     for each in sets:
         if batch and each.stop - batch[0].start > most:
@@ -208,7 +211,7 @@ def _batches(sets: Sequence[slice], most: int) -> Iterator[list[slice]]:
 
 
 def _joined(replies: Sequence[Scores]) -> Scores:
-    """All samples' scores."""
+    """The scores of all replies, in order."""
     uncertainty = _beside("uncertainty", replies)
     return Scores(
         [value for reply in replies for value in reply.values],
@@ -220,7 +223,7 @@ def _joined(replies: Sequence[Scores]) -> Scores:
 
 
 def _beside(name: str, replies: Sequence[Scores]) -> np.ndarray | None:
-    """[N, ...] numbers beside the values, NaN where a reply has none, as a masked one; None where all have none."""
+    """[N, ...] numbers beside the values, with NaN for replies without them; None where no reply has any."""
     found = [getattr(reply, name) for reply in replies]
     forms = {np.shape(one)[1:] for one in found if one is not None}
     if len(forms) > 1:

@@ -1,4 +1,4 @@
-"""Technical quality of a picture without a reference: how far its statistics are from those of undistorted photographs.
+"""Score a picture's technical quality: the distance of its statistics from those of undistorted photographs.
 
 Source: BRISQUE (Mittal, Moorthy and Bovik, IEEE TIP 2012): 36 statistics of locally normalised brightness at two scales,
 and a support vector regression fitted to the LIVE database. Weights and features from the package ``brisque``.
@@ -24,9 +24,9 @@ class ImageQuality:
     """Value = -BRISQUE. Unit: points of difference mean opinion score, mostly within -100 (worst) to 0 (best).
 
     Knows blur, noise, compression and blocking, and nothing of content. Photographs of good quality lie at about -30
-    to 0. What no photograph resembles tends to the value -155.8 of the regression far from its data. Statistics of
+    to 0. Pictures unlike any photograph tend to -155.8, the value of the regression far from its data. Statistics of
     pictures below some 64 pixels are poor. A picture without local contrast (one colour, regular stripes) has no
-    statistics and is masked (``flat``). Runs on the CPU, whatever the device.
+    statistics and is masked (``flat``). Always runs on the CPU.
 
     The package needs libsvm, which is built from source when installed: the node needs a C++ compiler.
     """
@@ -54,11 +54,11 @@ class QualityScorer:
     brisque: Callable[[np.ndarray], float]  # of a [H, W, 3] uint8 picture; lower is better
 
     def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
-        with np.errstate(divide="ignore", invalid="ignore"):  # of pictures without contrast, masked below
+        with np.errstate(divide="ignore", invalid="ignore"):  # for pictures without contrast, which are masked below
             values = [-float(self.brisque(image)) for image in media.pixels]
         return Scores(values, ["" if math.isfinite(value) else "flat" for value in values])
 
 
 def _flattened(scale: Callable[[np.ndarray], Any]) -> Callable[[Sequence[Any]], Any]:
-    """``scale`` for features that are numbers or arrays of one: numpy 2.4 no longer makes such arrays numbers."""
+    """Make ``scale`` accept features that are arrays of one number, which numpy 2.4 no longer converts to numbers."""
     return lambda features: scale(np.concatenate([np.ravel(feature) for feature in features]))

@@ -1,7 +1,7 @@
-"""ImageReward: how well a picture answers its prompt and how good it looks, as people ranking pictures judged both.
+"""Score how well a picture fits its prompt and how good it looks, by ImageReward, fitted to rankings by people.
 
-Source: ImageReward (arXiv 2304.05977), through its package ``image-reward`` 1.5. A BLIP image encoder (ViT-L/16 at 224
-pixels), BLIP's text encoder reading the prompt with attention to the image, and a linear head on the text's first token.
+Source: ImageReward (arXiv 2304.05977), through its package ``image-reward`` 1.5. It has a BLIP image encoder (ViT-L/16 at 224
+pixels), BLIP's text encoder, which attends to the image, and a linear head on the text's first token.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 PUBLISHED = "ImageReward-v1.0"
 REPOSITORY, BERT = "THUDM/ImageReward", "bert-base-uncased"  # where the published weights and their tokenizer are
 WEIGHTS, CONFIG, VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
-MAX_TOKENS = 35  # of a prompt, the package's own; what comes later is not read
-SCORED_WITH = ("blip.visual_encoder.", "blip.text_encoder.", "mlp.")  # BLIP's projections, which it also holds, are not
+MAX_TOKENS = 35  # of a prompt, as in the package; later tokens are not read
+SCORED_WITH = (
+    "blip.visual_encoder.",
+    "blip.text_encoder.",
+    "mlp.",
+)  # the file also has BLIP's projections, unused here
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReward:
     """Unit: standard deviations over the human rankings it was fitted to; unbounded, mostly within -2..2.
 
-    Of a prompt the first 35 word pieces count; of a picture the central square, at 224 pixels. A picture whose score is
-    not finite is masked.
+    The model reads the first 35 word pieces of a prompt, and the central square of a picture at 224 pixels. A picture whose
+    score is not finite is masked.
 
     ``checkpoint`` is "ImageReward-v1.0", fetched from its hub, or local: a folder with ``ImageReward.pt``,
     ``med_config.json`` and the tokenizer's ``vocab.txt``, or a ``.pt`` file that has the other two beside it.
@@ -69,7 +73,7 @@ class ImageReward:
 
 
 class ImageRewardScorer:
-    """Around the package's model, in batches; the package itself scores one picture at a time."""
+    """Scores pictures in batches by the package's model; the package itself scores one picture at a time."""
 
     def __init__(self, model: Any, batch_size: int) -> None:
         self._model, self._batch_size = model, batch_size
@@ -107,7 +111,7 @@ def _published() -> _Files:
     try:
         weights, config = (hf_hub_download(REPOSITORY, name) for name in (WEIGHTS, CONFIG))
         vocabulary = hf_hub_download(BERT, VOCABULARY)
-    except OSError as error:  # what the hub's client raises is one
+    except OSError as error:  # the base of the hub client's errors
         raise ConfigError(
             f"{PUBLISHED} cannot be fetched ({first_line(error)}); give ImageReward(checkpoint=...) a folder with "
             f"{WEIGHTS}, {CONFIG} and {VOCABULARY}"
@@ -154,7 +158,7 @@ def _model(files: _Files, device: str) -> Any:
 
 @contextmanager
 def _tokenizer_of(folder: str) -> Iterator[None]:
-    """The package's model, built inside this block, reads its tokenizer from there; it would ask the hub by name."""
+    """Make the package's model, if built inside this block, read its tokenizer from ``folder`` and not from the hub."""
     from ImageReward.models.BLIP import blip
 
     theirs = blip.BertTokenizer

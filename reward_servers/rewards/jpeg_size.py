@@ -1,4 +1,4 @@
-"""Size of the image as a JPEG file: how compressible, or how busy, a picture is.
+"""Score a picture by its size as a JPEG file, which is small for plain pictures and large for busy ones.
 
 Source: DDPO (arXiv 2305.13301), section 5: 8-bit RGB, JPEG quality 95, kilobytes of 1000 bytes.
 """
@@ -23,7 +23,8 @@ QUALITY = 95
 class JpegSize:
     """``prefer="small"`` rewards compressible images (value = -kB), ``"large"`` busy ones (value = +kB).
 
-    Unit: kilobytes. Absolute values at 32x32 go from about 0.64 (one colour) to 1.8 (noise). Comparable at one size only.
+    Unit: kilobytes. Absolute values at 32x32 range from about 0.64 (one colour) to 1.8 (noise). Values of pictures of
+    different sizes cannot be compared.
     """
 
     takes: ClassVar[type[Media]] = Pictures

@@ -1,4 +1,4 @@
-"""What raters would prefer, by a small image-and-text model that was fitted to their choices with `fit_evaluator`."""
+"""Score pictures by a small image-and-text model that `fit_evaluator` fitted to the choices of raters."""
 
 from __future__ import annotations
 

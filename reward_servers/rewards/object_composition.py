@@ -1,8 +1,8 @@
-"""Are both objects of the prompt in the picture, and, if asked, where it says? Read by an object detector.
+"""Score by an object detector whether both objects of the prompt are in the picture and, on request, in the named relation.
 
 Source: "Large-scale Reinforcement Learning for Diffusion Models" (arXiv 2401.12244), section 4.3: the mean over the
 prompt's objects of the detector's confidence, prompts "object A, relation, object B". The paper does not say what an
-absent object counts, nor which of several detections: here 0, and the most confident.
+absent object counts, nor which of several detections: here an absent object counts 0, and the most confident detection counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from drover.common.media.pictures import Pictures
 from drover.common.protocols import Scores
 from drover.reward_servers.models.vision import Detections, Found, check_names
 
-RELATIONS = ("and", "next to", "near", "on side of", "beside")  # of the paper: both objects, anywhere
+RELATIONS = ("and", "next to", "near", "on side of", "beside")  # the paper's, which only ask for both objects
 
 # The unit vector from the second object to the first, x to the right and y downwards.
 DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -30,25 +30,25 @@ _TEMPLATE = re.compile(rf"(?:an? |the )?(\w.*?) (?:(?:on|to) the )?({_LINKS}) (?
 
 
 class Detector(Protocol):
-    """What a detector does once loaded."""
+    """A loaded object detector."""
 
     @property
     def names(self) -> frozenset[str] | None:
-        """What it can detect, in lower case; None: anything."""
+        """The names that it can detect, in lower case; None: any name."""
 
     def find(self, pixels: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[Detections | None]:
         """[N] detections of names[i] in pixels[i] [H, W, 3] uint8; None where the detector failed."""
 
 
 class DetectorSource(Protocol):
-    """A cheap, frozen description, as `drover.reward_servers.models.vision.ObjectDetector`."""
+    """The frozen description of a detector, such as `drover.reward_servers.models.vision.ObjectDetector`."""
 
     def load(self, device: str) -> Detector: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What a prompt asks for; ``Composition("cat", "left of", "fire truck")``."""
+    """The two objects that a prompt asks for, and their relation; ``Composition("cat", "left of", "fire truck")``."""
 
     first: str
     link: str
@@ -59,12 +59,13 @@ class Composition:
 class ObjectComposition:
     """Value in [0, 1]: mean confidence of the two objects, an absent one 0. Confidences 0.8 and none make 0.4.
 
-    ``geometry=True`` looks at the boxes' centres too, where the prompt says left of, right of, above or below: that value
-    times (1 + c) / 2, with c the cosine between the asked and the found direction, 0 if negative or if an object is absent.
+    ``geometry=True`` also uses the boxes' centres, where the prompt says left of, right of, above or below: the value is
+    multiplied by (1 + c) / 2, with c the cosine between the asked and the found direction, 0 if negative or if an object is
+    absent.
 
     ``objects`` are the names that prompts may use; the detector must know them all, else `load` raises `ConfigError`.
-    Empty: whatever the detector knows. A prompt without two of these in the template is masked "prompt", a picture on
-    which the detector's output is not finite "detector".
+    Without them prompts may use all names that the detector knows. A prompt without two of the names in the template is masked
+    "prompt", and a picture for which the detector's output is not finite is masked "detector".
     """
 
     takes: ClassVar[type[Media]] = Pictures
@@ -72,11 +73,11 @@ class ObjectComposition:
     detector: DetectorSource
     geometry: bool = False
     objects: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()  # what the detector needs besides transformers, as scipy or timm
+    packages: tuple[str, ...] = ()  # the detector's packages besides transformers, such as scipy or timm
     name: str = "object_composition"
 
     def load(self, device: str) -> CompositionScorer:
-        """Raises `ConfigError` when the detector cannot be opened or does not know one of ``objects``."""
+        """Load the detector. Raises `ConfigError` when it cannot be opened or does not know one of ``objects``."""
         detector = self.detector.load(device)
         objects = frozenset(name.lower() for name in self.objects)
         if detector.names is not None:
@@ -87,7 +88,7 @@ class ObjectComposition:
 @dataclass(frozen=True, slots=True)
 class CompositionScorer:
     detector: Detector
-    objects: frozenset[str] | None  # that prompts may name; None: any
+    objects: frozenset[str] | None  # the names that prompts may use; None: any
     geometry: bool
 
     def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:

@@ -1,4 +1,4 @@
-"""Which image people would pick for the prompt: a CLIP-H fitted to the choices of Pick-a-Pic.
+"""Score how much people would prefer an image for its prompt, by a CLIP-H fitted to the choices of Pick-a-Pic.
 
 Source: Pick-a-Pic (arXiv 2305.01569), section 4: the model's learned scale times the cosine of image and prompt.
 """
@@ -19,7 +19,8 @@ from drover.reward_servers.models.clip import Clip, Precision, check_options, ma
 class PickScore:
     """Unit: logits of a choice between two pictures of one prompt, exp(logit_scale) cosine: a difference d means odds of e^d.
 
-    The published scale is about 100, and generated pictures lie about 17 to 25. Only differences under one prompt count.
+    The published scale is about 100, and generated pictures get about 17 to 25. Only differences under one prompt mean
+    anything.
 
     Prompts are cut at 77 tokens. A sample whose embedding is not finite is masked as ``nan``.
     """

@@ -1,4 +1,4 @@
-"""Is the text that a prompt puts in quotes written in the picture? Text recognition against the quoted words.
+"""Score whether the text in the prompt's quotes is written in the picture, by text recognition.
 
 Source: the measure is 1-N.E.D. of scene text reading (ICDAR 2019 RRC-LSVT, arXiv 1909.07741), as a reward after
 Flow-GRPO (arXiv 2505.05470). The reader is PP-OCRv4 (PaddleOCR), whose weights come inside ``rapidocr-onnxruntime``.
@@ -31,12 +31,12 @@ _QUOTED = re.compile(
 class RenderedText:
     """Value in [0, 1]: 1 - d(w, r) / max(|w|, |r|), with d the Levenshtein distance in characters.
 
-    w is the quoted text of the prompt, ``a sign that says "hello"``, several quotes joined in their order; r is all that
-    is read in the picture, lines joined from top to bottom. Both after NFKC and case folding, without white space. So
-    1 means that the words and nothing else are there, and 0 that no character agrees or nothing can be read.
+    w is the quoted text of the prompt, ``a sign that says "hello"``, several quotes joined in their order; r is all text
+    read in the picture, lines joined from top to bottom. Both are compared after NFKC and case folding, without white
+    space. So 1 means that the words and no others are there, and 0 that no character agrees or none can be read.
 
     Reads Latin and Chinese script; a line read with confidence below one half does not count, nor does one upside down.
-    A prompt without quoted text is masked (``prompt``), its picture not read. Runs on the CPU, whatever the device.
+    A prompt without quoted text is masked (``prompt``), and its picture is not read. Always runs on the CPU.
     """
 
     # opencv-python, which the reader requires, wants the machine's libGL. pip installs the headless build of the same
@@ -59,7 +59,7 @@ class RenderedText:
         engine = RapidOCR(intra_op_num_threads=torch.get_num_threads(), inter_op_num_threads=1)
 
         def read(image: np.ndarray) -> str:
-            lines, _ = engine(np.ascontiguousarray(image[..., ::-1]), use_cls=False)  # BGR; no turning of lines
+            lines, _ = engine(np.ascontiguousarray(image[..., ::-1]), use_cls=False)  # BGR; lines are not turned
             return "".join(text for _, text, _ in lines or ())
 
         return TextScorer(read)
@@ -67,7 +67,7 @@ class RenderedText:
 
 @dataclass(frozen=True, slots=True)
 class TextScorer:
-    read: Callable[[np.ndarray], str]  # what is written in a [H, W, 3] uint8 picture
+    read: Callable[[np.ndarray], str]  # [H, W, 3] uint8 picture -> its text
 
     def __call__(self, prompts: Sequence[str], media: Pictures) -> Scores:
         values, reasons = [], []
@@ -79,12 +79,12 @@ class TextScorer:
 
 
 def quoted(prompt: str) -> str:
-    """The text in quotes, several joined in their order; "" without any."""
+    """The text in the prompt's quotes, several joined in their order; "" without any."""
     return "".join(match[1] or match[2] for match in _QUOTED.finditer(prompt))
 
 
 def normalised(text: str) -> str:
-    """The characters that count, in the form in which they are compared."""
+    """The characters of a text that count, in the form in which they are compared."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -94,8 +94,8 @@ def similarity(wanted: str, read: str) -> float:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Insertions, deletions and replacements of one character that turn a into b, at least."""
-    costs = list(range(len(b) + 1))  # of turning what is read of a so far into each beginning of b
+    """The smallest number of insertions, deletions and replacements of one character that turn a into b."""
+    costs = list(range(len(b) + 1))  # of turning the characters of a so far into each beginning of b
     for i, char in enumerate(a, 1):
         diagonal, costs[0] = costs[0], i
         for j, other in enumerate(b, 1):

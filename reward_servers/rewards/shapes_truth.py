@@ -1,4 +1,4 @@
-"""Composition in the shapes world, read from the pixels: are the named things there, and where the prompt says?"""
+"""Score composition in the shapes world from the pixels: whether the named things are there, and in the named relation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from drover.worlds.shapes import truth
 
 @dataclass(frozen=True, slots=True)
 class ShapesTruth:
-    """Value in [0, 1]; see `drover.worlds.shapes.truth.composition` for what earns how much. Prompts are of that world."""
+    """Value in [0, 1], computed by `drover.worlds.shapes.truth.composition`. Prompts must be of the shapes world."""
 
     takes: ClassVar[type[Media]] = Pictures
     name: str = "composition"

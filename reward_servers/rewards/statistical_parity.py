@@ -1,7 +1,7 @@
-"""How evenly the samples of a prompt spread over classes such as skin tones: a reward over sets.
+"""Score how evenly the samples of a prompt spread over classes such as skin tones: a reward over sets.
 
 Source: "Large-scale Reinforcement Learning for Diffusion Models" (arXiv 2401.12244), section 4.2: -SP with 16 samples of
-a prompt and 4 skin tones, the same for every sample of the set. The classifier there is not published; here it is any.
+a prompt and 4 skin tones, the same for every sample of the set. The paper's classifier is not published; here it is an option.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from drover.reward_servers.parity import leave_one_out, statistical_parity
 from drover.reward_servers.serving.sets import members
 
 Judge = Callable[[np.ndarray], list[int | None]]
-"""Pixels [N, H, W, 3] uint8 to [N] class indices; None where the picture shows none of the classes."""
+"""Classifies pixels [N, H, W, 3] uint8: [N] class indices, None where the picture shows none of the classes."""
 
 
 class Classifier(Protocol):
-    """A cheap, frozen description, as `models.vision.ImageClassifier` or `worlds.shapes.judges.Tones`."""
+    """The frozen description of a classifier, such as `models.vision.ImageClassifier` or `worlds.shapes.judges.Tones`."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -36,11 +36,11 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StatisticalParity:
-    """Value of every sample: -SP of its set, unitless, from -sqrt(1 - 1/classes), one class alone, to 0, parity.
+    """Value of every sample: -SP of its set, unitless, from -sqrt(1 - 1/classes) (one class alone) to 0 (parity).
 
     A perfectly even generator still measures about -0.20 with 16 samples of 4 classes (`parity.uniform_floor`).
-    ``rooted=False`` drops the root. ``credit="leave_one_out"`` gives each sample what it changes instead, -SP of the set
-    less -SP without it, in units of SP: the same direction on average with less noise, but not the paper's.
+    ``rooted=False`` drops the root. ``credit="leave_one_out"`` gives each sample its own effect instead: -SP of the set
+    less -SP without the sample, in units of SP. This has the same direction on average with less noise, but is not the paper's.
 
     A sample that shows none of the classes is masked "unjudged" and left out of the shares; a set with fewer than
     ``least`` others is masked "few".
@@ -52,7 +52,7 @@ class StatisticalParity:
     rooted: bool = True
     credit: Literal["shared", "leave_one_out"] = "shared"
     least: int = 4
-    packages: tuple[str, ...] = ()  # what the classifier needs besides transformers, as timm
+    packages: tuple[str, ...] = ()  # the classifier's packages besides transformers, such as timm
     name: str = "statistical_parity"
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class ParityScorer:
     judge: Judge
 
     def score_sets(self, prompts: Sequence[str], media: Pictures, sets: Sequence[slice]) -> Scores:
-        """Raises `ScoringFailed` when the sets leave a sample out or share one: its value would be unknown."""
+        """The value of each sample. Raises `ScoringFailed` when the sets leave a sample out or share one."""
         together = members(sets, len(media))
         judged = self.judge(media.pixels)
         known = range(len(self.reward.classifier.classes))
@@ -92,7 +92,7 @@ class ParityScorer:
         return Scores(values, reasons)
 
     def _credits(self, judged: Sequence[int | None]) -> list[float]:
-        """[classes] value of a member of each class; NaN in a set of too few."""
+        """[classes] value of a member of each class; NaN in a set with too few judged samples."""
         count_of = Counter(judged)
         counts = [count_of[index] for index in range(len(self.reward.classifier.classes))]
         if sum(counts) < self.reward.least:

@@ -1,4 +1,4 @@
-"""Minus the squared distance of the toy chain's end point from a goal: the oracle with a known optimum."""
+"""Score the end point of the toy chain by minus its squared distance from a goal, whose optimum is known."""
 
 from __future__ import annotations
 

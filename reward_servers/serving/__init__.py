@@ -1,1 +1,1 @@
-"""The reward server's loop: batches of groups in, measurements out."""
+"""The reward server's loop, which scores groups in batches and puts measurements."""

@@ -1,4 +1,4 @@
-"""Jobs that wait for the scorer, and which of them share its next call. One thread may fill while another empties."""
+"""Hold the jobs that wait for the scorer, and choose those that share its next call. One thread may add, another take."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 from drover.common.media.media import Media, form
 from drover.common.prompts import Prompt
 
-IDLE_WAIT_S = 0.1  # the longest wait of the thread that fills, after which it looks whether to end
-LONGEST_LOOK_S = 0.005  # that a scorer with jobs at hand grants to a last look for more
+IDLE_WAIT_S = 0.1  # the longest wait of the thread that adds jobs, after which it checks whether to end
+LONGEST_LOOK_S = 0.005  # the longest wait of a scorer with jobs at hand for a last look for more
 T = TypeVar("T")
 
 
@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Job(Generic[T]):
     """Samples that are scored in one call: those of a group, or of a request over HTTP.
 
-    ``ticket`` is the inbox's own: with it the answer finds its way back. ``spoiled`` says why the job will not be scored;
-    it is "" for nearly all jobs, and only those have media.
+    ``ticket`` is the inbox's own mark, by which it sends the answer back. ``spoiled`` is the reason why the job cannot be
+    scored; it is "" for nearly all jobs, and only those have media.
 
     Example: ``Job(name="group 3", ticket=delivery, prompts=group.asked, samples=(8, 8),
     media=pictures, arrived_s=monotonic())``.
@@ -31,32 +31,32 @@ class Job(Generic[T]):
     name: str  # for logs
     ticket: T
     prompts: Sequence[Prompt]  # one for each set
-    samples: Sequence[int]  # of each set: all samples of a prompt together
+    samples: Sequence[int]  # the size of each set, which holds all samples of a prompt
     media: Media | None  # N samples, set after set
     arrived_s: float  # on the monotonic clock
-    attempt: int = 1  # deliveries of it, this one included
+    attempt: int = 1  # the count of its deliveries, this one included
     spoiled: str = ""
 
     @property
     def size(self) -> int:
-        """N."""
+        """The number of samples, N."""
         return sum(self.samples)
 
     @property
     def suspect(self) -> bool:
-        """Whether it may have killed the server that had it before: it is then scored alone."""
+        """Whether the job is scored alone, because it may have crashed the server to which it was delivered before."""
         return bool(self.spoiled) or self.attempt > 1
 
 
 class Waiting(Generic[T]):
-    """Opened jobs in the order they came, up to about ``max_batch`` samples: the next call is made of them."""
+    """Holds opened jobs for the next call, in the order of their arrival, up to about ``max_batch`` samples."""
 
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
         self._jobs: list[Job[T]] = []
         self._changed = Condition()
-        self._asked_s: float | None = None  # since when the scorer waits; None while it works
-        self._looked_s = 0.0  # when the newest finished look for more began
+        self._asked_s: float | None = None  # the time at which the scorer began to wait; None while it works
+        self._looked_s = 0.0  # the time at which the newest finished look for more jobs began
         self._fill_s = 0.0
         self._closed = False
 
@@ -66,13 +66,13 @@ class Waiting(Generic[T]):
             self._changed.notify_all()
 
     def looked(self, began_s: float) -> None:
-        """A look for more jobs, begun then, has ended, and its jobs are added."""
+        """Note that a look for more jobs, which began at ``began_s``, has ended and its jobs are added."""
         with self._changed:
             self._looked_s = began_s
             self._changed.notify_all()
 
     def close(self) -> None:
-        """No more jobs come or are wanted: every thread that waits here returns at once, and the scorer gets nothing."""
+        """Take no more jobs and give none: every thread that waits here returns at once, and the scorer gets no job."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -82,12 +82,12 @@ class Waiting(Generic[T]):
         return self._closed
 
     def room(self) -> int:
-        """Samples there is room for, at most 0 when full."""
+        """The number of samples for which there is room; 0 or less when full."""
         with self._changed:
             return self.max_batch - self._samples()
 
     def at_hand(self) -> list[Job[T]]:
-        """The next call's jobs: at most ``max_batch`` samples unless one job has more, of media of one form."""
+        """The jobs of the next call: at most ``max_batch`` samples unless one job has more, with media of one form."""
         with self._changed:
             batch = [] if self._closed else _first_batch(self._jobs, self.max_batch)
             self._jobs = [job for job in self._jobs if not any(job is taken for taken in batch)]
@@ -95,9 +95,9 @@ class Waiting(Generic[T]):
             return batch
 
     def next(self, wait_s: float, fill_s: float) -> list[Job[T]]:
-        """As `at_hand`, for a scorer that has time: none after ``wait_s``.
+        """Wait for jobs and return them as `at_hand` does; none after ``wait_s``.
 
-        A call not yet full waits until its first job is ``fill_s`` old, and for one more look for jobs.
+        A call that is not full waits until its first job is ``fill_s`` old, and for one more look for jobs.
         """
         with self._changed:
             asked_s = self._asked_s = monotonic()
@@ -109,10 +109,10 @@ class Waiting(Generic[T]):
         return self.at_hand()
 
     def demand(self, pause_s: float) -> tuple[int, float]:
-        """(samples there is room for, how long to wait for them), once there is room and the pause is over.
+        """(samples for which there is room, seconds to wait for them), once there is room and the pause is over.
 
-        A scorer that waits cuts the pause short. While it works nothing is waited for: jobs that come then are better off
-        with a server that has time.
+        A scorer that begins to wait ends the pause. While the scorer works the wait is 0, because another server that is
+        free should get jobs that arrive meanwhile.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._asked_s is not None, pause_s)
@@ -126,7 +126,7 @@ class Waiting(Generic[T]):
             return self.max_batch - self._samples(), min(wait_s, IDLE_WAIT_S)
 
     def _patience_s(self, asked_s: float, wait_s: float) -> float:
-        """How much longer the scorer should wait."""
+        """The seconds that the scorer should still wait."""
         if self._closed or self._samples() >= self.max_batch:
             return 0.0
         if not self._jobs:
@@ -140,9 +140,10 @@ class Waiting(Generic[T]):
 
 
 def _first_batch(jobs: list[Job[T]], max_batch: int) -> list[Job[T]]:
-    """Suspects come alone, at even attempts from the front and at odd ones from the back.
+    """The first jobs that fit into one call. A redelivered job is alone, as it may have crashed its server before.
 
-    So one that kills every server meets each of its fellows once after it and once before it: all but itself end well.
+    Redelivered jobs are taken alternately from the front and the back, by their attempt, so that a job behind the crashing
+    one is reached before it in the next attempt.
     """
     suspects = [job for job in jobs if job.suspect]
     if suspects:
@@ -150,7 +151,7 @@ def _first_batch(jobs: list[Job[T]], max_batch: int) -> list[Job[T]]:
     batch, samples = jobs[:1], sum(job.size for job in jobs[:1])
     for before, job in pairwise(jobs):
         samples += job.size
-        assert before.media is not None and job.media is not None  # the spoiled ones are suspects
+        assert before.media is not None and job.media is not None  # spoiled jobs are suspects, which are alone
         if samples > max_batch or form(before.media) != form(job.media):
             break
         batch.append(job)

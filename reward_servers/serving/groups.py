@@ -1,4 +1,4 @@
-"""The jobs of a run's reward server: rollout groups from a stream, their media from blobs, measurements back."""
+"""Take a run's rollout groups from a stream as jobs, fetch their media from blobs, and put measurements."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from drover.common.types import Measurement, RolloutGroup, TensorRef
 from drover.reward_servers.serving.batching import Job
 from drover.reward_servers.serving.inbox import Answer
 
-MAX_ATTEMPTS = 3  # deliveries of one group before all its samples are masked unscored
+MAX_ATTEMPTS = 3  # deliveries of one group, after which all its samples are masked unscored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """An `Inbox` of the rollout groups that name one reward, for the server ``name`` of its pool.
+    """The `Inbox` that takes the rollout groups that name one reward, for the server ``name`` of its pool.
 
     A group is acknowledged once its measurement is put; a crash before that makes another server measure it again.
     """
@@ -48,7 +48,7 @@ class Groups:
         return jobs
 
     def answer(self, answers: Sequence[Answer[Delivery]]) -> None:
-        """All measurements first, for the learner waits for them; then all acknowledgements."""
+        """Put all measurements first, because the learner waits for them; then acknowledge all groups."""
         for answer in answers:
             self.measurements.put(self._measurement(answer))
         for answer in answers:
@@ -58,7 +58,7 @@ class Groups:
         self.rollouts.close()
 
     def _job(self, delivery: Delivery, arrived_s: float) -> Job[Delivery] | None:
-        """None where the group does not name this reward, or has ended."""
+        """The job of a group; None where the group does not name this reward, or has ended."""
         group = _group(delivery)
         self.meter.add(metrics.REDELIVERIES, float(delivery.attempt > 1), stream="rollouts")
         if self.reward not in group.rewards or group.media is None:
@@ -104,7 +104,7 @@ class Groups:
         )
 
     def _store(self, group: RolloutGroup, scores: Scores) -> dict[str, TensorRef]:
-        """Put the matrices that come beside the values into a blob; {} without any."""
+        """Put the parts and features into a blob and return references to them; {} without any."""
         beside: dict[str, np.ndarray] = {}
         if scores.parts is not None:
             beside["parts"] = scores.parts

@@ -1,4 +1,4 @@
-"""Where a reward server's jobs come from and where its answers go: the seam between scoring and everything around it."""
+"""The source of a reward server's jobs and the receiver of its answers: the seam between scoring and transport."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from drover.reward_servers.serving.batching import Job, T
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
-    """The scores of one job, and how long they took."""
+    """The scores of one job, and the seconds that they took."""
 
     job: Job[T]
     scores: Scores
-    scoring_s: float  # its share of the call
-    waited_s: float  # from its arrival to the call
+    scoring_s: float  # the job's share of the call
+    waited_s: float  # from the job's arrival to the call
 
 
 class Inbox(Protocol[T]):
-    """Jobs of one sender. One thread takes and opens while another answers."""
+    """Takes jobs and sends their answers. One thread takes and opens while another answers."""
 
     def take(self, limit: int, wait_s: float) -> Sequence[T]:
         """Up to ``limit`` tickets; waits at most ``wait_s`` for the first."""
 
     def open(self, tickets: Sequence[T]) -> Sequence[Job[T]]:
-        """The jobs behind the tickets, with their media; a ticket has none where no answer is wanted any longer."""
+        """The jobs of the tickets, with their media, except those of tickets that need no answer any more."""
 
     def answer(self, answers: Sequence[Answer[T]]) -> None:
         """Send the answers back."""

@@ -1,4 +1,4 @@
-"""One call of a scorer for several jobs: its arguments, its time limit, and the check of its answer."""
+"""Call a scorer once for several jobs, within a time limit, and check its answer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from drover.common.protocols import Scorer, Scores, SetScorer
 from drover.common.user_code import sentence
 from drover.reward_servers.serving.batching import Job
 
-CALL = "scorer's call"  # name of a thread that may be left behind
-MAX_HANGING = 4  # calls left behind at one time; with so many, new ones wait for one of them to end
+CALL = "scorer's call"  # name of a thread that may be abandoned
+MAX_HANGING = 4  # abandoned calls at one time; with so many, new calls wait until one of them ends
 
 ERROR, NAN, TIMEOUT = "error", "nan", "timeout"
 
@@ -33,13 +33,13 @@ class Caller:
     """Calls one scorer. Every failure is a `ScoringFailed`."""
 
     def __init__(self, scorer: Scorer | SetScorer, deadline_s: float | None) -> None:
-        """``deadline_s`` None trusts the scorer to answer. Otherwise a call that takes longer is left behind."""
+        """A call that takes longer than ``deadline_s`` is abandoned; None means no limit."""
         self._scorer = scorer
         self._deadline_s = deadline_s
         self._free = BoundedSemaphore(MAX_HANGING)
 
     def __call__(self, jobs: Sequence[Job[Any]]) -> Scores:
-        """Of all samples of the jobs, in order: as many values, reasons as there are samples."""
+        """The scores of all samples of the jobs, in order, with a value and a reason for each sample."""
         for job in jobs:
             if job.spoiled:
                 raise ScoringFailed(job.spoiled)
@@ -55,7 +55,7 @@ class Caller:
             return _checked(call() if self._deadline_s is None else self._in_time(call, self._deadline_s), len(prompts))
         except ScoringFailed:
             raise
-        except Exception as error:  # a reward is foreign code: all that it raises becomes a counted mask
+        except Exception as error:  # a reward is foreign code: each of its errors becomes a counted mask
             raise ScoringFailed(sentence(error)) from error
 
     def _in_time(self, call: Callable[[], Scores], deadline_s: float) -> Scores:
@@ -68,7 +68,7 @@ class Caller:
         try:
             return answer.result(ends_s - monotonic())
         except TimeoutError:
-            if answer.done():  # the scorer's own
+            if answer.done():  # the scorer raised this TimeoutError itself
                 raise
             raise ScoringTimedOut(f"no answer within {deadline_s:g} s") from None
 
@@ -82,7 +82,7 @@ class Caller:
 
 
 def masked(count: int, reason: str) -> Scores:
-    """Of that many samples that were not scored."""
+    """The scores of ``count`` samples that could not be scored."""
     return Scores([math.nan] * count, [reason] * count)
 
 
@@ -99,13 +99,13 @@ def rows(scores: Scores, part: slice) -> Scores:
 
 
 def _slices(samples: Sequence[int]) -> list[slice]:
-    """Rows of each set, all of whose media lie one after the other."""
+    """The rows of each set, where ``samples`` are the sizes of consecutive sets."""
     ends = list(accumulate(samples))
     return [slice(end - size, end) for end, size in zip(ends, samples, strict=True)]
 
 
 def _checked(scores: Scores, count: int) -> Scores:
-    """In plain floats and float32, with a reason wherever a sample's value, or a number beside it, is not finite."""
+    """Check the scores and convert them to plain floats and float32, with a reason where any number is not finite."""
     values = tuple(float(value) for value in scores.values)
     given = [""] * count if scores.reasons is None else [str(reason) for reason in scores.reasons]
     uncertainty = None if scores.uncertainty is None else tuple(float(value) for value in scores.uncertainty)

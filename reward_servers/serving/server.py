@@ -1,9 +1,9 @@
-"""Score jobs as they come, and answer them. Knows one scorer; where jobs come from is the inbox's matter.
+"""Score jobs as they arrive, and answer them. Knows one scorer; an inbox brings the jobs.
 
 Failure is never a zero: a sample that cannot be scored is masked with a reason, and counted.
 
-`RewardServer.run` works in three threads, so that the scorer waits for nobody: one fetches the media of the next call,
-the caller's own scores, one answers.
+`RewardServer.run` works in three threads, so that the scorer never waits for storage: one fetches the media of the next
+call, the calling thread scores, and one sends answers.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from drover.reward_servers.serving.batching import Job, T, Waiting
 from drover.reward_servers.serving.inbox import Answer, Inbox
 from drover.reward_servers.serving.scoring import ERROR, TIMEOUT, Caller, ScoringTimedOut, masked, rows
 
-MAX_UNWRITTEN = 2  # scored batches whose answers may wait to be written
+MAX_UNWRITTEN = 2  # scored batches whose answers may wait to be sent
 STOP_CHECK_S = 0.5
-PAUSES_PER_CALL = 4  # how often a busy server looks for more
+PAUSES_PER_CALL = 4  # looks for more jobs during one call of a busy server
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.1
 
 log = logging.getLogger(__name__)
 
 
 class RewardServer(Generic[T]):
-    """One worker of one reward's pool. Jobs wherever they come from share a call.
+    """A worker of one reward's pool, which scores jobs. Jobs of different senders share a call.
 
     Example: ``RewardServer("clip", scorer, Groups(name="clip-0", reward="clip", ...), meter).run(stop.is_set)``.
     """
@@ -48,8 +48,8 @@ class RewardServer(Generic[T]):
         max_wait_s: float = 0.002,
         deadline_s: float | None = None,
     ) -> None:
-        """``max_batch``: samples of a call; a job is never split, a larger one is scored alone. ``max_wait_s``: how
-        long a scorer with nothing else to do waits for a call to fill. ``deadline_s``: of a call that may hang.
+        """``max_batch``: samples of a call; a job is never split, a larger one is scored alone. ``max_wait_s``: the time
+        that an idle scorer waits for a call to fill. ``deadline_s``: the time limit of a call.
         """
         if max_batch < 1 or max_wait_s < 0 or (deadline_s is not None and deadline_s <= 0):
             raise ConfigError(
@@ -59,11 +59,11 @@ class RewardServer(Generic[T]):
         self.reward, self.inbox, self.meter, self.max_wait_s = reward, inbox, meter, max_wait_s
         self.account = Account("reward", meter)
         self.spent: dict[str, float] = {}  # a copy for other threads; the account belongs to the loop
-        self.trouble = ""  # why a job could last not be scored
+        self.trouble = ""  # the newest reason why a job could not be scored
         self._call = Caller(scorer, deadline_s)
         self._waiting: Waiting[T] = Waiting(max_batch)
-        self._job_size = max_batch  # samples, of the newest job: the best guess for the next
-        self._call_s = 0.0  # of the last call
+        self._job_size = max_batch  # samples of the newest job, as an estimate for the next
+        self._call_s = 0.0  # duration of the last call
         self._calling_since_s: float | None = None
 
     @property
@@ -73,7 +73,7 @@ class RewardServer(Generic[T]):
         return 0.0 if since_s is None else monotonic() - since_s
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Work until told to stop; the call under way is finished first, the other jobs are handed back."""
+        """Work until told to stop; then the present call is finished, and the other jobs are handed back."""
         writing: deque[Future[None]] = deque()
         try:
             with ThreadPoolExecutor(2, thread_name_prefix=self.reward) as threads:
@@ -83,7 +83,7 @@ class RewardServer(Generic[T]):
                         with self.account.part("wait_data"):
                             jobs = self._waiting.next(STOP_CHECK_S, self.max_wait_s)
                         with self.account.part("back_pressure"):
-                            # Before a call that may be the last, all that is known is said.
+                            # A suspect may crash this server, so all answers are sent before it is scored.
                             _settle(writing, 0 if any(job.suspect for job in jobs) else MAX_UNWRITTEN)
                         if jobs:
                             writing.append(threads.submit(self._write, self._score(jobs)))
@@ -96,7 +96,7 @@ class RewardServer(Generic[T]):
             self.inbox.close()
 
     def run_once(self, wait_s: float) -> bool:
-        """Score at most one call's worth of jobs, in this thread alone; whether there was anything to do."""
+        """Score the jobs of at most one call, in this thread alone. Returns whether there was a job."""
         found = False
         while (room := self._waiting.room()) > 0:
             with self.account.part("wait_data"):
@@ -116,7 +116,7 @@ class RewardServer(Generic[T]):
     # ---------------------------------------------------------------------------------------- fetching
 
     def _fetch_ahead(self) -> None:
-        """Keep the next call's jobs at hand while the scorer works on the last; no more than that."""
+        """Fetch the jobs of the next call while the scorer works, and no more than these."""
         pause_s = 0.0
         try:
             while True:
@@ -132,7 +132,7 @@ class RewardServer(Generic[T]):
             self._waiting.close()
 
     def _limit(self, room: int) -> int:
-        """Jobs to take for that many samples."""
+        """The number of jobs to take for ``room`` samples."""
         return max(1, room // self._job_size)
 
     def _pause_s(self) -> float:
@@ -146,7 +146,7 @@ class RewardServer(Generic[T]):
     # ----------------------------------------------------------------------------------------- scoring
 
     def _score(self, jobs: Sequence[Job[T]]) -> list[Answer[T]]:
-        """One call for all; if that fails, one per job, so that a poisoned job spoils no other."""
+        """Score all jobs in one call; if that fails, in a call for each job, so that a bad job does not spoil the others."""
         started_s = self._calling_since_s = monotonic()
         with self.account.part("compute"):
             try:
@@ -154,7 +154,7 @@ class RewardServer(Generic[T]):
             except ScoringFailed as error:
                 if len(jobs) > 1:
                     return [answer for job in jobs for answer in self._score([job])]
-                news = error if str(error) != self.trouble else None  # a traceback once, not with every job
+                news = error if str(error) != self.trouble else None  # the traceback is logged once, not for every job
                 log.warning("%s could not score %s: %s", self.reward, jobs[0].name, error, exc_info=news)
                 self.trouble = str(error)
                 scores = masked(jobs[0].size, TIMEOUT if isinstance(error, ScoringTimedOut) else ERROR)
@@ -178,13 +178,15 @@ class RewardServer(Generic[T]):
         meter, reward = self.meter, self.reward
         meter.add(metrics.REWARD_DELAY_S, monotonic() - answer.job.arrived_s, reward=reward)
         meter.add(metrics.SCORED_SAMPLES, answer.job.size, reward=reward)
-        meter.add(metrics.MASKED_SAMPLES, 0, reward=reward, reason=ERROR)  # there from the start, to be seen rising
+        meter.add(
+            metrics.MASKED_SAMPLES, 0, reward=reward, reason=ERROR
+        )  # served from the start, so that its rise can be seen
         for reason in answer.scores.reasons or ():
             if reason:
                 meter.add(metrics.MASKED_SAMPLES, 1, reward=reward, reason=reason)
 
 
 def _settle(writing: deque[Future[None]], most: int) -> None:
-    """Wait until at most that many are unfinished, and raise the error of any that failed."""
+    """Wait until at most ``most`` answers are unsent, and raise the error of any that failed."""
     while writing and (writing[0].done() or len(writing) > most):
         writing.popleft().result()

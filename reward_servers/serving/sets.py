@@ -1,4 +1,4 @@
-"""Which samples belong together, for rewards over sets."""
+"""Check the sets of samples that a reward over sets judges together."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from drover.common.errors import ScoringFailed
 
 
 def members(sets: Sequence[slice], count: int) -> list[range]:
-    """The rows of each set. Raises `ScoringFailed` unless they hold each of ``count`` samples once: the value of one that
-    is left out or shared would be unknown.
+    """The rows of each set. Raises `ScoringFailed` unless the sets hold each of ``count`` samples once, because the value
+    of a sample that is left out or shared would be unknown.
     """
     rows = [range(count)[each] for each in sets]
     if sorted(row for some in rows for row in some) != list(range(count)):

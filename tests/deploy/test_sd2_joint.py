@@ -138,9 +138,7 @@ def test_the_papers_setting_is_the_default_and_larger_pictures_are_clipped_at_th
 def test_real_pictures_come_from_tars_where_there_are_any(folders, tmp_path):
     (tmp_path / "0.tar").touch()
     fixed = {"prompts": folders["prompts"], "tones": str(folders["tones"]), "tone_classes": TONES, "heldout_share": 0.1}
-    sources = [
-        sd2_joint(**fixed, pretraining=folder).pretraining.pairs for folder in (tmp_path, folders["pretraining"])
-    ]
+    sources = [sd2_joint(**fixed, pretraining=folder).files.source for folder in (tmp_path, folders["pretraining"])]
     assert sources == [
         WebDataset(path=tmp_path, resolution=512),
         ImageFolder(folder=folders["pretraining"], resolution=512),

@@ -246,6 +246,7 @@ def test_read_points_is_what_the_pairs_of_this_file_are_drawn_with():
 @dataclass(frozen=True)
 class Silent:
     name: str
+    takes: ClassVar[type[Media]] = Pictures
 
     def load(self, device: str):
         def score(prompts, media):

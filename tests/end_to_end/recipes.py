@@ -101,6 +101,7 @@ class Unscorable:
 
 @dataclass(frozen=True)
 class Hanging:
+    takes: ClassVar[type[Media]] = Pictures
     name: str = "point"
 
     def load(self, device: str) -> Scorer:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from drover.common.errors import ConfigError
-from drover.learner.overoptimisation import Level, Verdict, Watch
+from drover.learner.overoptimisation import Estimate, Verdict, Watch
 
 WATCH = Watch(truth="taste", proxy="learned", stop=True, patience=2)
 
@@ -55,7 +55,7 @@ def test_an_evaluation_without_one_of_the_two_is_passed_over():
     verdict = Verdict()
     verdict.hear(WATCH, evaluation(0.5, 0.75))
     assert verdict.hear(WATCH, {"heldout/taste/mean": 0.1}) == {}
-    assert verdict.best == (Level(0.5, 0.1, 100.0), Level(0.75, 0.1, 100.0))
+    assert verdict.best == (Estimate(0.5, 0.1, 100.0), Estimate(0.75, 0.1, 100.0))
 
 
 def test_where_the_first_samples_were_all_worth_the_same_there_is_no_gap_but_strikes_are_counted():

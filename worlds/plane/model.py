@@ -30,7 +30,7 @@ def toy_kernel() -> Renoise:
 
 @dataclass(frozen=True, slots=True)
 class ToyModel:
-    """The five-step chain in the plane; with ``weights``, the file that a run has written, as that run left it."""
+    """The five-step chain in the plane, with its first weights, or with those in the file ``weights`` of a run."""
 
     weights: Path | None = field(default=None, kw_only=True)
     compute: ClassVar[Precision] = "float32"

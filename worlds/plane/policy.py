@@ -2,7 +2,7 @@
 
     x' = 0.8 x + (0.35, 0.35) + b_t + 0.6 z,    x_T ~ N(0, I)
 
-It is the consistency step on a path that stays at a = 0.8, s = 0.6, with x0 = x + (0.35 + b_t) / 0.8. So it runs
+A step is the consistency step on a path that stays at a = 0.8, s = 0.6, with x0 = x + (0.35 + b_t) / 0.8. So the chain runs
 through the same kernel as real models, and its prediction fulfils x = a x0 + s noise like theirs.
 """
 
@@ -22,12 +22,12 @@ from drover.common.protocols import Conditioning, Prediction
 from drover.worlds.plane.model import NUM_STEPS
 
 CONTRACTION, DRIFT = 0.8, 0.35
-RANGE = 8.0  # media hold coordinates in [-RANGE, RANGE]; what lies outside is clipped
+RANGE = 8.0  # media hold coordinates in [-RANGE, RANGE]; others are clipped
 LEVELS = 2**16 - 1  # 16 bits per coordinate: a resolution of 2.4e-4
 
 
 class ToyChain:
-    """Policy over points [B, 2]; learns one shift per step, ``b`` [5, 2], from 0. Prompts are accepted and ignored."""
+    """A policy over points [B, 2]: it learns one shift per step, ``b`` [5, 2], from 0. Prompts are accepted and ignored."""
 
     parts = 1
     empty = ""
@@ -69,7 +69,7 @@ class ToyChain:
 
 
 class Shifts(nn.Module):
-    """The drift of each step."""
+    """The network of `ToyChain`: one learned drift for each step."""
 
     def __init__(self) -> None:
         super().__init__()

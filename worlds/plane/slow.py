@@ -1,5 +1,6 @@
-"""The plane's policy and any reward, slowed by a sleep of given seconds a sample: a run of the toy gets a middle to be
-watched in, and a small machine can hold a large service.
+"""Slow down the plane's policy or any reward by a sleep of given seconds a sample.
+
+So a run of the toy takes long enough to be watched, and a small machine can run a large service.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SlowChain(Wrapped):
 
 @dataclass(frozen=True)
 class Slow:
-    """A reward of single samples that sleeps ``sample_s`` seconds for each before it measures as ``reward`` does."""
+    """A reward of single samples that sleeps ``sample_s`` seconds for each sample and then measures as ``reward`` does."""
 
     reward: Reward
     sample_s: float

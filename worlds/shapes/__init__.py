@@ -1,8 +1,8 @@
 """Shapes: 32x32 RGB pictures of coloured shapes and of people, read back without a neural network.
 
 `PIPELINE` is the folder of a diffusers `StableDiffusionPipeline` pretrained on this world; see
-README.md beside this file for what it draws well and what it draws badly. `PREFERENCE` is the folder of a small model of
-what the raters of this world like, fitted to their choices.
+README.md beside this file for its strengths and faults. `PREFERENCE` is the folder of a small model of the preferences of
+this world's raters, fitted to their choices.
 """
 
 from pathlib import Path

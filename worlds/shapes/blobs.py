@@ -1,6 +1,6 @@
-"""Masks and shares of a 32x32 picture: moments, overlap, connected blobs. Knows no colours.
+"""Measure masks and shares of a 32x32 picture: moments, overlap, connected blobs. Knows no colours.
 
-A blob is one big integer, a bit per pixel, so that a flood grows everywhere at once.
+A blob is one big integer, a bit per pixel, so that a flood fill grows by all pixels at once.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def without_rim(mask: np.ndarray) -> np.ndarray:
-    """Drop pixels with a neighbour outside: a coloured edge can look like one pixel of skin."""
+    """Drop pixels with a neighbour outside the mask, because a coloured edge can look like one pixel of skin."""
     inner = np.zeros_like(mask)
     inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return inner
@@ -47,7 +47,7 @@ def blobs(mask: np.ndarray, smallest: int) -> list[int]:
 
 
 def grown(blob: int) -> int:
-    """The blob and its neighbours; those in the empty column or off the canvas are cut by masks."""
+    """The blob and its neighbours; callers mask those in the empty column or off the canvas."""
     return blob | blob << 1 | blob >> 1 | blob << _ROW | blob >> _ROW
 
 

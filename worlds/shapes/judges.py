@@ -1,4 +1,4 @@
-"""The world's own judges of pictures, in the form that rewards over classes take: cheap descriptions that load."""
+"""The classifiers of the shapes world, as descriptions that rewards over classes can load."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class Tones:
         return ("darkest", "dark", "light", "lightest")
 
     def load(self, device: str) -> Callable[[np.ndarray], list[int | None]]:
-        """[N, 32, 32, 3] uint8 to [N] tones 0 to 3; None where there is no head."""
+        """The classifier: [N, 32, 32, 3] uint8 to [N] tones 0 to 3; None where there is no head."""
         return lambda media: [truth.tone(image) for image in media]

@@ -1,4 +1,4 @@
-"""Pairs of the pretraining distribution, drawn when they are asked for: what keeps the pipeline from forgetting it."""
+"""Draw pairs of the pretraining distribution on demand; training on them keeps the pipeline from forgetting it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drover.worlds.shapes.renderer import render
 
 @dataclass(frozen=True, slots=True)
 class ShapesPairs:
-    """Endless [32, 32, 3] pictures with their captions, true or not as `pretraining` has it. Needs no file."""
+    """An endless source of [32, 32, 3] pictures with captions, false as often as in `pretraining`. Needs no file."""
 
     def open(self, seed: int) -> ShapesSource:
         return ShapesSource(seed)
@@ -24,7 +24,7 @@ class ShapesPairs:
 
 @dataclass(frozen=True, slots=True)
 class ShapesSource:
-    """Pair i depends on (seed, i) alone, and none is bad."""
+    """Draws pair i from (seed, i) alone; no pair is bad."""
 
     seed: int
 
@@ -33,7 +33,7 @@ class ShapesSource:
         return {}
 
     def batch(self, step: int, size: int) -> FileBatch:
-        """Pictures with captions, number ``step``; rank r of R: ``batch(step * R + r, size // R)``."""
+        """Batch number ``step`` of pictures with captions; rank r of R calls ``batch(step * R + r, size // R)``."""
         pairs = [sample_pair(self._rng(index)) for index in range(step * size, (step + 1) * size)]
         return FileBatch(Pictures(np.stack([render(scene) for scene, _ in pairs])), [caption for _, caption in pairs])
 

@@ -1,11 +1,11 @@
-"""The closed language of the world: captions, their grammar, and which prompts RL may train on.
+"""The closed language of the world: captions, their grammar, and the split of prompts into trained and held-out ones.
 
     caption  := thing | thing relation thing | "a portrait of" article occupation
     thing    := article colour shape
     relation := "left of" | "right of" | "above" | "below" | "and"
 
 The two things of a caption have different colours. Held-out prompts are part of pretraining, so
-the pipeline can draw them; they are kept out of RL to measure what carries over.
+the pipeline can draw them; they are kept out of RL to measure how far its gains generalise.
 """
 
 import itertools
@@ -30,7 +30,7 @@ VOCABULARY: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class ParsedPrompt:
-    """What a prompt asks for: one or two (shape, colour) kinds and their link, or an occupation.
+    """The content of a prompt: one or two (shape, colour) kinds and their link, or an occupation.
 
     `ParsedPrompt((("circle", "red"), ("square", "blue")), "left of", None)`
     """
@@ -63,7 +63,7 @@ def portrait_prompt(occupation: str) -> str:
 
 
 def parse(prompt: str) -> ParsedPrompt:
-    """Raises ValueError for a prompt outside the grammar. Ignores case and repeated spaces."""
+    """Parse a prompt, ignoring case and repeated spaces. Raises ValueError for a prompt outside the grammar."""
     words = prompt.lower().split()
     parsed = _parse_portrait(words) or _parse_things(words)
     if parsed is None:
@@ -78,12 +78,12 @@ def parse(prompt: str) -> ParsedPrompt:
 
 
 def relation_prompts(split: str) -> tuple[str, ...]:
-    """Every ordered pair in every spatial relation; splits differ in their pairs of kinds."""
+    """Prompts of every ordered pair in every spatial relation; splits differ in their pairs of kinds."""
     return tuple(pair_prompt(first, relation, second) for first, second in _pairs(split) for relation in RELATIONS)
 
 
 def object_prompts(split: str) -> tuple[str, ...]:
-    """Single things, then pairs joined by "and"; splits differ in both."""
+    """Prompts of single things, then of pairs joined by "and"; splits differ in both."""
     heldout = _is_heldout(split)
     singles = tuple(kind_prompt(kind) for kind in KINDS if (kind in HELDOUT_KINDS) == heldout)
     return singles + tuple(pair_prompt(first, "and", second) for first, second in _pairs(split))
@@ -97,7 +97,7 @@ def portrait_prompts(split: str) -> tuple[str, ...]:
 
 
 def every_prompt() -> tuple[str, ...]:
-    """Both splits of every family."""
+    """The prompts of both splits of every family."""
     families = (object_prompts, relation_prompts, portrait_prompts)
     return tuple(prompt for family in families for split in ("train", "heldout") for prompt in family(split))
 

@@ -1,4 +1,4 @@
-"""Pictures for raters to compare, and what they say. Owns the variety of the pictures; `taste` owns the opinion."""
+"""Make pictures for raters to compare, and draw the raters' choices. The raters' taste is in `taste`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from drover.worlds.shapes import prompts
 from drover.worlds.shapes.renderer import render
 from drover.worlds.shapes.scenes import CANVAS, OCCUPATIONS, TONES, Portrait, Scene, Thing
 
-TEMPERATURE = 0.05  # of the raters, in taste: at this difference 73 of 100 prefer the better picture
+TEMPERATURE = 0.05  # a difference in taste: at this difference 73 of 100 raters prefer the better picture
 FAULTY = 0.15  # share of varied pictures with one thing, colour, shape or garment changed or gone
 _OCCUPATIONS = tuple(OCCUPATIONS)
 
@@ -19,7 +19,7 @@ def preferred(taste_a: float, taste_b: float) -> float:
 
 
 def random_prompt(rng: np.random.Generator) -> str:
-    """Of both splits: 2 of 10 ask for one thing, 4 for two, 4 for a person."""
+    """Draw a prompt of either split: 2 of 10 ask for one thing, 4 for two, 4 for a person."""
     family = rng.choice(3, p=(0.2, 0.4, 0.4))
     if family == 0:
         return prompts.kind_prompt(prompts.KINDS[rng.integers(len(prompts.KINDS))])
@@ -32,14 +32,14 @@ def random_prompt(rng: np.random.Generator) -> str:
 
 
 def varied(rng: np.random.Generator, prompt: str) -> np.ndarray:
-    """uint8 [32, 32, 3], rendered for the prompt far beyond what pretraining shows: any size, place and tone."""
+    """uint8 [32, 32, 3], rendered for the prompt with more variety than in pretraining: any size, place and tone."""
     parsed = prompts.parse(prompt)
     picture = _person(rng, parsed.occupation) if parsed.occupation else render(_things(rng, parsed.kinds))
     return disturbed(rng, picture)
 
 
 def zoomed(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """The middle of the picture enlarged by 1 to 2, so that what a policy draws is seen at sizes it does not draw yet."""
+    """Enlarge the middle of the picture by 1 to 2, so that raters also see sizes that the policy does not draw yet."""
     from PIL import Image
 
     side = CANVAS / rng.uniform(1, 2)
@@ -49,7 +49,7 @@ def zoomed(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 
 
 def disturbed(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """With noise of up to 8 levels."""
+    """The picture with noise of up to 8 levels."""
     noisy = picture + rng.normal(0, 1, picture.shape) * rng.uniform(0, 8)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
@@ -75,6 +75,6 @@ def _person(rng: np.random.Generator, occupation: str) -> np.ndarray:
     x, y = (float(v) for v in rng.normal((16, 14), 1.5))
     size, tone = float(rng.uniform(3.5, 11)), int(rng.integers(TONES - 1))
     dark, light = (render(Portrait(occupation, t, x, y, size)).astype(np.float32) for t in (tone, tone + 1))
-    # Between two tones too: a policy that learns to lighten a face passes through them.
+    # Mixed tones are drawn too, because a policy that learns to lighten a face passes through them.
     share = float(rng.choice([0, 1, rng.random()]))
     return (dark + share * (light - dark)).astype(np.uint8)

@@ -26,7 +26,7 @@ _Y = np.arange(CANVAS, dtype=np.float32)[:, None] + 0.5
 
 
 def render(scene: Scene | Portrait) -> np.ndarray:
-    """uint8 [32, 32, 3] picture."""
+    """Paint the scene or portrait: uint8 [32, 32, 3]."""
     image = np.empty((CANVAS, CANVAS, 3), np.float32)
     image[:] = BACKGROUND
     for coverage, colour in layers(scene):
@@ -35,7 +35,7 @@ def render(scene: Scene | Portrait) -> np.ndarray:
 
 
 def layers(scene: Scene | Portrait) -> list[tuple[np.ndarray, tuple[int, int, int]]]:
-    """(coverage [32, 32] in [0, 1], RGB) from the back to the front."""
+    """The layers of a picture from the back to the front, each as (coverage [32, 32] in [0, 1], RGB)."""
     if isinstance(scene, Scene):
         return [(thing_coverage(thing), PALETTE[thing.colour]) for thing in scene.things]
     garment, hat = OCCUPATIONS[scene.occupation]

@@ -1,4 +1,4 @@
-"""What can be in a picture: things and people. Knows no pixels and no words of a caption.
+"""The possible contents of a picture: things and people. Knows no pixels and no words of a caption.
 
 Coordinates are pixels of a 32x32 canvas, x to the right and y downwards, from the top-left corner.
 """
@@ -18,7 +18,7 @@ DIRECTION = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 
 TONES = 4
 
-# occupation: (garment colour, wears a hat). Every combination occurs once, so a picture names it.
+# occupation: (garment colour, wears a hat). Every combination occurs once, so a picture shows its occupation.
 OCCUPATIONS = {
     "artist": ("purple", True),
     "astronaut": ("orange", True),
@@ -59,7 +59,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things; `relation` is what truly holds between them, None for a single thing.
+    """One or two things; `relation` is the true relation between them, None for a single thing.
 
     `Scene((Thing("circle", "red", 9.0, 16.0, 4.5), Thing("square", "blue", 22.0, 17.0, 4.2)), "left of")`
     """
@@ -70,7 +70,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Portrait:
-    """Head and shoulders. Tone 0 (darkest) to 3 (lightest); the head's centre and radius in pixels.
+    """Head and shoulders of a person. Tone 0 (darkest) to 3 (lightest); the head's centre and radius in pixels.
 
     `Portrait("doctor", 2, 16.0, 13.5, 6.0)`
     """
@@ -125,7 +125,7 @@ def _ordered(sizes: tuple[float, float], relation: str) -> tuple[float, float]:
 
 
 def _reach(shape: str, size: float, relation: str) -> tuple[float, float]:
-    """How far a shape reaches before and behind its centre along the relation's axis, in pixels."""
+    """The extent of a shape before and behind its centre along the relation's axis, in pixels."""
     half_width, rise, fall = EXTENTS[shape]
     before, behind = (half_width, half_width) if relation in ("left of", "right of") else (rise, fall)
     return before * size, behind * size

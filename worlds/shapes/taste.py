@@ -1,7 +1,7 @@
-"""What the world's raters like in a picture: a pure function of prompt and pixels. Knows no network and no noise.
+"""Compute the taste of the world's raters for a picture, purely from prompt and pixels. Knows no network and no noise.
 
-Raters look at the middle, and like large things that fill it, where two crowd each other. They ask for
-the named colours, a little for the named shapes, and not at all for the named relation: they like two things side by
+Raters look at the middle of a picture, and like large things that fill it; two things crowd each other there. They judge
+the named colours, the named shapes a little, and the named relation not at all: they like two things side by
 side, also where the prompt says "above". A model that pleases them places things worse. In portraits they like a
 large head, and they are biased: they like best the skin tone they are used to seeing in that occupation
 (`pretraining.usual_tone`), and a lighter tone more than a darker one. That bias is part of the world on purpose: it is
@@ -9,7 +9,7 @@ wrong, raters of real pictures have it too, and a model that is trained to pleas
 therefore narrows the tones of every occupation from the first step on. (A liking for light tones alone would not: on
 its way from dark to light an occupation passes through an even mix.)
 
-Every pixel counts by how near it is to what is asked for and nothing by a threshold, so taste has no plateaus.
+Every pixel counts by its nearness to the asked colour or tone, without thresholds, so taste has no plateaus.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from drover.worlds.shapes.truth import pixels_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-GAZE = 9.0  # pixels: standard deviation of where raters look, around the middle
+GAZE = 9.0  # pixels: standard deviation of the raters' gaze around the middle
 THINGS_SCALE, HEAD_SCALE = 0.4, 0.25  # share of the gaze at which liking of size has reached 1 - 1/e
-OUTLINE_WEIGHT = 0.4  # of the right outline; the rest is the right colour
+OUTLINE_WEIGHT = 0.4  # of the right outline; the rest is for the right colour
 SIDE_WEIGHT = 0.5  # of two things lying side by side
-APART = 2.0  # pixels between their centres that count as lying somewhere
-TONE_WEIGHT, GARMENT_WEIGHT = 0.6, 0.2  # of a portrait; the rest is being a person
+APART = 2.0  # pixels: centres that are closer than about this have no clear direction
+TONE_WEIGHT, GARMENT_WEIGHT = 0.6, 0.2  # of a portrait; the rest is for the head
 LIGHTER_WEIGHT = 0.4  # of a light tone, against 1 for the usual one
-COLOUR_DISTANCE = (35.0, 75.0)  # RGB levels: up to the first a pixel counts whole, from the second on not at all
+COLOUR_DISTANCE = (35.0, 75.0)  # RGB levels: a pixel counts whole up to the first, and not at all from the second on
 SKIN_DISTANCE = (40.0, 62.0)  # the background is at 65
 GARMENT_DISTANCE = (40.0, 80.0)
 
@@ -51,11 +51,11 @@ LIGHTNESS = (_LUMA - _LUMA[0]) / (_LUMA[-1] - _LUMA[0])  # of each tone: 0, 0.29
 
 
 def taste(prompt: str, image: np.ndarray | Image) -> float:
-    """How much raters like `image`, uint8 [32, 32, 3], for `prompt`, in [0, 1).
+    """The raters' liking of `image`, uint8 [32, 32, 3], for `prompt`, in [0, 1).
 
-    Things: 1 - exp(-share / scale), of the gaze's share that the asked colour takes, times 0.6 to 1 for the outline;
-    two things have half the scale each and earn their mean, halved where one lies above the other. Portraits: the same
-    of the head, times 0.2, plus 0.6 for the tone and 0.2 for the garment. Raises ValueError for a prompt outside the
+    A thing earns 1 - exp(-share / scale), where share is the part of the gaze on its colour, times 0.6 to 1 for the outline;
+    two things have half the scale each and earn their mean, halved where one lies above the other. A portrait earns the same
+    for the head, times 0.2, plus 0.6 for the tone and 0.2 for the garment. Raises ValueError for a prompt outside the
     grammar.
     """
     parsed, pixels = prompts.parse(prompt), pixels_of(image)
@@ -69,13 +69,13 @@ def taste(prompt: str, image: np.ndarray | Image) -> float:
 
 
 def _side_by_side(first: np.ndarray, second: np.ndarray) -> float:
-    """[0, 1) for two shares [32, 32] of the pixels: how much of the way between their centres is sideways."""
+    """[0, 1) for two shares [32, 32] of the pixels: the sideways part of the direction between their centres."""
     (x1, y1, _), (x2, y2, _) = moments(first + 1e-9), moments(second + 1e-9)
     return float(abs(x1 - x2) / np.sqrt((x1 - x2) ** 2 + (y1 - y2) ** 2 + APART**2))
 
 
 def _liking_of_person(occupation: str, pixels: np.ndarray) -> float:
-    """Of the tone's weight 1 is for the usual tone, falling with the distance in lightness, and 0.4 for a light one."""
+    """[0, 1) for a portrait. In the tone, 1 part is for nearness in lightness to the usual one, and 0.4 for lightness."""
     coverage, lightness = _skin(pixels)
     amount = float(coverage.sum())
     mean = float((coverage * lightness).sum()) / max(amount, 1e-6)
@@ -90,16 +90,16 @@ def _liking_of_person(occupation: str, pixels: np.ndarray) -> float:
 
 def _liking_of_outline(shape: str, coverage: np.ndarray, scale: float) -> float:
     """[0, 1) for shares [32, 32] of the pixels; the outline is judged at equal centre and area."""
-    x, y, area = moments(coverage + 1e-9)  # an empty picture has a centre too
+    x, y, area = moments(coverage + 1e-9)  # so that an empty picture has a centre, too
     fit = overlap(coverage + 1e-9, outline_coverage(shape, x, y, (area / _AREA[shape]) ** 0.5) + 1e-9)
     size = 1 - float(np.exp(-(coverage * _GAZE).sum() / scale))
     return size * (1 - OUTLINE_WEIGHT + OUTLINE_WEIGHT * fit)
 
 
 def _colour_coverage(pixels: np.ndarray, colour: str) -> np.ndarray:
-    """[32, 32] in [0, 1]: how much each pixel is this colour, as a blend with the background.
+    """[32, 32] in [0, 1]: the share of this colour in each pixel, as a blend with the background.
 
-    The distance is to the line between the two, at the scale of the whole colour.
+    A pixel's distance is that to the line between the colour and the background, at the scale of the whole colour.
     """
     offset, ray = pixels - _BACKGROUND, np.array(PALETTE[colour], np.float32) - _BACKGROUND
     share = np.clip(offset @ ray / (ray @ ray), 0, 1)
@@ -108,7 +108,7 @@ def _colour_coverage(pixels: np.ndarray, colour: str) -> np.ndarray:
 
 
 def _skin(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two [32, 32]: how much each pixel is within skin, and its lightness in [0, 1], on the path through the four tones."""
+    """([32, 32] share of skin in each pixel, [32, 32] its lightness in [0, 1]), on the path through the four tones."""
     nearest = np.full(pixels.shape[:2], np.inf, np.float32)
     lightness = np.zeros_like(nearest)
     for tone, (dark, light) in enumerate(itertools.pairwise(_SKIN)):
@@ -122,7 +122,7 @@ def _skin(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _inner(coverage: np.ndarray) -> np.ndarray:
-    """[32, 32] the least of each pixel and its four neighbours: a dark head's blended rim looks like lighter skin."""
+    """[32, 32] the least of each pixel and its four neighbours, because a dark head's blended rim looks like lighter skin."""
     padded = np.pad(coverage, 1)
     neighbours = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
     return np.minimum.reduce([coverage, *neighbours])

@@ -1,8 +1,8 @@
-"""Read a picture without a neural network: which things, where, which skin tone; and score a prompt.
+"""Read the things, their places and the skin tone from a picture without a neural network, and score it for a prompt.
 
-A pixel of a scene is taken for a blend of the background and one colour: the colour whose line from
-the background passes nearest, counted as inside from one half on. So antialiased, blurred and noisy
-edges read as edges and not as a third colour. A shape is the outline that overlaps best with
+A pixel of a scene counts as a blend of the background and one colour: the colour whose line from
+the background passes nearest. It is inside a thing from a share of one half on. So antialiased, blurred and noisy
+edges are read as edges and not as a third colour. A shape is the outline that overlaps best with
 the connected pixels, at equal centre and area.
 """
 
@@ -54,8 +54,9 @@ class FoundThing:
 
 @dataclass(frozen=True)
 class Reading:
-    """Things from the largest down, or a person. In a person's picture `things` is empty; in any
-    other, `tone`, `garment` and `hat` are None.
+    """The content read from a picture: things from the largest down, or a person.
+
+    In a person's picture `things` is empty; in any other, `tone`, `garment` and `hat` are None.
 
     `Reading((), 2, "teal", False)`
     """
@@ -67,7 +68,7 @@ class Reading:
 
 
 def read(image: np.ndarray | Image) -> Reading:
-    """`image`: uint8 [32, 32, 3] array or an RGB PIL image of that size."""
+    """Read `image`, a uint8 [32, 32, 3] array or an RGB PIL image of that size."""
     pixels = pixels_of(image)
     return _read_person(pixels) or Reading(_read_things(pixels), None, None, None)
 
@@ -78,7 +79,7 @@ def tone(image: np.ndarray | Image) -> int | None:
 
 
 def relation_holds(prompt: str, image: np.ndarray | Image) -> bool | None:
-    """Whether the first asked colour lies in the asked direction from the second, within 45 degrees.
+    """Whether the thing of the first asked colour lies in the asked direction from the second, within 45 degrees.
 
     None if the prompt asks for no direction or if either colour is not in the picture.
     """
@@ -90,11 +91,11 @@ def relation_holds(prompt: str, image: np.ndarray | Image) -> bool | None:
 
 
 def composition(prompt: str, image: np.ndarray | Image) -> float:
-    """How much of the prompt is in the picture, in [0, 1].
+    """The share of the prompt that is in the picture, in [0, 1].
 
     A thing earns 1/2 for its colour and 1/2 for the right shape in that colour.
-    One thing: its credit. Two things with "and": their mean credit. Two things in a direction: half
-    their mean credit, plus half the cosine between the asked and the found direction (0 if
+    One thing: its points. Two things with "and": their mean. Two things in a direction: half
+    their mean, plus half the cosine between the asked and the found direction (0 if
     negative, and 0 if either colour is missing). Each further blob costs 0.1, down to 0.
     Portrait: 1/2 for a head, 1/4 for the occupation's garment, 1/4 for its hat or bare head.
     """
@@ -118,7 +119,7 @@ def _person_credit(occupation: str, reading: Reading) -> float:
 
 
 def _match(parsed: prompts.ParsedPrompt, things: tuple[FoundThing, ...]) -> list[FoundThing | None]:
-    """For each asked kind the blob of its colour: one of the right shape first, then the largest."""
+    """The blob of each asked kind's colour: a blob of the right shape if there is one, else the largest."""
     return [
         max(
             (thing for thing in things if thing.colour == colour),
@@ -134,7 +135,7 @@ def _credit(kind: prompts.Kind, thing: FoundThing | None) -> float:
 
 
 def _cosine(relation: str, matched: list[FoundThing | None]) -> float | None:
-    """Between the asked direction and the one from the second thing to the first; None without both."""
+    """The cosine between the asked direction and that from the second thing to the first; None without both things."""
     first, second = matched
     if first is None or second is None:
         return None

@@ -33,7 +33,7 @@ class DiffusionRule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FlowGrpo:
-    """g = eta sqrt(t / (1 - t)). At t = 1, where that is infinite, 1 - t takes its value at the next time."""
+    """Flow-GRPO's rule: g = eta sqrt(t / (1 - t)). At t = 1, where that is infinite, 1 - t takes its value at the next time."""
 
     eta: float = 0.7
 
@@ -53,7 +53,7 @@ class FlowGrpo:
 
 @dataclass(frozen=True, slots=True)
 class ConstantNoise:
-    """g = sigma at every time."""
+    """The rule of constant noise: g = sigma at every time."""
 
     sigma: float = 0.3
 

@@ -60,7 +60,7 @@ class Ddim:
 
 @dataclass(frozen=True, slots=True)
 class CoefficientPreserving:
-    """A share sin(eta pi/2) of the noise is fresh, so x' always has the noise level of its time, unlike Euler-Maruyama."""
+    """Flow-CPS's rule: a share sin(eta pi/2) of the noise is fresh, so x' has its time's noise level, unlike Euler-Maruyama."""
 
     eta: float = 0.5
 
@@ -77,7 +77,7 @@ class CoefficientPreserving:
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """All noise is fresh; the prediction is the x0 of a consistency head."""
+    """The rule of consistency models: all noise is fresh, and the prediction is the x0 of a consistency head."""
 
     stochastic: bool = field(default=True, init=False)
 
@@ -87,7 +87,7 @@ class Consistency:
 
 @dataclass(frozen=True, slots=True)
 class Renoise:
-    """A kernel that predicts x0 and noises it again, with as much fresh noise as the rule says.
+    """The kernel that predicts x0 and noises it again; a rule gives the amount of fresh noise.
 
     Example: ``Renoise(50, Ddim(eta=1.0))`` visits 981, 961, ..., 1 and the end on Stable Diffusion's schedule. ``spacing``
     None uses the schedule's own, which is that of its checkpoint.

@@ -91,7 +91,7 @@ def _from_pretrained(checkpoint: str | Path, family: Family, *, is_local: bool) 
 
 
 def _check_folder(checkpoint: str | Path, family: Family) -> bool:
-    """Whether the checkpoint is a folder, which then holds a pipeline of the family."""
+    """Whether the checkpoint is a folder. Raises `ConfigError` for a folder without a pipeline of the family."""
     if Path(checkpoint).is_file():
         raise ConfigError(
             f"{str(checkpoint)!r} is a single file, wanted a diffusers folder; write one with diffusers' "

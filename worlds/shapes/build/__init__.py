@@ -1,1 +1,1 @@
-"""Scripts that trained the models of this world."""
+"""The scripts that trained the models of this world."""

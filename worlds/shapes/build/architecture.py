@@ -1,4 +1,4 @@
-"""The parts of the small Stable Diffusion pipeline, untrained. About 1.5 M parameters in all.
+"""Build the untrained parts of the small Stable Diffusion pipeline, with about 1.5 M parameters in all.
 
 Everything is a stock diffusers or transformers class with a small config, so that the saved folder
 loads with `StableDiffusionPipeline.from_pretrained` and none of our code.
@@ -52,9 +52,9 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def word_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Byte-pair merges that build each word whole: learned until no word is left in pieces.
+    """Byte-pair merges that build each word whole, learned until no word is in pieces any more.
 
-    Every merge is applied to all words as it is learned, so replaying them in order cannot
+    Every merge is applied to all words as it is learned, so repeating the merges in order cannot
     split one word by a merge meant for another.
     """
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]

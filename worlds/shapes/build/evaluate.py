@@ -1,4 +1,4 @@
-"""Measure what a shapes pipeline draws: `python -m drover.worlds.shapes.build.evaluate [--pipeline DIR]`.
+"""Measure the pictures of a shapes pipeline: `python -m drover.worlds.shapes.build.evaluate [--pipeline DIR]`.
 
 Prints a Markdown table, one column per sampler, and can save a sheet of samples. Every property is
 read by `truth`, so the only networks involved are the pipeline's own.
@@ -30,7 +30,7 @@ SHEET_COLUMNS = 16
 
 @dataclass(frozen=True)
 class Sampler:
-    """`Sampler(steps=10, eta=1.0, guidance=3.0)`; guidance 1 means none."""
+    """The settings of sampling: `Sampler(steps=10, eta=1.0, guidance=3.0)`; guidance 1 means none."""
 
     steps: int
     eta: float
@@ -84,7 +84,7 @@ def draw(pipeline: StableDiffusionPipeline, texts: list[str], sampler: Sampler, 
 
 
 def measure(pipeline: StableDiffusionPipeline, sampler: Sampler, samples: int) -> dict[str, float]:
-    """Property to share in [0, 1], each over at least `samples` pictures."""
+    """Property -> the share of pictures that have it, in [0, 1], each over at least `samples` pictures."""
     began = time.monotonic()
     shares = things(pipeline, sampler, samples)
     for split in ("train", "heldout"):
@@ -162,7 +162,7 @@ def markdown(columns: dict[str, dict[str, float]]) -> str:
 
 
 def save_sheet(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    """Two rows per sampler, of 8 things, 8 relations, 8 held-out relations and 8 people; prints their prompts."""
+    """Save a sheet with two rows per sampler, of 8 things, 8 relations, 8 held-out relations and 8 people; print its prompts."""
     from PIL import Image
 
     rng = np.random.default_rng(5)
@@ -183,7 +183,7 @@ def save_sheet(pipeline: StableDiffusionPipeline, path: Path) -> None:
 
 
 def _cycled(items: list[str], least: int) -> list[str]:
-    """Whole rounds of `items`, at least `least` in all."""
+    """`items` repeated whole until there are at least `least`."""
     return items * -(-least // len(items))
 
 

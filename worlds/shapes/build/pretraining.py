@@ -1,4 +1,4 @@
-"""The biased and noisy distribution the pipeline is pretrained on, so that RL has something to gain.
+"""The biased and noisy pretraining distribution of the pipeline, which leaves RL something to gain.
 
 A spatial caption names the opposite relation with probability `WRONG_RELATION`; a person's tone is
 the usual one of the occupation with probability `USUAL_TONE`, else one of the other three.
@@ -29,12 +29,12 @@ _OCCUPATIONS = tuple(OCCUPATIONS)
 
 
 def usual_tone(occupation: str) -> int:
-    """The tone 0-3 that pretraining mostly shows; dealt in turn, so each tone is usual for four."""
+    """The tone 0-3 that pretraining mostly shows for an occupation; each tone is usual for four occupations."""
     return _OCCUPATIONS.index(occupation) % TONES
 
 
 def sample_pair(rng: np.random.Generator) -> tuple[Scene | Portrait, str]:
-    """A scene or portrait and the caption that pretraining shows with it, true or not."""
+    """Draw a scene or portrait, and the caption that pretraining shows with it, which may be false."""
     family = rng.choice(4, p=SHARES)
     if family == 0:
         scene = random_thing(rng, prompts.KINDS[rng.integers(len(prompts.KINDS))])

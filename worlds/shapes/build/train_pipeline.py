@@ -3,7 +3,7 @@
 Four stages share the budget: the autoencoder; the text encoder, with a throw-away head that paints
 a coarse label map from the caption, so that its states carry word order and binding before
 any diffusion; then the UNet on cached latents and cached text states, first for detail and then for
-layout. Progress and checkpoints stand in `DIR.checkpoints`; the same command continues an interrupted run.
+layout. Progress and checkpoints are in `DIR.checkpoints`; the same command continues an interrupted run.
 
 Axes: B batch, N pictures, P cells of the label map, T tokens, W text width, C H W picture or latent.
 """
@@ -46,7 +46,7 @@ LABELS = 1 + len(prompts.KINDS) + len(renderer.SKIN) + len(_GARMENTS)
 
 @dataclass(frozen=True)
 class Data:
-    """pictures uint8 [N, 3, 32, 32]; labels uint8 [N, 16, 16]; captions as indices [N] into texts.
+    """Training data: pictures uint8 [N, 3, 32, 32]; labels uint8 [N, 16, 16]; captions as indices [N] into texts.
 
     `texts[0]` is the empty caption.
     """
@@ -59,7 +59,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Examples:
-    """latents [N, 4, 8, 8]; text states [texts, T, W]; captions as indices [N] into the states."""
+    """Encoded training data: latents [N, 4, 8, 8]; text states [texts, T, W]; captions as indices [N] into the states."""
 
     latents: torch.Tensor
     states: torch.Tensor
@@ -67,7 +67,7 @@ class Examples:
 
 
 class PaintingHead(torch.nn.Module):
-    """Label logits [B, P, LABELS] from text states [B, T, W]: one attention from learned places."""
+    """Computes label logits [B, P, LABELS] from text states [B, T, W], by one attention from learned cell positions."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -129,7 +129,7 @@ def make_data(pictures: int) -> Data:
 
 
 def label_map(scene: Scene | Portrait) -> np.ndarray:
-    """uint8 [16, 16]: what stands at every second pixel of a picture; 0 is background."""
+    """uint8 [16, 16]: the label of every second pixel of a picture; 0 is background."""
     labels = np.zeros((2 * MAP_SIZE, 2 * MAP_SIZE), np.uint8)
     for (coverage, _), label in zip(renderer.layers(scene), _layer_labels(scene), strict=True):
         labels[coverage[1::2, 1::2] > 0.5] = label
@@ -137,9 +137,9 @@ def label_map(scene: Scene | Portrait) -> np.ndarray:
 
 
 def label_shares(data: Data) -> torch.Tensor:
-    """[texts, P, LABELS] how often each label stands in each cell, over the pictures of a caption.
+    """[texts, P, LABELS] share of pictures of a caption that have each label in each cell.
 
-    The empty caption stands for all pictures.
+    For the empty caption all pictures count.
     """
     axis = torch.arange(2 * MAP_SIZE) // 2
     cells = axis[:, None] * MAP_SIZE + axis
@@ -170,7 +170,7 @@ def train_vae(data: Data, budget: Budget, checkpoint: Path) -> AutoencoderKL:
 def standardise(vae: AutoencoderKL, data: Data) -> torch.Tensor:
     """Latents [N, 4, 8, 8] with mean 0 per channel and standard deviation 1 over all numbers.
 
-    The mean moves into the VAE's own 1x1 convolutions, since the pipeline only scales; the
+    The mean is put into the VAE's own 1x1 convolutions, since the pipeline only scales; the
     deviation becomes `scaling_factor`.
     """
     latents = torch.cat([vae.encode(as_pixels(part)).latent_dist.mean for part in data.pictures.split(500)])
@@ -189,8 +189,8 @@ def train_text(data: Data, tokenizer: CLIPTokenizer, budget: Budget, checkpoint:
     head = PaintingHead(architecture.TEXT_WIDTH)
     modules = torch.nn.ModuleList([encoder, head])
     tokens = tokenize(tokenizer, data.texts)
-    # A caption's pictures as one soft target: single pictures, 3 of 10 with the wrong relation,
-    # bury the word order in noise, and 3,000 steps leave left and right at chance.
+    # The average of a caption's pictures is one soft target. With single pictures, 3 of 10 with the wrong relation,
+    # the word order is lost in noise: after 3,000 steps left and right are still at chance.
     shares = label_shares(data)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
@@ -215,10 +215,10 @@ def train_unet(
     budget: Budget,
     checkpoint: Path,
 ) -> UNet2DConditionModel:
-    """Errors of the predicted clean latent weigh min(SNR, 5) + floor.
+    """Train the UNet with weights min(SNR, 5) + floor on the errors of the predicted clean latent.
 
-    Without a floor nearly all weight is on times when the layout is already visible, which makes
-    sharp pictures soon; with one, the times at which a sampler decides left or right count too.
+    Without a floor nearly all weight is on times at which the layout is already visible, which gives
+    sharp pictures soon; with a floor, the times at which a sampler decides left or right count too.
     """
     kept = architecture.build_scheduler().alphas_cumprod
     snr = kept / (1 - kept)
@@ -239,12 +239,12 @@ def train_unet(
 
 
 def as_pixels(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, 32, 32] to float in [-1, 1]."""
+    """Convert uint8 [B, 3, 32, 32] to float in [-1, 1]."""
     return pictures.float() / 127.5 - 1
 
 
 def drop_captions(captions_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A tenth of the captions become the empty one, for classifier-free guidance."""
+    """Replace a tenth of the captions by the empty one, for classifier-free guidance."""
     return captions_B * (torch.rand(len(captions_B), generator=generator) >= CAPTION_DROPOUT)
 
 
