@@ -31,8 +31,8 @@ USAGE = """\
 drover: fine-tune diffusion models with reinforcement learning, on a laptop or a cluster
 
 From a first run to its pictures:
-  drover doctor                        check this machine, its Ray and Redis, and say what to mend
-  drover recipes                       list what can be trained
+  drover doctor                        check this machine, its Ray and Redis, and name the fix of each problem
+  drover recipes                       list the recipes
   drover train RECIPE --help           show a recipe's options with their defaults
   drover train RECIPE [--option ...]   train; RECIPE is a name from that list or a path/to/file.py:function of yours
   drover status [RUN]                  show how runs stand or ended
@@ -40,10 +40,10 @@ From a first run to its pictures:
   drover sample --model runs/RUN --prompts "a red circle"   draw pictures with the fine-tuned model
 
 While a run trains on a cluster:
-  drover plan RUN                      say which pools it should have, from what it measured
+  drover plan RUN                      propose sizes for its pools, from its own measurements
   drover scale RUN --rollout 8         change its pools
   drover serve REWARD                  answer a reward over HTTP, for runs elsewhere
-  drover redis-user RUN                print the Redis user that can do what a run needs, and no more
+  drover redis-user RUN                print a Redis user with the rights that the run needs, and no others
 
 To change drover itself:
   drover bench [NAME] [--quick]        measure, in a checkout of the repository
@@ -96,7 +96,7 @@ def _answer(arguments: list[str]) -> int:
     except DroverError as error:
         return _complain(str(error), code=1)
     except KeyboardInterrupt:
-        lost = "; what came after the newest checkpoint is lost" if arguments[0] == "train" else ""
+        lost = "; updates after the newest checkpoint are lost" if arguments[0] == "train" else ""
         return _complain(f"interrupted{lost}", code=130)
 
 

@@ -39,7 +39,7 @@ class Training:
     batch_size: int = 128
     """Recorded steps per micro-batch of a learner rank."""
     max_lag: int = 1
-    """Most versions by which the weights that sampled a group may be older than the trained ones; 0 is strictly on-policy."""
+    """How many versions old the weights that sampled a group may be; 0 is strictly on-policy."""
     evaluate_every: int = 0
     """Iterations between evaluations on held-out prompts; 0: only before and after training."""
     seed: int = 0

@@ -69,7 +69,7 @@ class Driver:
         pools.look()
         if not self._watcher.ranks and not self._told_late and time.monotonic() - self._began_s > LATE_S:
             self._told_late = True
-            self._on_event(f"the learner is not up after {LATE_S:.0f} s; `ray status` says what it waits for")
+            self._on_event(f"the learner is not up after {LATE_S:.0f} s; `ray status` shows the missing resources")
         signals = self._readings.signals(pools.sizes(), pools.spent(), self._watcher.last)
         pools.resize(self._scaling.wanted(signals, time.monotonic()))
         self._watcher.extra = pools.scalars() | self._monitor.scalars | self._facts

@@ -177,7 +177,7 @@ class WorkerPools:
             where = f" on a node marked {pool.group}" if pool.group in self._marks else ""
             self._on_event(
                 f"{len(away)} of {len(self._active(pool.name))} workers of the pool {pool.name} are not up after "
-                f"{late_s:.0f} s; each asks for {asked} and {counted(pool.gpus, 'GPU')}{where}; `ray status` says what there is"
+                f"{late_s:.0f} s; each asks for {asked} and {counted(pool.gpus, 'GPU')}{where}; `ray status` shows free resources"
             )
 
     def preparing(self) -> list[str]:

@@ -36,7 +36,7 @@ LINK = {
 def dashboards() -> dict[str, dict[str, Any]]:
     """Return file name -> dashboard as Grafana imports it."""
     return {
-        "drover-learning.json": dashboard("drover-learning", "drover: what a run learns", learning()),
+        "drover-learning.json": dashboard("drover-learning", "drover: learning of a run", learning()),
         "drover-service.json": dashboard("drover-service", "drover: where time, memory and money go", service()),
     }
 

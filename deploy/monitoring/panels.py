@@ -230,7 +230,7 @@ def service() -> tuple[Row, ...]:
                         ),
                     ),
                     unit="none",
-                    note="Set what a CPU and a GPU cost an hour in the boxes above.",
+                    note="Set the prices of a CPU hour and a GPU hour in the boxes above.",
                     span=6,
                 ),
             ),

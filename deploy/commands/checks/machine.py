@@ -76,7 +76,7 @@ def _gpu(number: int) -> Finding:
     try:
         free, total = torch.cuda.mem_get_info(number)
     except RuntimeError as error:
-        fix = "see what nvidia-smi says of it; drivers and torch must fit"
+        fix = "look at nvidia-smi; the driver and torch must fit"
         return Finding("device", "problem", f"GPU {number} does not answer: {str(error).splitlines()[0]}", fix)
     found = f"GPU {number}: {torch.cuda.get_device_name(number)}, {free / GB:.1f} of {total / GB:.1f} GB free"
     if free < total / 2:

@@ -45,7 +45,7 @@ def named(url: str) -> list[Finding]:
 def _log(facts: dict[str, Any]) -> list[Finding]:
     if int(facts.get("aof_enabled", 0)):
         return []
-    found = "does not log what it is told: after a restart of Redis, groups under way are drawn again"
+    found = "keeps no log of its writes: after a restart of Redis, groups under way are drawn again"
     return [Finding("redis", "advice", found, "set appendonly yes, with a volume that outlives the server")]
 
 
@@ -53,5 +53,5 @@ def tls(url: str) -> list[Finding]:
     """Return advice if a password would cross a network unencrypted."""
     if on_this_machine(url) or urlsplit(url).scheme == "rediss" or open_doors(url):
         return []
-    found = "is reached without TLS: whoever sees the network sees the password"
+    found = "is reached without TLS: the password crosses the network in the clear"
     return [Finding("redis", "advice", found, "use rediss://, or keep it inside a network that is yours alone")]
