@@ -232,3 +232,12 @@ def test_everything_read_is_acknowledged(desk):
     desk.sampled(99)
     assert desk.rollouts.backlog()[0] == desk.measurements.backlog()[0] == 0
     assert desk.assembler.poll(0.0) is False
+
+
+def test_a_group_that_is_ordered_again_frees_the_blobs_of_its_former_self(desk):
+    desk.sampled(3, latents=latents("3.1/x0"))
+    desk.scored(3)
+    desk.assembler.poll(0.0)
+    assert desk.kept("3.1/x0")
+    desk.assembler.expect((TRAIN, 3))
+    assert not desk.kept("3.1/x0") and (TRAIN, 3) not in desk.assembler.complete

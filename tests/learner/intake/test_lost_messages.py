@@ -3,12 +3,15 @@
 import random
 
 import pytest
+import torch
 
+from drover.common import tensors
 from drover.common.types import Ending, Purpose
+from drover.learner.examples import MeasuredGroup
 from drover.learner.intake import intake
 from drover.learner.intake.evaluation import Due
 from tests.learner.intake.test_slots import World
-from tests.learner.made_up import measurement, rollout
+from tests.learner.made_up import answer, measurement, rollout
 
 CALM = {"dies": 0.0, "fails": 0.0, "answers twice": 0.0}
 
@@ -110,3 +113,17 @@ def test_an_evaluation_whose_orders_are_lost_is_ordered_again_from_the_same_vers
     assert (second.seed, second.draw, second.version) == (first.seed, first.draw, first.version)
     assert second.epoch > first.epoch
     assert evaluation.collect().values["t", "point"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_complete_group_of_clean_latents_counts_as_lost_only_without_its_blob(stored):
+    world = World(max_lag=0, groups=1, actors=1, chaos=random.Random(0), rates=CALM)
+    world.intake.feeder.fill(1)
+    key, blob = (Purpose.TRAIN, 0), "0.1/latents"
+    world.intake.assembler.expect(key)
+    parts, refs = tensors.pack(blob, {"x0": torch.zeros(2, 3)})
+    if stored:
+        world.intake._streams.blobs.put(blob, parts)
+    made = rollout(0, samples=2, latents=refs["x0"])
+    world.intake.assembler.complete[key] = MeasuredGroup(made, {"point": answer([0.0, 1.0])})
+    assert world.intake._lost() == ([] if stored else [0])
