@@ -22,7 +22,7 @@ from drover.deploy.recipes.toy_ddpo import toy_ddpo
 from drover.learner.intake.tasks import RecordSteps
 from drover.learner.spec import OptimizerSpec
 
-RECIPE_FLAGS = Path(__file__).parent.parent / "deploy" / "recipe_flags.json"
+RECIPE_FLAGS = Path(__file__).parent.parent / "deploy" / "recipes" / "recipe_flags.json"
 FLAGS: dict[str, dict[str, str]] = json.loads(RECIPE_FLAGS.read_text())
 WORDS = [
     "0",
