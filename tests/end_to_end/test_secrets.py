@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl"),
 ]
 RECIPE = f"{Path(__file__).with_name('secret_recipes.py')}:remote_toy"
-WRITTEN = {".safetensors", ".json", ".jsonl", ".png", ".npz", ".yaml", ".txt", ".csv", ""}
+WRITTEN = {".log", ".safetensors", ".json", ".jsonl", ".png", ".npz", ".yaml", ".txt", ".csv", ""}
 
 
 @dataclass
